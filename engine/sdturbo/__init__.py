@@ -1,0 +1,42 @@
+"""sdturbo: a compiled inference engine for SD-Turbo.
+
+    from sdturbo import Pipeline
+    pipe = Pipeline.load("build/small")
+    pipe("a photo of a cat").images[0].save("cat.png")
+
+Importing this package loads no backend and no numpy: the classes arrive when they are first named.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sdturbo.errors import BackendUnavailable, BundleError, Cancelled, InvalidRequest, OutputError, SDTurboError
+
+if TYPE_CHECKING:
+    from sdturbo.bundle import Bundle
+    from sdturbo.image import save_png
+    from sdturbo.pipeline import Pipeline, Result
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailable",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "InvalidRequest",
+    "OutputError",
+    "Pipeline",
+    "Result",
+    "SDTurboError",
+    "save_png",
+]
+
+_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Result": "pipeline", "save_png": "image"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"sdturbo.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'sdturbo' has no attribute {name!r}")

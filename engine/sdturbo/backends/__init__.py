@@ -1,0 +1,103 @@
+"""What a backend is, and the one place that chooses.
+
+A backend is one file with two functions, and imports its library only inside them:
+`unavailable()` says why it cannot run here (None if it can), `connect(...)` returns a `Backend`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from sdturbo.bundle import Stage
+from sdturbo.errors import BackendUnavailable, InvalidRequest
+
+log = logging.getLogger("sdturbo")
+
+Tensors = Mapping[str, NDArray[Any]]
+
+MODULES = {
+    "openvino": "sdturbo.backends.openvino",
+    "onnxruntime": "sdturbo.backends.ort",
+    "null": "sdturbo.backends.null",
+}
+AUTO_ORDER = ("openvino", "onnxruntime")  # fastest first: README, "What runs where"
+
+
+class Session(Protocol):
+    """One stage at one batch size, compiled, with buffers of its own. Calls from several threads take turns."""
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """Copy in, run, copy out. Inputs and outputs are those of the stage, with its dtypes and shapes."""
+        ...
+
+
+class Backend(Protocol):
+    """A library, a device and a precision, chosen once."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+    def session(self, graph: Path, stage: Stage, batch_size: int) -> Session:
+        """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""
+        ...
+
+
+class _Module(Protocol):
+    def unavailable(self) -> str | None: ...
+    def connect(self, *, device: str, precision: str | None, num_threads: int | None) -> Backend: ...
+
+
+def unavailable(name: str) -> str | None:
+    """Why the backend cannot run on this machine, with the remedy; None if it can."""
+    return _module(name).unavailable()
+
+
+def connect(name: str, *, device: str = "cpu", precision: str | None = None, num_threads: int | None = None) -> Backend:
+    """The backend `name`, or with "auto" the first of `AUTO_ORDER` that runs here; never another than was asked for.
+
+    precision: "fp32" or "bf16"; None lets the backend take its fastest on this device.
+    num_threads: CPU threads to use, at most the number of CPUs; None means all.
+    Raises InvalidRequest for an unknown name or thread count, BackendUnavailable if it cannot run.
+    """
+    cpus = available_cpus()
+    if num_threads is not None and not 1 <= num_threads <= cpus:
+        raise InvalidRequest(f"Got num_threads={num_threads}; this machine has {cpus} CPUs, so expected 1 to {cpus}.")
+    if name != "auto":
+        reason = unavailable(name)
+        if reason:
+            raise BackendUnavailable(f"The backend {name!r} cannot run here: {reason}")
+        return _module(name).connect(device=device, precision=precision, num_threads=num_threads)
+    reasons: list[str] = []
+    for candidate in AUTO_ORDER:
+        try:
+            backend = connect(candidate, device=device, precision=precision, num_threads=num_threads)
+        except BackendUnavailable as error:
+            reasons.append(f"  - {error}")
+            continue
+        log.info("backend %s %s on %s in %s", backend.name, backend.version, backend.device, backend.precision)
+        return backend
+    raise BackendUnavailable("No backend can run here:\n" + "\n".join(reasons))
+
+
+def available_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _module(name: str) -> _Module:
+    if name not in MODULES:
+        raise InvalidRequest(f"Unknown backend {name!r}; expected auto, {', '.join(MODULES)}.")
+    return cast("_Module", importlib.import_module(MODULES[name]))

@@ -1,0 +1,49 @@
+"""What can go wrong, as types. Each message says what came, what was expected and what to do.
+
+`exit_code` is the status of the command line when the error reaches it (README, "Exit codes").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SDTurboError(Exception):
+    """Base of every error this product raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidRequest(SDTurboError, ValueError):
+    """An argument of the caller cannot be used: prompt, seed, steps, strength, image, option."""
+
+    exit_code = 2
+
+
+class BundleError(SDTurboError):
+    """A bundle cannot be used. `faults` lists everything found wrong with it, not only the first."""
+
+    exit_code = 3
+
+    def __init__(self, where: object, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  - {fault}" for fault in self.faults)
+        super().__init__(f"{where} is not a usable bundle:\n{lines}")
+
+
+class BackendUnavailable(SDTurboError):
+    """The backend, device or precision that was asked for cannot run here; nothing else is used instead."""
+
+    exit_code = 4
+
+
+class OutputError(SDTurboError):
+    """An engine produced values that cannot be a picture: non-finite latents or a constant image."""
+
+    exit_code = 5
+
+
+class Cancelled(SDTurboError):
+    """The caller's cancellation was honoured between two stages; no picture was made."""
+
+    exit_code = 130

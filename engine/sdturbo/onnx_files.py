@@ -1,0 +1,82 @@
+"""Which files an ONNX graph reads its weights from, without the onnx package: a walk over the protobuf wire format.
+
+An ONNX file may name any path as external data. A bundle's graphs may only read files of the bundle, so the names are
+looked at before a backend opens the graph. Field numbers: onnx/onnx.proto (ONNX IR version 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+# message -> {field number: message it contains}; everything else is skipped
+_CHILDREN = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def external_locations(path: Path) -> set[str]:
+    """Every external-data location named in the ONNX file. Raises ValueError if it is not well-formed protobuf."""
+    data = path.read_bytes()
+    found: set[str] = set()
+    todo = [("model", 0, len(data))]
+    while todo:
+        message, start, end = todo.pop()
+        children = _CHILDREN[message]
+        for field, first, last in _submessages(data, start, end):
+            child = children.get(field)
+            if child == "entry":
+                key, value = _entry(data, first, last)
+                if key == "location":
+                    found.add(value)
+            elif child:
+                todo.append((child, first, last))
+    return found
+
+
+def _submessages(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, start, end) of each length-delimited field between `position` and `end`."""
+    while position < end:
+        tag, position = _varint(data, position, end)
+        wire = tag & 7
+        if wire == _VARINT:
+            _, position = _varint(data, position, end)
+        elif wire == _FIXED64:
+            position += 8
+        elif wire == _FIXED32:
+            position += 4
+        elif wire == _BYTES:
+            length, position = _varint(data, position, end)
+            if position + length > end:
+                raise ValueError("a field runs past the end of the file")
+            yield tag >> 3, position, position + length
+            position += length
+        else:
+            raise ValueError(f"unknown protobuf wire type {wire}")
+    if position != end:
+        raise ValueError("the file ends inside a field")
+
+
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise ValueError("a number runs past the end of the file")
+
+
+def _entry(data: bytes, start: int, end: int) -> tuple[str, str]:
+    """A StringStringEntryProto: (key, value)."""
+    parts = {field: data[first:last].decode() for field, first, last in _submessages(data, start, end)}
+    return parts.get(1, ""), parts.get(2, "")

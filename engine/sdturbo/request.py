@@ -1,0 +1,92 @@
+"""What a caller may ask for, checked before anything runs. Names and meanings are those of diffusers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex, cast
+
+from sdturbo.bundle import MAX_STEPS
+from sdturbo.errors import InvalidRequest
+
+MAX_SEED = 2**64 - 1
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+Seeds = SupportsIndex | Sequence[SupportsIndex]
+
+
+def check_prompts(prompt: object) -> list[str]:
+    """One prompt or several, as a list. An empty string is a prompt; an empty list is not."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts:
+        raise InvalidRequest(f"Got a prompt of type {type(prompt).__name__}: {prompt!r:.80}; expected text or a list of it.")
+    for i, one in enumerate(cast("Sequence[object]", prompts)):
+        if not isinstance(one, str):
+            raise InvalidRequest(f"Got prompt[{i}] of type {type(one).__name__}: {one!r:.80}; expected text.")
+    return list(cast("Sequence[str]", prompts))
+
+
+def check_seeds(seed: object, count: int) -> list[int]:
+    """A seed for each of `count` images: seed + i, or the i-th of a list of exactly that many."""
+    if isinstance(seed, (list, tuple)):
+        seeds = [_integer(value, f"seed[{i}]") for i, value in enumerate(cast("Sequence[object]", seed))]
+        if len(seeds) != count:
+            raise InvalidRequest(f"Got {len(seeds)} seeds for {count} images; expected one each, or a single seed.")
+    else:
+        first = _integer(seed, "seed")
+        seeds = [first + i for i in range(count)]
+    for value in seeds:
+        if not 0 <= value <= MAX_SEED:
+            raise InvalidRequest(f"Got seed {value}; expected 0 to 2**64 - 1, for every image (image i takes seed + i).")
+    return seeds
+
+
+def check_count(value: object, name: str, most: int | None = None) -> int:
+    """A whole number from 1, up to `most` if given."""
+    number = _integer(value, name)
+    if number < 1 or (most is not None and number > most):
+        raise InvalidRequest(f"Got {name}={number}; expected {f'1 to {most}' if most else '1 or more'}.")
+    return number
+
+
+def check_output_type(value: object) -> str:
+    if value not in OUTPUT_TYPES:
+        raise InvalidRequest(f"Got output_type={value!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
+    return cast("str", value)
+
+
+def first_step(num_inference_steps: int, strength: float) -> int:
+    """The index of the first step of image-to-image: n - min(int(n·strength), n), in Python's doubles as in diffusers.
+
+    Raises InvalidRequest, with values that work, if that leaves no step to run.
+    """
+    run = min(int(num_inference_steps * strength), num_inference_steps)
+    if run < 1:
+        least = next(k / 100 for k in range(1, 101) if int(num_inference_steps * (k / 100)) >= 1)
+        options = [f"strength >= {least:g} with num_inference_steps={num_inference_steps}"]
+        more = next((n for n in range(1, MAX_STEPS + 1) if int(n * strength) >= 1), None)
+        if more:
+            options.append(f"num_inference_steps={more} with strength={strength:g}")
+        raise InvalidRequest(
+            f"int(num_inference_steps·strength) = int({num_inference_steps}·{strength:g}) = 0: no step would run."
+            f" Use {' or '.join(options)}."
+        )
+    return num_inference_steps - run
+
+
+def check_strength(value: object, num_inference_steps: int) -> float:
+    """A strength in (0, 1]; None means 0.5, or as much as lets one step run (1.0 for one step)."""
+    if value is None:
+        return max(0.5, 1 / num_inference_steps)
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InvalidRequest(f"Got strength={value!r}; expected a number from 0 to 1.")
+    strength = float(cast("float", value))
+    if not 0 <= strength <= 1:  # refuses NaN too
+        raise InvalidRequest(f"Got strength={strength}; expected a number from 0 to 1.")
+    return strength
+
+
+def _integer(value: object, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}; expected a whole number.")
+    return operator.index(cast("SupportsIndex", value))

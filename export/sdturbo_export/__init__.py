@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: torch, diffusers and onnx live in this package only."""

@@ -1,0 +1,32 @@
+"""What can go wrong between a checkpoint and a bundle. Same rules as `sdturbo.errors`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdturbo.errors import InvalidRequest, SDTurboError
+
+
+class CheckpointError(SDTurboError):
+    """A checkpoint or LoRA cannot be used. `faults` lists everything found wrong with it."""
+
+    exit_code = 3
+
+    def __init__(self, where: object, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  - {fault}" for fault in self.faults)
+        super().__init__(f"{where} cannot be used:\n{lines}")
+
+
+class LicenceNotAccepted(InvalidRequest):
+    """The weights' licence was not accepted, so nothing was downloaded."""
+
+
+class BuildError(SDTurboError):
+    """The build could not be finished: disk, memory, permissions. What was finished stays for the next run."""
+
+
+class ParityError(SDTurboError):
+    """A stage or picture differs from PyTorch by more than its bound; no bundle is published."""
+
+    exit_code = 5
