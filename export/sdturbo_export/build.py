@@ -1,0 +1,154 @@
+"""From a model's name to a published bundle: resolve, export each stage, measure parity, assemble, rename."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdturbo import backends
+from sdturbo.bundle import MANIFEST, Bundle
+from sdturbo.errors import InvalidRequest
+from sdturbo.files import sha256_file
+from sdturbo_export import stage_store
+from sdturbo_export.bundle_writer import write_bundle
+from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.errors import BuildError, ParityError
+from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.parity import BOUNDS, stage_parity
+from sdturbo_export.progress import Progress
+from sdturbo_export.stage_store import StoredStage
+from sdturbo_export.stages import PLANS, StagePlan, example_inputs
+
+PRECISION = "fp32"
+_PARTS = [("hash the weights", 4), ("text_encoder", 12), ("denoiser", 55), ("decoder", 35), ("encoder", 20), ("bundle", 30)]
+
+
+def build(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    store: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Export `checkpoint` to the bundle directory `out` and return it; an older bundle there is replaced at the end.
+
+    batch_sizes: static batch sizes to hold. store: where finished stages are kept for the next build, by default
+    `.stages` beside `out`. say: takes lines of progress.
+    A stage whose inputs did not change is taken from the store. Whatever stops the build, `out` is whole or untouched.
+    Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
+    """
+    if not batch_sizes or any(size < 1 for size in batch_sizes):
+        raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise InvalidRequest(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
+    store = store or out.parent / ".stages"
+    progress = Progress(_PARTS, say)
+    with _plain_disk_errors(out), _lock(store):
+        with progress.part("hash the weights"):
+            hashes = checkpoint.hashes() | {str(lora.path): sha256_file(lora.path) for lora in checkpoint.loras}
+        _require_space(store, checkpoint, len(batch_sizes))
+        stages: dict[str, StoredStage] = {}
+        for plan in PLANS:
+            with progress.part(plan.name):
+                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, PRECISION)
+                found = stage_store.find(store, key)
+                stages[plan.name] = found or _export_stage(plan, checkpoint, batch_sizes, store, key)
+                origin = "not changed, reused" if found else "exported"
+                say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
+                gc.collect()
+        with progress.part("bundle"):
+            partial = out.with_name(f".{out.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            write_bundle(partial, checkpoint, hashes, stages, PRECISION)
+            _publish(partial, out)
+    return Bundle.load(out)
+
+
+def _export_stage(
+    plan: StagePlan, checkpoint: Checkpoint, batch_sizes: Sequence[int], store: Path, key: str
+) -> StoredStage:
+    partial = store / f".{key}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        graphs: dict[int, str] = {}
+        module = plan.graph(checkpoint.module(plan.component), checkpoint)
+        with WeightFile(partial / f"{plan.name}.weights") as weights:
+            for size in sorted(batch_sizes):
+                graphs[size] = f"{plan.name}.onnx" if size == 1 else f"{plan.name}.b{size}.onnx"
+                inputs = example_inputs(plan, checkpoint, size)
+                onnx_from_torch(module, inputs, [plan.output(checkpoint).name], partial / graphs[size], weights)
+        del module
+        gc.collect()
+        workspace = partial / "parity"
+        workspace.mkdir()
+        paths = {size: partial / name for size, name in graphs.items()}
+        distance = stage_parity(plan, checkpoint, paths, backends.connect("onnxruntime"), workspace)
+        shutil.rmtree(workspace)
+        if distance > BOUNDS[PRECISION]:
+            raise ParityError(
+                f"The exported {plan.name} is {distance:.1e} (relative L2) from PyTorch, more than {BOUNDS[PRECISION]:.0e}."
+                " No bundle was written. Please report this with the versions that `sdturbo doctor` prints."
+            )
+        return stage_store.publish(store, key, partial, graphs, distance)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_space(store: Path, checkpoint: Checkpoint, batches: int) -> None:
+    """Refuse early what would fill the disk: fp32 graphs are as large as fp32 weights, the VAE's are held twice."""
+    sizes = {name: (checkpoint.path / name).stat().st_size for names in checkpoint.weights.values() for name in names}
+    need = sum(size * (2 if ".fp16" in name else 1) for name, size in sizes.items()) * 1.2 + 50e6 * batches
+    free = shutil.disk_usage(store).free
+    if free < need:
+        raise BuildError(
+            f"The build needs about {need / 1e9:.1f} GB in {store}, and {free / 1e9:.1f} GB are free. Free some space, or"
+            " choose another --out."
+        )
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Put the finished directory in the place of `out`."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.replace(old)
+    partial.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _lock(store: Path) -> Iterator[None]:
+    """One build at a time in a store."""
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise BuildError(f"Another build is using {store}. Wait for it, or choose another --out.") from error
+        yield
+
+
+@contextmanager
+def _plain_disk_errors(out: Path) -> Iterator[None]:
+    """A full disk or a read-only directory in words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "The disk is full. Free some space and run the same command again: finished stages are kept."
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
+            advice = "Choose a directory you may write to with --out."
+        else:
+            raise
+        raise BuildError(f"Cannot write the bundle {out}: {error}. {advice}") from error
+    except MemoryError as error:
+        raise BuildError(f"Out of memory while building {out}; the full model takes about 10 GB.") from error

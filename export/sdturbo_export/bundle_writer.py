@@ -1,0 +1,131 @@
+"""Stages, tokenizer, licence and a golden picture put together into a bundle directory, under a temporary name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sdturbo import Pipeline, save_png
+from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, Bundle, TensorSpec, identity
+from sdturbo.files import atomic_write, sha256_file
+from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.parity import BOUNDS
+from sdturbo_export.stage_store import StoredStage
+from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
+from sdturbo_export.tokenizer_files import tokenizer_json
+
+GOLDEN_IMAGE = "golden.png"
+GOLDEN = {"prompt": "a photo of a cat", "seed": 0, "num_inference_steps": 1, "image": GOLDEN_IMAGE, "min_psnr": 30.0}
+
+STABILITY_NOTICE = (
+    "This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd."
+    " All Rights Reserved\n"
+)
+STABILITY_TERMS = """# Licence of the weights
+
+The weights in this bundle derive from a Stability AI model. They are under the Stability AI Community License, whose text
+is at https://stability.ai/license and was not part of the checkpoint this bundle was made from. Whoever passes on this
+bundle, or offers a service with it, supplies that text, keeps NOTICE and shows "Powered by Stability AI". Commercial use
+needs registration with Stability AI; the licence ends above USD 1 million of yearly revenue.
+"""
+
+
+def write_bundle(
+    directory: Path, checkpoint: Checkpoint, hashes: Mapping[str, str], stages: Mapping[str, StoredStage], precision: str
+) -> Bundle:
+    """Fill the empty `directory` with a complete bundle, its golden picture drawn by ONNX Runtime in it, and check it."""
+    (directory / "onnx").mkdir(parents=True)
+    for stored in stages.values():
+        for name in stored.files:
+            _link_or_copy(stored.path / name, directory / "onnx" / name)
+    vocabulary = checkpoint.path / "tokenizer"
+    (directory / TOKENIZER).write_text(
+        tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt"), encoding="utf-8"
+    )
+    _write_licence(directory, checkpoint)
+    (directory / GOLDEN_IMAGE).write_bytes(b"")
+    _write_manifest(directory, checkpoint, hashes, stages, precision)
+    pipe = Pipeline.load(directory, backend="onnxruntime", image_to_image=False)
+    golden = pipe(str(GOLDEN["prompt"]), seed=0).images[0]
+    save_png(golden, directory / GOLDEN_IMAGE)
+    _write_manifest(directory, checkpoint, hashes, stages, precision)
+    return Bundle.load(directory)
+
+
+def _write_manifest(
+    directory: Path, checkpoint: Checkpoint, hashes: Mapping[str, str], stages: Mapping[str, StoredStage], precision: str
+) -> None:
+    known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
+    files: dict[str, dict[str, Any]] = {}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST):
+        name = file.relative_to(directory).as_posix()
+        digest, size = known.get(name) or (sha256_file(file), file.stat().st_size)
+        files[name] = {"sha256": digest, "size": size}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "created_by": f"sdturbo-export {version('sdturbo')}",
+        "model": {
+            "name": checkpoint.name,
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "weights": {name: hashes[name] for names in checkpoint.weights.values() for name in names},
+            "loras": [
+                {"file": lora.path.name, "sha256": hashes[str(lora.path)], "scale": lora.scale}
+                for lora in checkpoint.loras
+            ],
+        },
+        "precision": precision,
+        "image": {"height": HEIGHT, "width": WIDTH},
+        "batch_sizes": sorted(next(iter(stages.values())).graphs),
+        "schedule": {
+            "prediction_type": checkpoint.schedule.prediction_type,
+            "rows": [asdict(row) for row in checkpoint.schedule.rows],
+        },
+        "stages": {
+            plan.name: {
+                "inputs": [_spec(spec) for spec in plan.inputs(checkpoint)],
+                "outputs": [_spec(plan.output(checkpoint))],
+                "graphs": {str(size): f"onnx/{name}" for size, name in stages[plan.name].graphs.items()},
+            }
+            for plan in PLANS
+        },
+        "parity": {
+            name: {"relative_l2": stored.parity, "bound": BOUNDS[precision], "backend": "onnxruntime"}
+            for name, stored in stages.items()
+        },
+        "golden": GOLDEN,
+        "files": files,
+    }
+    manifest["bundle_id"] = identity(manifest)
+    with atomic_write(directory / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _write_licence(directory: Path, checkpoint: Checkpoint) -> None:
+    """LICENSE.md of the weights, and NOTICE where the checkpoint or Stability's licence asks for one."""
+    licences = sorted(p for p in checkpoint.path.glob("LICENSE*") if p.is_file())
+    stability = checkpoint.source.startswith("stabilityai/") or not licences
+    if licences:
+        shutil.copyfile(licences[0], directory / "LICENSE.md")
+    else:
+        (directory / "LICENSE.md").write_text(STABILITY_TERMS, encoding="utf-8")
+    notice = checkpoint.path / "NOTICE"
+    text = notice.read_text(encoding="utf-8") if notice.is_file() else STABILITY_NOTICE if stability else ""
+    (directory / "NOTICE").write_text(f"{text}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,34 @@
+"""Progress of a build: which part runs, which come, and about how long is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Progress:
+    """`parts` are (name, weight): the weights are rough shares of the time, and only their ratio counts."""
+
+    parts: Sequence[tuple[str, float]]
+    say: Callable[[str], None]
+    _start: float = field(default_factory=time.monotonic)
+    _done: float = 0.0
+    _count: int = 0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Announce a part when it begins; its weight counts as done when it ends."""
+        self._count += 1
+        self.say(f"[{self._count}/{len(self.parts)}] {name}{self._left()}")
+        yield
+        self._done += dict(self.parts)[name]
+
+    def _left(self) -> str:
+        total = sum(weight for _, weight in self.parts)
+        elapsed = time.monotonic() - self._start
+        if not self._done or elapsed < 1:
+            return ""
+        return f"  ({elapsed:.0f} s so far, about {elapsed / self._done * (total - self._done):.0f} s left)"

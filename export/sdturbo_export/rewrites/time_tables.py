@@ -1,0 +1,52 @@
+"""Everything in the UNet that depends on the timestep alone, evaluated once for each row of the schedule.
+
+emb(t) = MLP(sinusoid(t)); every residual block adds W_i·silu(emb(t)) + b_i. Over ten rows that is one table
+float32 (10, ΣC_i); a step gathers its row and each block slices its part. Removes the time MLP and 22 products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+
+class _Row(nn.Module):
+    """In the place of the time MLP: step () -> the table's row (1, ΣC_i)."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+
+    def forward(self, step: torch.Tensor, condition: None = None) -> torch.Tensor:
+        return self.table[step].unsqueeze(0)
+
+
+class _Part(nn.Module):
+    """In the place of a block's time projection: row (1, ΣC_i) -> its part (1, C_i)."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        return row[:, self.start : self.end]
+
+
+@torch.no_grad()
+def tabulate_time(unet: UNet2DConditionModel, timesteps: Sequence[int]) -> None:
+    """Change `unet` in place so that its `timestep` argument is a row of `timesteps`, int64 scalar."""
+    blocks = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
+    t = torch.tensor(timesteps)
+    emb = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
+    parts = [block.time_emb_proj(block.nonlinearity(emb)) for block in blocks]
+    start = 0
+    for block, part in zip(blocks, parts, strict=True):
+        block.time_emb_proj = _Part(start, start + part.shape[1])
+        block.skip_time_act = True  # the table holds the projection of silu(emb)
+        start += part.shape[1]
+    unet.time_embedding = _Row(torch.cat(parts, dim=1))
+    unet.get_time_embed = lambda sample, timestep: timestep

@@ -1,0 +1,86 @@
+"""Finished stages, by the hash of everything they were made from: an interrupted or repeated build picks them up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sdturbo.files import sha256_file
+from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.stages import StagePlan
+
+MANIFEST = "stage.json"
+# what decides the bytes of an exported graph, besides the checkpoint
+_SOURCES = ("stages.py", "schedule.py", "onnx_from_torch.py", "rewrites/time_tables.py")
+_PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStage:
+    """A directory with the stage's graphs and weights. files: name -> (sha256, size). parity: relative L2 to PyTorch."""
+
+    path: Path
+    graphs: Mapping[int, str]
+    files: Mapping[str, tuple[str, int]]
+    parity: float
+
+
+def stage_key(
+    plan: StagePlan, checkpoint: Checkpoint, hashes: Mapping[str, str], batch_sizes: Sequence[int], precision: str
+) -> str:
+    """The name of the stage in the store."""
+    component = plan.component
+    parts: Any = {
+        "stage": plan.name,
+        "weights": {name: hashes[name] for name in checkpoint.weights[component]},
+        "config": checkpoint.configs[component],
+        "scheduler": checkpoint.configs["scheduler"],
+        "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
+        "batch_sizes": sorted(batch_sizes),
+        "precision": precision,
+        "sources": [sha256_file(Path(str(files("sdturbo_export").joinpath(name)))) for name in _SOURCES],
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"{plan.name}-{digest[:20]}"
+
+
+def find(store: Path, key: str) -> StoredStage | None:
+    """The stored stage if it is there and whole; a damaged one is removed."""
+    path = store / key
+    try:
+        data = json.loads((path / MANIFEST).read_bytes())
+        stage = StoredStage(
+            path,
+            {int(size): name for size, name in data["graphs"].items()},
+            {name: (entry["sha256"], entry["size"]) for name, entry in data["files"].items()},
+            data["parity"],
+        )
+        whole = all(sha256_file(path / name) == digest for name, (digest, _) in stage.files.items())
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if whole:
+        return stage
+    shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def publish(store: Path, key: str, partial: Path, graphs: Mapping[int, str], parity: float) -> StoredStage:
+    """Move a finished directory into the store under its key."""
+    found = {file.name: (sha256_file(file), file.stat().st_size) for file in sorted(partial.iterdir()) if file.is_file()}
+    data = {
+        "graphs": {str(size): name for size, name in graphs.items()},
+        "files": {name: {"sha256": digest, "size": size} for name, (digest, size) in found.items()},
+        "parity": parity,
+    }
+    (partial / MANIFEST).write_text(json.dumps(data, indent=1))
+    shutil.rmtree(store / key, ignore_errors=True)
+    partial.replace(store / key)
+    return StoredStage(store / key, graphs, found, parity)

@@ -1,0 +1,200 @@
+"""The four stages: what each graph computes, in the words of diffusers (reference) and as it is exported (graph module).
+
+The reference is diffusers' own modules and scheduler, untouched; parity is measured against it. The graph module folds in
+the arithmetic around the model, so that the runtime only copies. DESIGN: latents cross stage borders in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import EulerDiscreteScheduler
+from torch import nn
+
+from sdturbo.bundle import TensorSpec
+from sdturbo.tokenizer import MAX_LENGTH
+from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.rewrites.time_tables import tabulate_time
+from sdturbo_export.schedule import step_coefficients
+
+HEIGHT = WIDTH = 512
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """How a stage is made. `component` holds its weights; `graph` and `reference` build modules around that component."""
+
+    name: str
+    component: str
+    graph: Callable[[nn.Module, Checkpoint], nn.Module]
+    reference: Callable[[nn.Module, Checkpoint], nn.Module]
+    inputs: Callable[[Checkpoint], tuple[TensorSpec, ...]]
+    output: Callable[[Checkpoint], TensorSpec]
+
+
+class TextEncoder(nn.Module):
+    """input_ids int64 (B, 77) -> prompt_embeds float32 (B, 77, width)."""
+
+    def __init__(self, text_encoder: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.text_encoder(input_ids).last_hidden_state
+
+
+class Denoiser(nn.Module):
+    """One step: c_in·x into the UNet, then x' = a·x + b·out, with the coefficients of row `step`."""
+
+    def __init__(self, unet: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.unet = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})  # the rewrite changes modules, not weights
+        tabulate_time(self.unet, [row.timestep for row in checkpoint.schedule.rows])
+        self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
+
+    def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        c_in, a, b = self.coefficients[step].unbind()
+        out = self.unet(latents * c_in, step, prompt_embeds, return_dict=False)[0]
+        return a * latents + b * out
+
+
+class DenoiserReference(nn.Module):
+    """The same by diffusers' UNet and EulerDiscreteScheduler."""
+
+    def __init__(self, unet: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.unet = unet
+        self.rows = checkpoint.schedule.rows
+        self.scheduler = EulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
+
+    def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        row = self.rows[int(step)]
+        self.scheduler.set_timesteps(row.num_inference_steps)
+        self.scheduler.set_begin_index(row.index)
+        timestep = self.scheduler.timesteps[row.index]
+        out = self.unet(self.scheduler.scale_model_input(latents, timestep), timestep, prompt_embeds).sample
+        return self.scheduler.step(out, timestep, latents).prev_sample
+
+
+class Decoder(nn.Module):
+    """latents float32 (B, 4, H/8, W/8) -> image uint8 (B, H, W, 3): round(255·clamp(x/2 + ½)), half to even."""
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
+
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """The picture before rounding: float32 (B, 3, H, W), 0 to 255."""
+        image = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0]
+        return (image * 0.5 + 0.5).clamp(0, 1) * 255
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.pixels(latents).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class Encoder(nn.Module):
+    """image uint8 (B, H, W, 3), two noises, step -> (mean + exp(logvar/2)·posterior_noise)·scaling + sigma[step]·noise."""
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
+        self.register_buffer("sigmas", torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
+
+    def forward(
+        self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
+    ) -> torch.Tensor:
+        x = image.permute(0, 3, 1, 2).float() / 255 * 2 - 1
+        moments = self.vae.quant_conv(self.vae.encoder(x))
+        mean, logvar = moments.chunk(2, dim=1)
+        z = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * posterior_noise
+        return z * self.scaling_factor + self.sigmas[step] * noise
+
+
+class EncoderReference(nn.Module):
+    """The same by diffusers' AutoencoderKL posterior and EulerDiscreteScheduler.add_noise."""
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.vae = vae
+        self.rows = checkpoint.schedule.rows
+        self.scheduler = EulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
+
+    def forward(
+        self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
+    ) -> torch.Tensor:
+        posterior = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0).latent_dist
+        latents = (posterior.mean + posterior.std * posterior_noise) * self.vae.config.scaling_factor
+        row = self.rows[int(step)]
+        self.scheduler.set_timesteps(row.num_inference_steps)
+        timesteps = self.scheduler.timesteps[row.index].repeat(len(image))
+        return self.scheduler.add_noise(latents, noise, timesteps)
+
+
+def _latents(name: str = "latents") -> TensorSpec:
+    return TensorSpec(name, "float32", ("B", 4, HEIGHT // 8, WIDTH // 8))
+
+
+def _embeds(checkpoint: Checkpoint) -> TensorSpec:
+    return TensorSpec("prompt_embeds", "float32", ("B", MAX_LENGTH, checkpoint.configs["text_encoder"]["hidden_size"]))
+
+
+_IMAGE = TensorSpec("image", "uint8", ("B", HEIGHT, WIDTH, 3))
+_STEP = TensorSpec("step", "int64", ())
+
+PLANS = (
+    StagePlan(
+        "text_encoder",
+        "text_encoder",
+        TextEncoder,
+        TextEncoder,
+        lambda _: (TensorSpec("input_ids", "int64", ("B", MAX_LENGTH)),),
+        _embeds,
+    ),
+    StagePlan(
+        "denoiser",
+        "unet",
+        Denoiser,
+        DenoiserReference,
+        lambda checkpoint: (_latents(), _embeds(checkpoint), _STEP),
+        lambda _: _latents("next_latents"),  # ONNX names are assigned once: not `latents` again
+    ),
+    StagePlan("decoder", "vae", Decoder, Decoder, lambda _: (_latents(),), lambda _: _IMAGE),
+    StagePlan(
+        "encoder",
+        "vae",
+        Encoder,
+        EncoderReference,
+        lambda _: (_IMAGE, _latents("posterior_noise"), _latents("noise"), _STEP),
+        lambda _: _latents(),
+    ),
+)
+
+
+def example_inputs(plan: StagePlan, checkpoint: Checkpoint, batch_size: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Inputs of the stage with the statistics of a real run, drawn from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    sigma_max = checkpoint.schedule.rows[0].sigma
+    vocabulary = checkpoint.configs["text_encoder"]["vocab_size"]
+    inputs: dict[str, torch.Tensor] = {}
+    for spec in plan.inputs(checkpoint):
+        shape = spec.shape_at(batch_size)
+        if spec.name == "input_ids":
+            value: Any = torch.randint(0, vocabulary, shape, generator=generator)
+        elif spec.name == "image":
+            value = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        elif spec.name == "step":
+            value = torch.tensor(1)  # the first of two steps: sigma_next is not zero
+        elif spec.name == "latents" and plan.name == "denoiser":
+            value = torch.randn(shape, generator=generator) * sigma_max
+        else:
+            value = torch.randn(shape, generator=generator)
+        inputs[spec.name] = value
+    return inputs
