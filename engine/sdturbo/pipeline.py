@@ -106,7 +106,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizer = PromptTokenizer(bundle.path / TOKENIZER)
+        self._tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
         self._sessions: dict[tuple[str, int], Session] = {
             (name, size): backend.session(bundle.graph(name, size), stage, size)
             for name, stage in bundle.stages.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +23,10 @@ class Tokens:
 
 
 class PromptTokenizer:
-    """CLIP's byte-pair encoding from a `tokenizer.json`, equal to `transformers` 5 `CLIPTokenizer` id for id."""
+    """CLIP's byte-pair encoding from the text of a `tokenizer.json`, equal to `transformers` 5 `CLIPTokenizer` id for id."""
 
-    def __init__(self, path: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path))
+    def __init__(self, tokenizer_json: str) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()  # cut here, so that the dropped text is known
         self._tokenizer.no_padding()
 

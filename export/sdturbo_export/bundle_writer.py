@@ -11,17 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sdturbo import Pipeline, save_png
-from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, Bundle, TensorSpec, identity
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdturbo import save_png
+from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.golden import GOLDEN
 from sdturbo_export.parity import BOUNDS
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
 from sdturbo_export.tokenizer_files import tokenizer_json
-
-GOLDEN_IMAGE = "golden.png"
-GOLDEN = {"prompt": "a photo of a cat", "seed": 0, "num_inference_steps": 1, "image": GOLDEN_IMAGE, "min_psnr": 30.0}
 
 STABILITY_NOTICE = (
     "This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd."
@@ -37,25 +39,24 @@ needs registration with Stability AI; the licence ends above USD 1 million of ye
 
 
 def write_bundle(
-    directory: Path, checkpoint: Checkpoint, hashes: Mapping[str, str], stages: Mapping[str, StoredStage], precision: str
-) -> Bundle:
-    """Fill the empty `directory` with a complete bundle, its golden picture drawn by ONNX Runtime in it, and check it."""
+    directory: Path,
+    checkpoint: Checkpoint,
+    hashes: Mapping[str, str],
+    stages: Mapping[str, StoredStage],
+    picture: NDArray[np.uint8],
+    precision: str,
+) -> None:
+    """Fill the new `directory` with a complete bundle. picture: the golden one, uint8 (H, W, 3)."""
     (directory / "onnx").mkdir(parents=True)
     for stored in stages.values():
         for name in stored.files:
             _link_or_copy(stored.path / name, directory / "onnx" / name)
     vocabulary = checkpoint.path / "tokenizer"
-    (directory / TOKENIZER).write_text(
-        tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt"), encoding="utf-8"
-    )
+    text = tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt")
+    (directory / TOKENIZER).write_text(text, encoding="utf-8")
     _write_licence(directory, checkpoint)
-    (directory / GOLDEN_IMAGE).write_bytes(b"")
+    save_png(Image.fromarray(picture), directory / GOLDEN.image)
     _write_manifest(directory, checkpoint, hashes, stages, precision)
-    pipe = Pipeline.load(directory, backend="onnxruntime", image_to_image=False)
-    golden = pipe(str(GOLDEN["prompt"]), seed=0).images[0]
-    save_png(golden, directory / GOLDEN_IMAGE)
-    _write_manifest(directory, checkpoint, hashes, stages, precision)
-    return Bundle.load(directory)
 
 
 def _write_manifest(
@@ -99,7 +100,7 @@ def _write_manifest(
             name: {"relative_l2": stored.parity, "bound": BOUNDS[precision], "backend": "onnxruntime"}
             for name, stored in stages.items()
         },
-        "golden": GOLDEN,
+        "golden": asdict(GOLDEN),
         "files": files,
     }
     manifest["bundle_id"] = identity(manifest)

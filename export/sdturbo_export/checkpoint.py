@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ class Checkpoint:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every weight file, by its path in the checkpoint."""
-        return {name: sha256_file(self.path / name) for names in self.weights.values() for name in names}
+        names = [name for names in self.weights.values() for name in names]
+        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+            return dict(zip(names, pool.map(lambda name: sha256_file(self.path / name), names), strict=True))
 
     def state_dict(self, component: str) -> dict[str, torch.Tensor]:
         """The component's tensors under the Hub's names, memory-mapped."""

@@ -18,6 +18,8 @@ from sdturbo.bundle import Stage, TensorSpec
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs
 
+Arrays = Mapping[str, NDArray[Any]]
+
 BOUNDS = {"fp32": 1e-4, "bf16": 3e-2}  # relative L2 a stage
 
 
@@ -26,28 +28,39 @@ def stage_of(plan: StagePlan, checkpoint: Checkpoint, graphs: Mapping[int, str])
     return Stage(plan.name, plan.inputs(checkpoint), (plan.output(checkpoint),), graphs)
 
 
+def torch_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays) -> NDArray[Any]:
+    """What diffusers' modules make of `inputs`; for the decoder the float32 values before it rounds."""
+    reference = plan.reference(checkpoint.module(plan.component), checkpoint).eval()
+    run = reference.pixels if isinstance(reference, Decoder) else reference
+    with torch.no_grad():
+        return run(*(torch.from_numpy(inputs[spec.name]) for spec in plan.inputs(checkpoint))).numpy()
+
+
+def engine_output(
+    plan: StagePlan, checkpoint: Checkpoint, graph: Path, inputs: Arrays, backend: Backend, workspace: Path
+) -> NDArray[Any]:
+    """What `graph` makes of `inputs` on `backend`; for the decoder the float32 values before it rounds.
+
+    workspace: an existing directory for temporary files.
+    """
+    stage = stage_of(plan, checkpoint, {})
+    if plan.name == "decoder":
+        graph = _before_rounding(graph, workspace)
+        stage = dataclasses.replace(stage, outputs=(TensorSpec("pixels", "float32", ("B", 3, HEIGHT, WIDTH)),))
+    session = backend.session(graph, stage, len(next(iter(inputs.values()))))
+    (found,) = session.run(inputs).values()
+    return found
+
+
 def stage_parity(
     plan: StagePlan, checkpoint: Checkpoint, graphs: Mapping[int, Path], backend: Backend, workspace: Path
 ) -> float:
-    """The largest relative L2 distance ‖ours - torch‖/‖torch‖ over the stage's batch sizes, on `backend`.
-
-    The decoder is compared before it rounds to whole pixel values. workspace: an existing directory for temporary files.
-    """
-    reference = plan.reference(checkpoint.module(plan.component), checkpoint).eval()
-    expect = reference.pixels if isinstance(reference, Decoder) else reference
-    stage = stage_of(plan, checkpoint, {})
+    """The largest relative L2 distance ‖ours - torch‖/‖torch‖ over the stage's batch sizes, on `backend`."""
     worst = 0.0
-    for batch_size, path in graphs.items():
-        inputs = example_inputs(plan, checkpoint, batch_size, seed=1)
-        with torch.no_grad():
-            expected = expect(*inputs.values()).numpy()
-        graph = path
-        if isinstance(reference, Decoder):
-            graph = _before_rounding(path, workspace)
-            stage = dataclasses.replace(stage, outputs=(TensorSpec("pixels", "float32", ("B", 3, HEIGHT, WIDTH)),))
-        session = backend.session(graph, stage, batch_size)
-        (found,) = session.run({name: tensor.numpy() for name, tensor in inputs.items()}).values()
-        worst = max(worst, relative_l2(found, expected))
+    for batch_size, graph in graphs.items():
+        inputs = {name: tensor.numpy() for name, tensor in example_inputs(plan, checkpoint, batch_size, seed=1).items()}
+        expected = torch_output(plan, checkpoint, inputs)
+        worst = max(worst, relative_l2(engine_output(plan, checkpoint, graph, inputs, backend, workspace), expected))
     return worst
 
 
@@ -56,12 +69,6 @@ def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
     difference = np.linalg.norm((found.astype(np.float64) - expected).ravel())
     value = float(difference / np.linalg.norm(expected.astype(np.float64).ravel()))
     return value if np.isfinite(value) else float("inf")
-
-
-def psnr(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures in dB; infinite if they are equal."""
-    error = np.mean((found.astype(np.float64) - expected) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def _before_rounding(path: Path, workspace: Path) -> Path:

@@ -12,11 +12,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sdturbo.files import sha256_file
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.stages import StagePlan
 
 MANIFEST = "stage.json"
+OUTPUT = "output.npy"
 # what decides the bytes of an exported graph, besides the checkpoint
 _SOURCES = ("stages.py", "schedule.py", "onnx_from_torch.py", "rewrites/time_tables.py")
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
@@ -24,12 +28,20 @@ _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
 @dataclass(frozen=True, slots=True)
 class StoredStage:
-    """A directory with the stage's graphs and weights. files: name -> (sha256, size). parity: relative L2 to PyTorch."""
+    """A directory with the stage's graphs and weights. files: name -> (sha256, size). parity: relative L2 to PyTorch.
+
+    `inputs_sha256` tells for which inputs `output` (see `golden`) was computed.
+    """
 
     path: Path
     graphs: Mapping[int, str]
     files: Mapping[str, tuple[str, int]]
     parity: float
+    inputs_sha256: str
+
+    def output(self) -> NDArray[Any]:
+        """The stage's output for the golden request's inputs."""
+        return np.load(self.path / OUTPUT, allow_pickle=False)
 
 
 def stage_key(
@@ -62,8 +74,11 @@ def find(store: Path, key: str) -> StoredStage | None:
             {int(size): name for size, name in data["graphs"].items()},
             {name: (entry["sha256"], entry["size"]) for name, entry in data["files"].items()},
             data["parity"],
+            data["inputs_sha256"],
         )
-        whole = all(sha256_file(path / name) == digest for name, (digest, _) in stage.files.items())
+        names = [*stage.files, OUTPUT]
+        digests = [*(digest for digest, _ in stage.files.values()), data["output_sha256"]]
+        whole = [sha256_file(path / name) for name in names] == digests
     except (OSError, ValueError, KeyError):
         whole = False
     if whole:
@@ -72,15 +87,27 @@ def find(store: Path, key: str) -> StoredStage | None:
     return None
 
 
-def publish(store: Path, key: str, partial: Path, graphs: Mapping[int, str], parity: float) -> StoredStage:
+def publish(
+    store: Path,
+    key: str,
+    partial: Path,
+    *,
+    graphs: Mapping[int, str],
+    parity: float,
+    inputs_sha256: str,
+    output: NDArray[Any],
+) -> StoredStage:
     """Move a finished directory into the store under its key."""
-    found = {file.name: (sha256_file(file), file.stat().st_size) for file in sorted(partial.iterdir()) if file.is_file()}
+    found = {file.name: (sha256_file(file), file.stat().st_size) for file in sorted(partial.iterdir())}
+    np.save(partial / OUTPUT, output, allow_pickle=False)
     data = {
         "graphs": {str(size): name for size, name in graphs.items()},
         "files": {name: {"sha256": digest, "size": size} for name, (digest, size) in found.items()},
         "parity": parity,
+        "inputs_sha256": inputs_sha256,
+        "output_sha256": sha256_file(partial / OUTPUT),
     }
     (partial / MANIFEST).write_text(json.dumps(data, indent=1))
     shutil.rmtree(store / key, ignore_errors=True)
     partial.replace(store / key)
-    return StoredStage(store / key, graphs, found, parity)
+    return StoredStage(store / key, graphs, found, parity, inputs_sha256)

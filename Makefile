@@ -1,0 +1,59 @@
+# sdturbo: `make engines` builds and proves the engines of a model, `make test` passes the tests. `make help` lists all.
+MODEL   ?= small
+PROMPT  ?= a photo of a cat
+STEPS   ?= 1
+SEED    ?= 0
+RUNS    ?= 10
+PYTHON  ?= python3
+BUNDLE  ?= build/$(notdir $(MODEL))
+
+VENV := .venv
+BIN  := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help engines image verify bench test test-full lint format clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+engines: $(VENV)/.export  ## Build the engines of MODEL (small, seeded, a Hub id, a directory) and draw a picture
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
+	$(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
+
+image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
+
+verify: $(VENV)/.export  ## Compare the engines of MODEL with PyTorch and diffusers, stage by stage and picture by picture
+	$(BIN)/sdturbo-export verify "$(BUNDLE)" --model "$(MODEL)"
+
+bench: $(VENV)/.export  ## Time the engines of MODEL: whole requests and their parts
+	$(BIN)/sdturbo bench --bundle "$(BUNDLE)" --runs $(RUNS) --steps $(STEPS)
+
+test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
+	$(BIN)/pytest
+
+test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 10 GB of memory, about half an hour)
+	$(BIN)/pytest -m full -s
+
+lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundaries
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove everything that was built, the environment included
+	rm -rf build dist $(VENV)
+
+$(VENV)/.export: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,export]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,export,dev]"
+	touch $@

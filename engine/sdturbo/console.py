@@ -1,0 +1,54 @@
+"""What both command lines share: errors in words with their exit code, and one JSON document for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from sdturbo.errors import Cancelled, SDTurboError
+
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status; no error reaches the user as a stack trace."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    try:
+        result = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
+    except SDTurboError as error:
+        return _fail(name, error, error.exit_code, as_json=as_json)
+    except click.UsageError as error:
+        if as_json:
+            return _fail(name, error, error.exit_code, as_json=True)
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(name, Cancelled("Interrupted."), Cancelled.exit_code, as_json=as_json)
+    except BrokenPipeError:  # the reader of our output went away: no error, and nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("SDTURBO_TRACEBACK"):
+            raise
+        text = f"internal error, {type(error).__name__}: {error}. Set SDTURBO_TRACEBACK=1 to see where, and report it."
+        return _fail(name, RuntimeError(text), INTERNAL_ERROR, as_json=as_json)
+    return result if isinstance(result, int) else 0
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line of standard output."""
+    click.echo(json.dumps(document, ensure_ascii=True))
+
+
+def _fail(name: str, error: Exception, status: int, *, as_json: bool) -> int:
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    if as_json:
+        print_json({"error": {"type": type(error).__name__, "message": message, "exit_code": status}})
+    click.echo(f"{name}: {message}", err=True)
+    return status

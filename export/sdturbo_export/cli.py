@@ -1,0 +1,148 @@
+"""The command `sdturbo-export`: build, checkpoint, verify. torch is loaded only by what needs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdturbo import __version__
+from sdturbo.bundle import Bundle
+from sdturbo.console import print_json, run
+from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
+
+MODEL_HELP = "small, seeded (full size), each with :SEED if wanted; a checkpoint directory; or a Hub id."
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build"),
+    show_default=True,
+    help="Where drawn checkpoints and finished stages are kept.",
+)
+
+
+@click.group(
+    epilog="Examples:\n\n  sdturbo-export build --model small --out build/small\n\n"
+    "  sdturbo-export verify build/small --model small"
+)
+@click.version_option(__version__)
+def cli() -> None:
+    """From a checkpoint to a bundle, and proof that they draw the same."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+@cli.command(
+    epilog="Examples:\n\n  sdturbo-export build --model seeded --out build/seeded\n\n"
+    "  sdturbo-export build --model stabilityai/sd-turbo --accept-license --out build/sd-turbo\n\n"
+    "  sdturbo-export build --model ./my-checkpoint --lora style.safetensors:0.8 --batch-size 1 --batch-size 4 --out b"
+)
+@click.option("--model", required=True, help=MODEL_HELP)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
+@click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
+@click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, safetensors; repeatable.")
+@click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable.")
+@workspace_option
+@json_option
+def build(
+    model: str,
+    out: Path,
+    revision: str | None,
+    accept_license: bool,
+    loras: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    workspace: Path,
+    as_json: bool,
+) -> None:
+    """Export MODEL to a bundle: four ONNX graphs, each compared with PyTorch before the bundle is published."""
+    _require_torch("build")
+    from sdturbo_export.build import build as build_bundle
+    from sdturbo_export.lora import parse_lora
+    from sdturbo_export.resolve import resolve
+
+    ask = (lambda question: click.confirm(question, err=True)) if sys.stdin.isatty() and not as_json else None
+    parsed = [parse_lora(text) for text in loras]
+    checkpoint = resolve(
+        model, workspace / "checkpoints", revision=revision, accept_license=accept_license, ask=ask, loras=parsed
+    )
+    bundle = build_bundle(
+        checkpoint, out, batch_sizes=batch_sizes, store=workspace / "stages", say=lambda line: click.echo(line, err=True)
+    )
+    if as_json:
+        print_json({"path": str(out), "bundle_id": bundle.bundle_id, "parity": dict(bundle.parity)})
+    else:
+        click.echo(f"{out}: bundle {bundle.bundle_id}")
+
+
+@cli.command(epilog="Example:\n\n  sdturbo-export checkpoint seeded --out ./seeded --fp16")
+@click.argument("kind", type=click.Choice(["small", "seeded"]))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory to write.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed gives other weights.")
+@click.option("--fp16", is_flag=True, help="Write the fp16 variant.")
+@json_option
+def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> None:
+    """Write a checkpoint in the Hub's layout with weights drawn from a seed: SD-Turbo's size, or small."""
+    _require_torch("checkpoint")
+    from sdturbo_export.seeded import write_seeded
+
+    if out.exists():
+        raise InvalidRequest(f"{out} exists; expected the name of a new directory.")
+    write_seeded(out, seed=seed, small=kind == "small", fp16=fp16)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print_json({"path": str(out), "bytes": size}) if as_json else click.echo(f"{out}: {size / 1e6:.0f} MB")
+
+
+@cli.command(
+    epilog="Examples:\n\n  sdturbo-export verify build/small\n\n  sdturbo-export verify build/small --model small --json"
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--model", help=f"Compare with PyTorch: the checkpoint the bundle was made from. {MODEL_HELP}")
+@click.option("--revision", help="Commit of a Hub id.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="The LoRAs the bundle was made with.")
+@workspace_option
+@json_option
+def verify(
+    bundle: Path, model: str | None, revision: str | None, loras: tuple[str, ...], workspace: Path, as_json: bool
+) -> int:
+    """Check a bundle again: hashes, the golden picture on every backend, and with --model each stage against PyTorch."""
+    found = Bundle.load(bundle)
+    checkpoint = None
+    if model is not None:
+        _require_torch("verify --model")
+        from sdturbo_export.lora import parse_lora
+        from sdturbo_export.resolve import resolve
+
+        parsed = [parse_lora(text) for text in loras]
+        checkpoint = resolve(model, workspace / "checkpoints", revision=revision, loras=parsed)
+    from sdturbo_export.verify import verify_bundle
+
+    lines: list[dict[str, Any]] = []
+    for line in verify_bundle(found, checkpoint):
+        lines.append(line)
+        if not as_json:
+            click.echo(f"{'ok  ' if line['ok'] else 'FAIL'}  {line['what']}: {line['found']}  ({line['expected']})")
+    if as_json:
+        print_json({"bundle_id": found.bundle_id, "ok": all(line["ok"] for line in lines), "checks": lines})
+    elif checkpoint is None:
+        click.echo("Not compared with PyTorch: pass --model with the checkpoint the bundle was made from.")
+    return 0 if all(line["ok"] for line in lines) else OutputError.exit_code
+
+
+def _require_torch(what: str) -> None:
+    missing = [name for name in ("torch", "diffusers", "transformers", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailable(
+            f"`sdturbo-export {what}` needs {', '.join(missing)}, not installed here; `pip install 'sdturbo[export]'`."
+        )
+
+
+def main() -> None:
+    """Entry point of the command `sdturbo-export`."""
+    sys.exit(run(cli, "sdturbo-export"))

@@ -1,0 +1,146 @@
+"""Weights from the Hugging Face Hub: one pinned revision, one variant, and only after the licence was accepted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import validate_repo_id
+from sdturbo.errors import InvalidRequest
+from sdturbo.files import sha256_file
+
+from sdturbo_export.errors import BuildError, CheckpointError, LicenceNotAccepted
+
+SD_TURBO = "stabilityai/sd-turbo"
+SD_TURBO_REVISION = "b261bac6fd2cf515557d5d0707481eafa0485ec2"
+SD_TURBO_SHA256 = {  # at that revision, variant fp16
+    "unet/diffusion_pytorch_model.fp16.safetensors": "40ec400881e27d1376c7c95c5bd495f407b33756e80eb6365e301c33a07af6e5",
+    "vae/diffusion_pytorch_model.fp16.safetensors": "3e4c08995484ee61270175e9e7a072b66a6e4eeb5f0c266667fe1f45b90daf9a",
+    "text_encoder/model.fp16.safetensors": "bc1827c465450322616f06dea41596eac7d493f4e95904dcb51f0fc745c4e13f",
+}
+
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+_CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", *(f"{name}/config.json" for name in _WEIGHTS))
+_TOKENIZER_AND_LICENCE = ("tokenizer/*.json", "tokenizer/merges.txt", "LICENSE*")
+_COMMUNITY_LICENCE = (
+    "under the Stability AI Community License (https://stability.ai/license): commercial use needs registration and the"
+    " licence ends above USD 1M of yearly revenue; whoever passes on the weights, an engine made from them or a service"
+    " that uses them supplies the licence text, keeps Stability AI's copyright notice and shows"
+    ' "Powered by Stability AI"'
+)
+_OTHER_WAYS = (
+    "Or pass the directory of a checkpoint that is already here, or MODEL=seeded to measure speed and parity without"
+    " any download."
+)
+
+
+def download(
+    repo_id: str,
+    *,
+    revision: str | None,
+    variant: str = "fp16",
+    accept_license: bool,
+    ask: Callable[[str], bool] | None,
+) -> Path:
+    """The directory of a checkpoint in diffusers' layout, inside the Hub's cache.
+
+    revision: a commit, 40 hex digits; None stands for the known one of stabilityai/sd-turbo. variant: the middle of the
+    weight files' names, "" for none (stabilityai/sd-turbo has float16 as "fp16" and float32 as ""). ask: puts a
+    question to the user; called unless `accept_license`, and before anything is requested from the network.
+
+    Raises InvalidRequest for unusable arguments, LicenceNotAccepted, BuildError if the files cannot be had, and
+    CheckpointError if they are not what was expected.
+    """
+    revision = _pinned(repo_id, revision)
+    if not re.fullmatch(r"\w*", variant):
+        raise InvalidRequest(f"Got variant {variant!r}; expected a word such as fp16, or nothing.")
+    _check_licence(repo_id, accept_license, ask)
+    weights = [_weight_files(f"{component}/{name}", variant) for component, name in _WEIGHTS.items()]
+    patterns = [*_CONFIGS, *_TOKENIZER_AND_LICENCE, *chain.from_iterable(weights)]
+    try:
+        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (OSError, HTTPError, RuntimeError) as error:  # hf_xet, the Hub's transfer library, raises RuntimeError
+        raise BuildError(f"{repo_id}@{revision} cannot be downloaded: {_reason(error)} {_OTHER_WAYS}") from error
+    faults = [f"{name} is missing" for name in _CONFIGS if not (path / name).is_file()]
+    for whole, shards, _ in weights:
+        if not any(path.glob(whole)) and not any(path.glob(shards)):
+            faults.append(f"{whole} is missing, and so are shards of it: choose a variant that this revision has")
+    if not faults and (repo_id, revision, variant) == (SD_TURBO, SD_TURBO_REVISION, "fp16"):
+        faults = _altered(path)
+    if faults:
+        raise CheckpointError(f"{repo_id}@{revision} in {path}", faults)
+    return path
+
+
+def _pinned(repo_id: str, revision: str | None) -> str:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InvalidRequest(f"{error} Expected owner/name of a model on the Hub, or an existing directory.") from error
+    if revision is None and repo_id == SD_TURBO:
+        return SD_TURBO_REVISION
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise InvalidRequest(
+            f"Got revision {revision!r} for {repo_id}; expected a commit, 40 hex digits: branches and tags move."
+            f" https://huggingface.co/{repo_id}/commits/main lists the commits."
+        )
+    return revision
+
+
+def _check_licence(repo_id: str, accept_license: bool, ask: Callable[[str], bool] | None) -> None:
+    if accept_license:
+        return
+    if repo_id.lower().startswith("stabilityai/"):
+        terms = f"{repo_id} is {_COMMUNITY_LICENCE}."
+    else:
+        terms = f"{repo_id} is under its own licence: read https://huggingface.co/{repo_id}."
+    if ask is None or not ask(f"{terms} Do you accept this licence?"):
+        raise LicenceNotAccepted(f"{terms} Nothing was downloaded. To accept the licence, pass --accept-license.")
+
+
+def _weight_files(stem: str, variant: str) -> tuple[str, str, str]:
+    """Patterns for the whole file, its shards and their index. Source: diffusers `variant_compatible_siblings`."""
+    infix = f".{variant}" if variant else ""
+    return (
+        f"{stem}{infix}.safetensors",
+        f"{stem}{infix}-?????-of-?????.safetensors",
+        f"{stem}.safetensors.index{infix}.json",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What happened and what to do about it."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set and the Hub's cache does not hold all its files. Unset it."
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if status in (401, 403):
+        return (
+            f"the Hub answered {status}: the name is wrong, or the repository is private or gated. Check the name; if"
+            " it is gated, ask for access on its page and log in with `hf auth login`."
+        )
+    if status == 404:
+        return "the Hub answered 404: there is no such repository, or no such revision in it. Check both."
+    return (
+        f"{type(cause).__name__}: {cause}. Check the connection and the free disk space, then try again: finished files"
+        " are kept."
+    )
+
+
+def _altered(path: Path) -> list[str]:
+    digests = {name: sha256_file(path / name) if (path / name).is_file() else "none" for name in SD_TURBO_SHA256}
+    return [
+        f"{name} has SHA-256 {digests[name]}, expected {expected}: delete {path.parent.parent} and download again"
+        for name, expected in SD_TURBO_SHA256.items()
+        if digests[name] != expected
+    ]

@@ -1,0 +1,56 @@
+"""A model's name to a checked checkpoint: "small", "seeded", a directory, or a Hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sdturbo.errors import InvalidRequest
+from sdturbo_export.checkpoint import Checkpoint, open_checkpoint
+from sdturbo_export.errors import CheckpointError
+from sdturbo_export.lora import Lora
+from sdturbo_export.seeded import write_seeded
+
+_SEEDED = re.compile(r"(small|seeded)(?::(\d+))?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve(
+    model: str,
+    workspace: Path,
+    *,
+    revision: str | None = None,
+    accept_license: bool = False,
+    ask: Callable[[str], bool] | None = None,
+    loras: Sequence[Lora] = (),
+) -> Checkpoint:
+    """The checkpoint that `model` names.
+
+    "small" and "seeded", or "small:7" with a seed, are drawn once and kept in `workspace`. An existing directory is read
+    where it is. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted.
+    """
+    seeded = _SEEDED.fullmatch(model)
+    if seeded and not Path(model).is_dir():
+        kind, seed = seeded[1], int(seeded[2] or 0)
+        path = workspace / f"{kind}-{seed}"
+        if not path.exists():
+            workspace.mkdir(parents=True, exist_ok=True)
+            write_seeded(path, seed=seed, small=kind == "small")
+        checkpoint = open_checkpoint(path, name=kind, source=f"{kind}:{seed}")
+    elif Path(model).is_dir():
+        checkpoint = open_checkpoint(Path(model))
+    elif _HUB_ID.fullmatch(model) and not model.startswith("."):
+        from sdturbo_export.hub import download
+
+        path = download(model, revision=revision, accept_license=accept_license, ask=ask)
+        checkpoint = open_checkpoint(path, name=model.split("/")[1], source=model, revision=path.name)
+    elif "/" in model or model.startswith("."):
+        raise CheckpointError(model, ["there is no such directory, and it is no Hub id (owner/name)"])
+    else:
+        raise InvalidRequest(
+            f"Unknown model {model!r}; expected small, seeded, a checkpoint's directory, or a Hub id such as"
+            " stabilityai/sd-turbo."
+        )
+    return dataclasses.replace(checkpoint, loras=tuple(loras))

@@ -1,0 +1,118 @@
+"""Is a bundle still what it says it is? Golden picture on every backend; with its checkpoint, every stage and picture
+against PyTorch and diffusers' own pipelines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdturbo import Pipeline, backends
+from sdturbo.backends import Backend
+from sdturbo.bundle import Bundle
+from sdturbo.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from sdturbo_export.checkpoint import Checkpoint
+
+# what is compared with diffusers: (num_inference_steps, strength or None for text-to-image)
+REQUESTS = ((1, None), (2, None), (3, None), (4, None), (1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))
+MIN_PSNR, MAX_OFF = 50.0, 2  # dB and pixel values, fp32 on uint8
+PROMPT, SEED = "a lighthouse on a cliff, 灯台, evening", 7
+
+Line = dict[str, Any]
+
+
+def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Line]:
+    """Check after check, as {what, ok, found, expected}. The bundle's hashes were checked when it was loaded."""
+    yield _line("files", True, f"{len(bundle.files)} files whole and unaltered", "sha256 of bundle.json")
+    if checkpoint is not None:
+        hashes = checkpoint.hashes()
+        yield _line(
+            "checkpoint", hashes == dict(bundle.model["weights"]), checkpoint.source, "the weights the bundle was made from"
+        )
+    for backend in _backends():
+        yield _golden(bundle, backend)
+        if checkpoint is not None:
+            yield from _stages(bundle, checkpoint, backend)
+    if checkpoint is not None:
+        yield from compare_with_diffusers(bundle, checkpoint)
+
+
+def _backends() -> Iterator[Backend]:
+    for name in backends.AUTO_ORDER:
+        for precision in ("fp32", "bf16"):
+            try:
+                yield backends.connect(name, precision=precision)
+            except BackendUnavailable:
+                continue  # `sdturbo doctor` says why
+
+
+def _golden(bundle: Bundle, backend: Backend) -> Line:
+    golden = bundle.golden
+    pipe = Pipeline(bundle, backend, image_to_image=False)
+    result = pipe(golden.prompt, seed=golden.seed, num_inference_steps=golden.num_inference_steps, output_type="np")
+    with Image.open(bundle.path / golden.image) as image:
+        distance, _ = _difference(result.images[0], np.asarray(image))
+    what = f"golden picture, {backend.name} {backend.precision}"
+    return _line(what, distance >= golden.min_psnr, f"{distance:.1f} dB", f">= {golden.min_psnr:.0f} dB")
+
+
+def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
+    from sdturbo_export.parity import BOUNDS, stage_parity
+    from sdturbo_export.stages import PLANS
+
+    bound = BOUNDS[backend.precision]
+    with tempfile.TemporaryDirectory() as workspace:
+        for plan in PLANS:
+            graphs = {size: bundle.graph(plan.name, size) for size in bundle.batch_sizes}
+            distance = stage_parity(plan, checkpoint, graphs, backend, Path(workspace))
+            what = f"{plan.name} against PyTorch, {backend.name} {backend.precision}"
+            yield _line(what, distance <= bound, f"relative L2 {distance:.1e}", f"<= {bound:.0e}")
+
+
+def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
+    """The requests of `REQUESTS` in fp32 against StableDiffusionPipeline and StableDiffusionImg2ImgPipeline."""
+    from sdturbo_export.diffusers_reference import draw
+
+    start = _start_image(bundle)
+    expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
+    for name in backends.AUTO_ORDER:
+        if backends.unavailable(name):
+            continue
+        pipe = Pipeline(bundle, backends.connect(name, precision="fp32"))
+        for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
+            image = start if strength is not None else None
+            result = pipe(
+                PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np"
+            )
+            distance, off = _difference(result.images[0], picture)
+            kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
+            yield _line(
+                f"diffusers' picture, {steps} steps, {kind}, {name} fp32",
+                distance >= MIN_PSNR and off <= MAX_OFF,
+                f"{distance:.1f} dB, largest difference {off}",
+                f">= {MIN_PSNR:.0f} dB, <= {MAX_OFF}",
+            )
+
+
+def _start_image(bundle: Bundle) -> Image.Image:
+    """A picture to start from: smooth colours, larger than the frame, so that it is resized."""
+    noise = np.random.default_rng(SEED).integers(0, 256, (12, 16, 3), np.uint8)
+    return Image.fromarray(noise).resize((bundle.width + 128, bundle.height + 64), Image.Resampling.BICUBIC)
+
+
+def _difference(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, int]:
+    """(PSNR in dB, largest difference of a value) of two uint8 pictures."""
+    difference = found.astype(np.int64) - expected
+    error = float(np.mean(difference**2))
+    return (float("inf") if error == 0 else float(10 * np.log10(255**2 / error))), int(np.abs(difference).max())
+
+
+def _line(what: str, ok: bool, found: str, expected: str) -> Line:
+    return {"what": what, "ok": bool(ok), "found": found, "expected": expected}
