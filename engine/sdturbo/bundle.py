@@ -97,9 +97,11 @@ class Bundle:
     def load(cls, path: str | Path) -> Bundle:
         """Read and validate the bundle at `path`. Raises BundleError with all faults."""
         root = Path(path)
-        manifest = _read_manifest(root)
         faults: list[str] = []
-        bundle = _parse(root, manifest, faults)
+        try:
+            bundle = _parse(root, _read_manifest(root), faults)
+        except RecursionError as error:
+            raise BundleError(root, [f"{MANIFEST} cannot be read: it is nested too deeply"]) from error
         if bundle is None:
             raise BundleError(root, faults)
         faults += bundle._file_faults()
@@ -124,7 +126,12 @@ class Bundle:
         root = self.path.resolve()
         for name, (_, size) in self.files.items():
             file = self.path / name
-            if not file.is_file():
+            try:
+                found = file.is_file()
+            except OSError as error:
+                faults.append(f"{name} cannot be read: {error}")
+                continue
+            if not found:
                 faults.append(f"{name} is missing")
             elif not file.resolve().is_relative_to(root):
                 faults.append(f"{name} leads out of the bundle, to {file.resolve()}")
@@ -160,15 +167,20 @@ class Bundle:
 
 def identity(manifest: Mapping[str, Any]) -> str:
     """The bundle id: 16 hex digits over what decides the pictures. The same model and graphs give the same id."""
-    graphs = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith("onnx/")}
-    kept = {key: manifest[key] for key in ("format", "model", "precision", "batch_sizes", "schedule", "stages")}
-    text = json.dumps({**kept, "graphs": graphs}, sort_keys=True, separators=(",", ":"))
+    used = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(("onnx/", TOKENIZER))}
+    keys = ("format", "model", "precision", "image", "batch_sizes", "schedule", "stages")
+    kept = {key: manifest[key] for key in keys}
+    text = json.dumps({**kept, "files": used}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_manifest(root: Path) -> Json:
     file = root / MANIFEST
-    if not root.is_dir():
+    try:
+        found = root.is_dir()
+    except OSError as error:
+        raise BundleError(root, [f"it cannot be opened: {error}"]) from error
+    if not found:
         raise BundleError(root, ["there is no such directory; `make engines` builds one and prints its path"])
     if not file.is_file():
         raise BundleError(root, [f"it holds no {MANIFEST}; point at the directory that `sdturbo-export build` wrote"])
@@ -182,7 +194,9 @@ def _read_manifest(root: Path) -> Json:
     if revision > FORMAT:
         raise BundleError(
             root,
-            [f"its format is {revision}, this sdturbo reads up to {FORMAT}: upgrade sdturbo, or build the bundle again"],
+            [
+                f"its format is {revision}, this sdturbo reads up to {FORMAT}: upgrade sdturbo, or build the bundle again"
+            ],
         )
     return cast("Json", manifest)
 
@@ -217,13 +231,18 @@ def _parse(root: Path, manifest: Json, faults: list[str]) -> Bundle | None:
         faults.append(f"batch_sizes is {list(batch_sizes)}, expected whole numbers from 1")
     stages = _parse_stages(top.get("stages", dict, {}), batch_sizes, files, faults)
     schedule = _parse_schedule(top.get("schedule", dict, {}), faults)
+    height, width = image.get("height", int, 0), image.get("width", int, 0)
+    if "decoder" in stages and [one.shape for one in stages["decoder"].outputs] != [("B", height, width, 3)]:
+        faults.append(f"stages.decoder: the output is not one picture of {height}x{width}, as image says")
+    model = top.get("model", dict, {})
+    _Fields(model, "model", faults).get("name", str, "")
     bundle = Bundle(
         path=root,
         bundle_id=top.get("bundle_id", str, ""),
-        model=top.get("model", dict, {}),
+        model=model,
         precision=top.get("precision", str, ""),
-        height=image.get("height", int, 0),
-        width=image.get("width", int, 0),
+        height=height,
+        width=width,
         batch_sizes=tuple(sorted(batch_sizes)) if not faults else (),
         schedule=schedule,
         stages=stages,
@@ -270,7 +289,7 @@ def _parse_stages(
         declared = fields.get("graphs", dict, {})
         for size in batch_sizes:
             graph = declared.get(str(size))
-            if graph not in files:
+            if not isinstance(graph, str) or graph not in files:
                 faults.append(f"stages.{name}: no listed graph for batch size {size} (found {graph!r})")
             else:
                 graphs[size] = graph
@@ -287,7 +306,9 @@ def _parse_tensors(data: list[Any], where: str, faults: list[str]) -> tuple[Tens
     specs: list[TensorSpec] = []
     for entry in data:
         fields = _Fields(entry, where, faults)
-        spec = TensorSpec(fields.get("name", str, ""), fields.get("dtype", str, ""), tuple(fields.get("shape", list, [])))
+        spec = TensorSpec(
+            fields.get("name", str, ""), fields.get("dtype", str, ""), tuple(fields.get("shape", list, []))
+        )
         if spec.dtype not in DTYPES:
             faults.append(f"{where}: {spec.name} has dtype {spec.dtype!r}, expected one of {', '.join(DTYPES)}")
         if any(size != "B" and (not isinstance(size, int) or size < 1) for size in spec.shape):

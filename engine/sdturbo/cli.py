@@ -129,11 +129,15 @@ def info(bundle: Path | None, as_json: bool) -> None:
         return
     loras = ", ".join(f"{lora['file']} x {lora['scale']:g}" for lora in found.model.get("loras", []))
     click.echo(f"{found.path}: bundle {found.bundle_id}, whole and unaltered")
-    click.echo(f"model      {found.model.get('name')} from {found.model.get('source')}{f' with {loras}' if loras else ''}")
+    click.echo(
+        f"model      {found.model.get('name')} from {found.model.get('source')}{f' with {loras}' if loras else ''}"
+    )
     click.echo(f"pictures   {found.width}x{found.height}, batch sizes {', '.join(map(str, found.batch_sizes))}")
     click.echo(f"precision  {found.precision}, {size / 1e6:.0f} MB in {len(found.files)} files")
     for name, parity in found.parity.items():
-        click.echo(f"parity     {name}: relative L2 {parity['relative_l2']:.1e} to PyTorch (bound {parity['bound']:.0e})")
+        click.echo(
+            f"parity     {name}: relative L2 {parity['relative_l2']:.1e} to PyTorch (bound {parity['bound']:.0e})"
+        )
 
 
 @cli.command(epilog="Example:\n\n  sdturbo doctor")

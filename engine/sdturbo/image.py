@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,25 @@ def to_pixels(image: ImageInput, height: int, width: int) -> NDArray[np.uint8]:
     Source: diffusers `VaeImageProcessor` (resize_mode "default") and `load_image`.
     """
     if isinstance(image, (str, os.PathLike)):
-        picture = _open(Path(image))
-    elif isinstance(image, Image.Image):
-        picture = image
-    elif isinstance(image, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+        with _open(Path(image)) as picture:
+            return _frame(picture, height, width)
+    if isinstance(image, Image.Image):
+        return _frame(image, height, width)
+    if isinstance(image, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InvalidRequest(
                 f"Got an image array of dtype {image.dtype} and shape {image.shape}; expected uint8 (height, width, 3)"
                 " with values 0-255. Convert it, or pass a PIL image."
             )
-        picture = Image.fromarray(np.ascontiguousarray(image))
-    else:
-        raise InvalidRequest(
-            f"Got an image of type {type(image).__name__}; expected a PIL image, a uint8 array (H, W, 3) or a path."
-        )
+        return _frame(Image.fromarray(np.ascontiguousarray(image)), height, width)
+    raise InvalidRequest(
+        f"Got an image of type {type(image).__name__}; expected a PIL image, a uint8 array (H, W, 3) or a path."
+    )
+
+
+def _frame(picture: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    if 0 in picture.size:
+        raise InvalidRequest(f"The image has {picture.width}x{picture.height} pixels; expected at least one.")
     if picture.width * picture.height > MAX_PIXELS:
         raise InvalidRequest(
             f"The image has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS / 1e6:.0f} megapixels are"
@@ -48,7 +52,9 @@ def to_pixels(image: ImageInput, height: int, width: int) -> NDArray[np.uint8]:
         )
     try:
         picture = _to_rgb(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError) as error:
+    except InvalidRequest:
+        raise
+    except Exception as error:  # Pillow's decoders also raise RuntimeError, struct.error and others
         raise InvalidRequest(f"The image cannot be decoded: {error}. Is the file complete?") from error
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
@@ -57,15 +63,13 @@ def to_pixels(image: ImageInput, height: int, width: int) -> NDArray[np.uint8]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked by the caller
-            return Image.open(path)
+        return Image.open(path)
     except Image.DecompressionBombError as error:
         raise InvalidRequest(f"{path}: {error}. At most {MAX_PIXELS / 1e6:.0f} megapixels are accepted.") from error
     except UnidentifiedImageError as error:
         raise InvalidRequest(f"{path} is not an image that Pillow can read (PNG, JPEG, WebP, …).") from error
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"Cannot open the image {path}: {error}.") from error
+    except Exception as error:  # Pillow's decoders also raise RuntimeError, struct.error and others
+        raise InvalidRequest(f"Cannot open the image {path}: {error}. Is the file complete?") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -91,5 +95,5 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     try:
         with atomic_write(path) as file:
             image.save(file, format="PNG", pnginfo=text)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path without a name, a picture without pixels
         raise InvalidRequest(f"Cannot write {path}: {error}. Choose another output path or free some space.") from error

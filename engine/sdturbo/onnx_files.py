@@ -11,9 +11,10 @@ from pathlib import Path
 
 # message -> {field number: message it contains}; everything else is skipped
 _CHILDREN = {
-    "model": {7: "graph", 25: "function"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node"},
+    "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
@@ -45,6 +46,8 @@ def _submessages(data: bytes, position: int, end: int) -> Iterator[tuple[int, in
     """(field number, start, end) of each length-delimited field between `position` and `end`."""
     while position < end:
         tag, position = _varint(data, position, end)
+        if not 0 < tag >> 3 < 2**29:  # other parsers drop the high bits and see another field
+            raise ValueError(f"field number {tag >> 3} is out of range")
         wire = tag & 7
         if wire == _VARINT:
             _, position = _varint(data, position, end)

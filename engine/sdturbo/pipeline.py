@@ -113,6 +113,7 @@ class Pipeline:
             for size in bundle.batch_sizes
             if image_to_image or name != "encoder"
         }
+        self._image_to_image = image_to_image
         self._latents_shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
         self._prompt_cache: OrderedDict[bytes, F32] = OrderedDict()
         self._prompt_lock = threading.Lock()
@@ -134,7 +135,7 @@ class Pipeline:
 
         image: start from this picture (PIL, uint8 (H, W, 3) array, or path), resized to the frame. strength: how much of
         it is drawn anew, 0 to 1; int(num_inference_steps·strength) steps run, as in diffusers. None means 0.5, or 1.0
-        with one step. num_inference_steps: 1 to 4.
+        with one step. num_inference_steps: 1 to 4. num_images_per_prompt: 1 to 1000.
         seed: image i of the call takes seed + i, or its own from a list with one for each image; 0 to 2⁶⁴−1. The noise
         equals torch.randn((1, 4, H/8, W/8)) on a CPU generator with that seed; image i equals the same seed drawn alone.
         latents: text-to-image noise to use instead, float32 (N, 4, H/8, W/8), standard normal as in diffusers.
@@ -143,13 +144,15 @@ class Pipeline:
         """
         prompts = request.check_prompts(prompt)
         steps = request.check_count(num_inference_steps, "num_inference_steps", len(self._step_counts))
-        per_prompt = request.check_count(num_images_per_prompt, "num_images_per_prompt")
+        per_prompt = request.check_count(num_images_per_prompt, "num_images_per_prompt", request.MAX_IMAGES)
         seeds = request.check_seeds(seed, len(prompts) * per_prompt)
         output_type = request.check_output_type(output_type)
         rows = self.bundle.steps(steps)
         if image is not None:
             if latents is not None:
                 raise InvalidRequest("Got both image and latents; image-to-image draws its own noise from the seed.")
+            if not self._image_to_image:
+                raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
             strength = request.check_strength(strength, steps)
             rows = rows[request.first_step(steps, strength) :]
         elif strength is not None:
@@ -158,9 +161,6 @@ class Pipeline:
 
         with clock.part("tokenizer"):
             tokens = [self._tokenizer(text) for text in prompts]
-        with clock.part("text_encoder"):
-            embeds = self.encode_prompts(tokens)
-        prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
         if image is None:
             with clock.part("noise"):
                 x = self.prepare_latents(seeds, latents)
@@ -171,6 +171,9 @@ class Pipeline:
                 noises = self.prepare_image_noise(seeds)
             with clock.part("encoder"):
                 x = self.encode_image(pixels, noises, rows[0])
+        with clock.part("text_encoder"):
+            embeds = self.encode_prompts(tokens)
+        prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
         for step in rows:
             with clock.part("denoiser"):
                 x = self.denoise(x, prompt_embeds, step)
@@ -197,7 +200,9 @@ class Pipeline:
             bundle_id=self.bundle.bundle_id,
         )
 
-    async def generate_async(self, prompt: str | Sequence[str], image: ImageInput | None = None, **options: Any) -> Result:
+    async def generate_async(
+        self, prompt: str | Sequence[str], image: ImageInput | None = None, **options: Any
+    ) -> Result:
         """The same call on a worker thread. Cancelling the task stops the work before its next stage."""
         stop = threading.Event()
         outer: CancelToken | None = options.pop("cancel", None)
@@ -230,8 +235,12 @@ class Pipeline:
         if latents is None:
             latents = np.concatenate([TorchGenerator(seed).randn(self._latents_shape) for seed in seeds])
         expected = (len(seeds), *self._latents_shape[1:])
+        if not isinstance(latents, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"Got latents of type {type(latents).__name__}; expected a float32 array {expected}.")
         if latents.shape != expected or latents.dtype != np.float32:
             raise InvalidRequest(f"Got latents {latents.dtype} {latents.shape}; expected float32 {expected}.")
+        if not np.isfinite(latents).all():
+            raise InvalidRequest("Got latents with non-finite values; expected standard normals.")
         return latents * np.float32(self.bundle.schedule[0].sigma)
 
     def prepare_image_noise(self, seeds: Sequence[int]) -> tuple[F32, F32]:
@@ -242,8 +251,6 @@ class Pipeline:
 
     def encode_image(self, pixels: NDArray[np.uint8], noises: tuple[F32, F32], step: int) -> F32:
         """Latents of a picture with the noise of row `step` added: float32 (N, 4, H/8, W/8)."""
-        if ("encoder", self.bundle.batch_sizes[0]) not in self._sessions:
-            raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
         posterior_noise, noise = noises
         count = len(noise)
         inputs = {"image": [pixels[0]] * count, "posterior_noise": posterior_noise, "noise": noise}
@@ -316,5 +323,3 @@ def _require_finite(values: F32, who: str) -> None:
             f"The {who} produced {np.count_nonzero(~np.isfinite(values))} non-finite values of {values.size}; no picture"
             " was made from them. Use another precision, or `sdturbo-export verify`."
         )
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import SupportsIndex, cast
@@ -10,6 +11,7 @@ from sdturbo.bundle import MAX_STEPS
 from sdturbo.errors import InvalidRequest
 
 MAX_SEED = 2**64 - 1
+MAX_IMAGES = 1000  # a prompt, a call
 OUTPUT_TYPES = ("pil", "np", "latent")
 
 Seeds = SupportsIndex | Sequence[SupportsIndex]
@@ -19,7 +21,9 @@ def check_prompts(prompt: object) -> list[str]:
     """One prompt or several, as a list. An empty string is a prompt; an empty list is not."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not prompts:
-        raise InvalidRequest(f"Got a prompt of type {type(prompt).__name__}: {prompt!r:.80}; expected text or a list of it.")
+        raise InvalidRequest(
+            f"Got a prompt of type {type(prompt).__name__}: {prompt!r:.80}; expected text or a list of it."
+        )
     for i, one in enumerate(cast("Sequence[object]", prompts)):
         if not isinstance(one, str):
             raise InvalidRequest(f"Got prompt[{i}] of type {type(one).__name__}: {one!r:.80}; expected text.")
@@ -37,7 +41,9 @@ def check_seeds(seed: object, count: int) -> list[int]:
         seeds = [first + i for i in range(count)]
     for value in seeds:
         if not 0 <= value <= MAX_SEED:
-            raise InvalidRequest(f"Got seed {value}; expected 0 to 2**64 - 1, for every image (image i takes seed + i).")
+            raise InvalidRequest(
+                f"Got seed {value}; expected 0 to 2**64 - 1, for every image (image i takes seed + i)."
+            )
     return seeds
 
 
@@ -50,9 +56,9 @@ def check_count(value: object, name: str, most: int | None = None) -> int:
 
 
 def check_output_type(value: object) -> str:
-    if value not in OUTPUT_TYPES:
+    if not isinstance(value, str) or value not in OUTPUT_TYPES:
         raise InvalidRequest(f"Got output_type={value!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
-    return cast("str", value)
+    return value
 
 
 def first_step(num_inference_steps: int, strength: float) -> int:
@@ -66,9 +72,9 @@ def first_step(num_inference_steps: int, strength: float) -> int:
         options = [f"strength >= {least:g} with num_inference_steps={num_inference_steps}"]
         more = next((n for n in range(1, MAX_STEPS + 1) if int(n * strength) >= 1), None)
         if more:
-            options.append(f"num_inference_steps={more} with strength={strength:g}")
+            options.append(f"num_inference_steps={more} with strength={strength}")
         raise InvalidRequest(
-            f"int(num_inference_steps·strength) = int({num_inference_steps}·{strength:g}) = 0: no step would run."
+            f"int(num_inference_steps·strength) = int({num_inference_steps}·{strength}) = 0: no step would run."
             f" Use {' or '.join(options)}."
         )
     return num_inference_steps - run
@@ -78,15 +84,19 @@ def check_strength(value: object, num_inference_steps: int) -> float:
     """A strength in (0, 1]; None means 0.5, or as much as lets one step run (1.0 for one step)."""
     if value is None:
         return max(0.5, 1 / num_inference_steps)
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise InvalidRequest(f"Got strength={value!r}; expected a number from 0 to 1.")
-    strength = float(cast("float", value))
+    try:
+        strength = math.nan if isinstance(value, (bool, str, bytes)) else float(cast("float", value))
+    except (TypeError, ValueError, OverflowError):
+        strength = math.nan
     if not 0 <= strength <= 1:  # refuses NaN too
-        raise InvalidRequest(f"Got strength={strength}; expected a number from 0 to 1.")
+        raise InvalidRequest(f"Got strength={value!r:.80}; expected a number from 0 to 1.")
     return strength
 
 
 def _integer(value: object, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}; expected a whole number.")
-    return operator.index(cast("SupportsIndex", value))
+    try:
+        if not isinstance(value, bool):
+            return operator.index(cast("SupportsIndex", value))
+    except TypeError:  # numpy arrays have __index__ whatever they hold
+        pass
+    raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}; expected a whole number.")

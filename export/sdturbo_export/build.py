@@ -33,7 +33,14 @@ from sdturbo_export.stages import PLANS, StagePlan, example_inputs
 from sdturbo_export.tokenizer_files import tokenizer_json
 
 PRECISION = "fp32"
-_PARTS = [("hash the weights", 4), ("text_encoder", 12), ("denoiser", 55), ("decoder", 35), ("encoder", 20), ("bundle", 4)]
+_PARTS = [
+    ("hash the weights", 4),
+    ("text_encoder", 12),
+    ("denoiser", 55),
+    ("decoder", 35),
+    ("encoder", 20),
+    ("bundle", 4),
+]
 
 
 def build(
@@ -46,7 +53,7 @@ def build(
 ) -> Bundle:
     """Export `checkpoint` to the bundle directory `out` and return it; an older bundle there is replaced at the end.
 
-    batch_sizes: static batch sizes to hold. store: where finished stages are kept for the next build, by default
+    batch_sizes: static batch sizes to hold. store: where finished stages are noted for the next build, by default
     `.stages` beside `out`. say: takes lines of progress.
     A stage whose inputs did not change is taken from the store. Whatever stops the build, `out` is whole or untouched.
     Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
@@ -74,8 +81,10 @@ def build(
         with progress.part("bundle"):
             partial = out.with_name(f".{out.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            write_bundle(partial, checkpoint, hashes, stages, golden.picture(), PRECISION)
+            write_bundle(partial, checkpoint, hashes, stages, golden.picture(), PRECISION, replaces=out)
             _publish(partial, out)
+            for stage in stages.values():
+                stage_store.hand_over(stage, out / "onnx")
             return Bundle.load(out)
 
 
@@ -93,7 +102,9 @@ def _export_stage(
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         backend = backends.connect("onnxruntime")
         with tempfile.TemporaryDirectory(dir=store) as workspace:
-            output = engine_output(plan, checkpoint, partial / graphs[golden.batch_size], inputs, backend, Path(workspace))
+            output = engine_output(
+                plan, checkpoint, partial / graphs[golden.batch_size], inputs, backend, Path(workspace)
+            )
             others = {size: partial / name for size, name in graphs.items() if size != golden.batch_size}
             distance = max(
                 relative_l2(output, expected), stage_parity(plan, checkpoint, others, backend, Path(workspace))
@@ -137,9 +148,7 @@ def _golden_ids(checkpoint: Checkpoint) -> NDArray[np.int64]:
     return PromptTokenizer(text)(GOLDEN.prompt).input_ids
 
 
-def _golden_output(
-    plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, golden: GoldenRun
-) -> NDArray[Any]:
+def _golden_output(plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, golden: GoldenRun) -> NDArray[Any]:
     """The stage's output for the golden request: stored if its inputs are the same, else computed."""
     if stored.inputs_sha256 == golden.digest(plan.name):
         return stored.output()

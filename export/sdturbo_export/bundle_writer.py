@@ -45,12 +45,19 @@ def write_bundle(
     stages: Mapping[str, StoredStage],
     picture: NDArray[np.uint8],
     precision: str,
+    *,
+    replaces: Path,
 ) -> None:
-    """Fill the new `directory` with a complete bundle. picture: the golden one, uint8 (H, W, 3)."""
+    """Fill the new `directory` with a complete bundle that will replace `replaces`.
+
+    picture: the golden one, uint8 (H, W, 3).
+    """
     (directory / "onnx").mkdir(parents=True)
     for stored in stages.values():
+        # a file of another bundle is copied: onnx refuses weights with several hard links
+        ours = stored.path in (stored.note.resolve(), (replaces / "onnx").resolve())
         for name in stored.files:
-            _link_or_copy(stored.path / name, directory / "onnx" / name)
+            (_link_or_copy if ours else shutil.copyfile)(stored.path / name, directory / "onnx" / name)
     vocabulary = checkpoint.path / "tokenizer"
     text = tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt")
     (directory / TOKENIZER).write_text(text, encoding="utf-8")
@@ -60,7 +67,11 @@ def write_bundle(
 
 
 def _write_manifest(
-    directory: Path, checkpoint: Checkpoint, hashes: Mapping[str, str], stages: Mapping[str, StoredStage], precision: str
+    directory: Path,
+    checkpoint: Checkpoint,
+    hashes: Mapping[str, str],
+    stages: Mapping[str, StoredStage],
+    precision: str,
 ) -> None:
     known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
     files: dict[str, dict[str, Any]] = {}
@@ -122,7 +133,9 @@ def _write_licence(directory: Path, checkpoint: Checkpoint) -> None:
         (directory / "LICENSE.md").write_text(STABILITY_TERMS, encoding="utf-8")
     notice = checkpoint.path / "NOTICE"
     text = notice.read_text(encoding="utf-8") if notice.is_file() else STABILITY_NOTICE if stability else ""
-    (directory / "NOTICE").write_text(f"{text}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8")
+    (directory / "NOTICE").write_text(
+        f"{text}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8"
+    )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -90,7 +90,9 @@ def open_checkpoint(
     index = _read_json(path / "model_index.json", faults)
     configs = {c: _read_json(path / c / "config.json", faults) for c in COMPONENTS}
     configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json", faults)
-    faults += [f"tokenizer/{n} is missing" for n in ("vocab.json", "merges.txt") if not (path / "tokenizer" / n).is_file()]
+    faults += [
+        f"tokenizer/{n} is missing" for n in ("vocab.json", "merges.txt") if not (path / "tokenizer" / n).is_file()
+    ]
     if faults:
         raise CheckpointError(path, faults)
     faults += _family_faults(index, configs)
@@ -219,7 +221,9 @@ def _tensor_faults(path: Path, component: str, config: Mapping[str, Any], names:
         ("tensors that are not F32, F16 or BF16", kinds),
     ):
         if items:
-            shown = "; ".join(items[:_MAX_LISTED]) + (f"; and {len(items) - _MAX_LISTED} more" if items[_MAX_LISTED:] else "")
+            shown = "; ".join(items[:_MAX_LISTED]) + (
+                f"; and {len(items) - _MAX_LISTED} more" if items[_MAX_LISTED:] else ""
+            )
             faults.append(f"{component}: {len(items)} {what}: {shown}")
     return faults
 

@@ -48,7 +48,9 @@ def cli() -> None:
 @click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
 @click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, safetensors; repeatable.")
-@click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable.")
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable."
+)
 @workspace_option
 @json_option
 def build(
@@ -73,7 +75,11 @@ def build(
         model, workspace / "checkpoints", revision=revision, accept_license=accept_license, ask=ask, loras=parsed
     )
     bundle = build_bundle(
-        checkpoint, out, batch_sizes=batch_sizes, store=workspace / "stages", say=lambda line: click.echo(line, err=True)
+        checkpoint,
+        out,
+        batch_sizes=batch_sizes,
+        store=workspace / "stages",
+        say=lambda line: click.echo(line, err=True),
     )
     if as_json:
         print_json({"path": str(out), "bundle_id": bundle.bundle_id, "parity": dict(bundle.parity)})
@@ -136,7 +142,9 @@ def verify(
 
 
 def _require_torch(what: str) -> None:
-    missing = [name for name in ("torch", "diffusers", "transformers", "onnx") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("torch", "diffusers", "transformers", "onnx") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise BackendUnavailable(
             f"`sdturbo-export {what}` needs {', '.join(missing)}, not installed here; `pip install 'sdturbo[export]'`."

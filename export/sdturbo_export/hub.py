@@ -16,9 +16,9 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import validate_repo_id
+
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
-
 from sdturbo_export.errors import BuildError, CheckpointError, LicenceNotAccepted
 
 SD_TURBO = "stabilityai/sd-turbo"

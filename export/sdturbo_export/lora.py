@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from sdturbo.errors import InvalidRequest
 
+from sdturbo.errors import InvalidRequest
 from sdturbo_export.errors import CheckpointError
 
 Weights = Mapping[str, dict[str, torch.Tensor]]

@@ -31,7 +31,9 @@ SMALL = {
     },
     "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1},
 }
-LICENCE = "The weights of this checkpoint are pseudo-random numbers drawn by sdturbo; they are licensed under Apache-2.0.\n"
+LICENCE = (
+    "The weights of this checkpoint are pseudo-random numbers drawn by sdturbo; they are licensed under Apache-2.0.\n"
+)
 
 
 def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = False) -> Path:

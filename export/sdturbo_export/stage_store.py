@@ -1,4 +1,7 @@
-"""Finished stages, by the hash of everything they were made from: an interrupted or repeated build picks them up."""
+"""Finished stages, by the hash of everything they were made from: an interrupted or repeated build picks them up.
+
+A stage's graphs and weights lie in the store until a bundle holds them; then the store keeps a note of where they are.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.files import sha256_file
+from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.stages import StagePlan
 
@@ -28,20 +31,21 @@ _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
 @dataclass(frozen=True, slots=True)
 class StoredStage:
-    """A directory with the stage's graphs and weights. files: name -> (sha256, size). parity: relative L2 to PyTorch.
+    """`path` holds the stage's graphs and weights, `note` is its entry in the store.
 
-    `inputs_sha256` tells for which inputs `output` (see `golden`) was computed.
+    files: name -> (sha256, size). parity: relative L2 to PyTorch. inputs_sha256: the inputs `output` was computed for.
     """
 
     path: Path
+    note: Path
     graphs: Mapping[int, str]
     files: Mapping[str, tuple[str, int]]
     parity: float
     inputs_sha256: str
 
     def output(self) -> NDArray[Any]:
-        """The stage's output for the golden request's inputs."""
-        return np.load(self.path / OUTPUT, allow_pickle=False)
+        """The stage's output for the golden request's inputs (see `golden`)."""
+        return np.load(self.note / OUTPUT, allow_pickle=False)
 
 
 def stage_key(
@@ -66,19 +70,20 @@ def stage_key(
 
 def find(store: Path, key: str) -> StoredStage | None:
     """The stored stage if it is there and whole; a damaged one is removed."""
-    path = store / key
+    path = store / key  # the note
     try:
         data = json.loads((path / MANIFEST).read_bytes())
         stage = StoredStage(
+            Path(data["files_at"]),
             path,
             {int(size): name for size, name in data["graphs"].items()},
             {name: (entry["sha256"], entry["size"]) for name, entry in data["files"].items()},
             data["parity"],
             data["inputs_sha256"],
         )
-        names = [*stage.files, OUTPUT]
+        paths = [*(stage.path / name for name in stage.files), path / OUTPUT]
         digests = [*(digest for digest, _ in stage.files.values()), data["output_sha256"]]
-        whole = [sha256_file(path / name) for name in names] == digests
+        whole = [sha256_file(one) for one in paths] == digests
     except (OSError, ValueError, KeyError):
         whole = False
     if whole:
@@ -101,6 +106,7 @@ def publish(
     found = {file.name: (sha256_file(file), file.stat().st_size) for file in sorted(partial.iterdir())}
     np.save(partial / OUTPUT, output, allow_pickle=False)
     data = {
+        "files_at": str((store / key).resolve()),
         "graphs": {str(size): name for size, name in graphs.items()},
         "files": {name: {"sha256": digest, "size": size} for name, (digest, size) in found.items()},
         "parity": parity,
@@ -110,4 +116,13 @@ def publish(
     (partial / MANIFEST).write_text(json.dumps(data, indent=1))
     shutil.rmtree(store / key, ignore_errors=True)
     partial.replace(store / key)
-    return StoredStage(store / key, graphs, found, parity, inputs_sha256)
+    return StoredStage(store / key, store / key, graphs, found, parity, inputs_sha256)
+
+
+def hand_over(stage: StoredStage, directory: Path) -> None:
+    """The stage's files lie in `directory` now, in a bundle: note it, and drop the store's own."""
+    data = json.loads((stage.note / MANIFEST).read_bytes()) | {"files_at": str(directory.resolve())}
+    with atomic_write(stage.note / MANIFEST) as file:
+        file.write(json.dumps(data, indent=1).encode())
+    for name in stage.files:
+        (stage.note / name).unlink(missing_ok=True)

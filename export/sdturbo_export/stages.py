@@ -54,7 +54,9 @@ class Denoiser(nn.Module):
 
     def __init__(self, unet: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.unet = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})  # the rewrite changes modules, not weights
+        self.unet = copy.deepcopy(
+            unet, {id(p): p for p in unet.parameters()}
+        )  # the rewrite changes modules, not weights
         tabulate_time(self.unet, [row.timestep for row in checkpoint.schedule.rows])
         self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
 
@@ -178,7 +180,9 @@ PLANS = (
 )
 
 
-def example_inputs(plan: StagePlan, checkpoint: Checkpoint, batch_size: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+def example_inputs(
+    plan: StagePlan, checkpoint: Checkpoint, batch_size: int, *, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Inputs of the stage with the statistics of a real run, drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     sigma_max = checkpoint.schedule.rows[0].sigma

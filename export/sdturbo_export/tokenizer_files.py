@@ -21,7 +21,11 @@ def write_vocabulary(directory: Path) -> None:
     """Write `vocab.json` and `merges.txt`, byte for byte as in SD-Turbo's `tokenizer` folder."""
     text = gzip.decompress(files("sdturbo_export").joinpath("configs/clip_merges.txt.gz").read_bytes()).decode()
     merges = text.split("\n")[1:-1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's byte symbols: these stand for themselves
+    printable = [
+        *range(33, 127),
+        *range(161, 173),
+        *range(174, 256),
+    ]  # GPT-2's byte symbols: these stand for themselves
     symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     words = [*symbols, *(s + "</w>" for s in symbols), *(m.replace(" ", "") for m in merges), BOS, EOS]
     vocabulary = {word: i for i, word in enumerate(words)}

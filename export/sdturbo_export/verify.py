@@ -34,7 +34,10 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
     if checkpoint is not None:
         hashes = checkpoint.hashes()
         yield _line(
-            "checkpoint", hashes == dict(bundle.model["weights"]), checkpoint.source, "the weights the bundle was made from"
+            "checkpoint",
+            hashes == dict(bundle.model["weights"]),
+            checkpoint.source,
+            "the weights the bundle was made from",
         )
     for backend in _backends():
         yield _golden(bundle, backend)
@@ -88,9 +91,7 @@ def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[L
         pipe = Pipeline(bundle, backends.connect(name, precision="fp32"))
         for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
             image = start if strength is not None else None
-            result = pipe(
-                PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np"
-            )
+            result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")
             distance, off = _difference(result.images[0], picture)
             kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
             yield _line(

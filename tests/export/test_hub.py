@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sdturbo.errors import InvalidRequest
 from sdturbo_export import hub
 from sdturbo_export.errors import LicenceNotAccepted

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sdturbo_export
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import sdturbo_export
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.lora import Lora, fuse, parse_lora
-from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModel
 
 Weights = dict[str, dict[str, torch.Tensor]]
 

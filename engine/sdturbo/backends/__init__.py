@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
 from sdturbo.bundle import Stage
-from sdturbo.errors import BackendUnavailable, InvalidRequest
+from sdturbo.errors import BackendUnavailable, BundleError, InvalidRequest
 
 log = logging.getLogger("sdturbo")
 
@@ -73,13 +73,19 @@ def connect(name: str, *, device: str = "cpu", precision: str | None = None, num
     Raises InvalidRequest for an unknown name or thread count, BackendUnavailable if it cannot run.
     """
     cpus = available_cpus()
-    if num_threads is not None and not 1 <= num_threads <= cpus:
-        raise InvalidRequest(f"Got num_threads={num_threads}; this machine has {cpus} CPUs, so expected 1 to {cpus}.")
+    if num_threads is not None and not (type(num_threads) is int and 1 <= num_threads <= cpus):
+        raise InvalidRequest(f"Got num_threads={num_threads!r}; this machine has {cpus} CPUs, so expected 1 to {cpus}.")
     if name != "auto":
         reason = unavailable(name)
         if reason:
             raise BackendUnavailable(f"The backend {name!r} cannot run here: {reason}")
-        return _module(name).connect(device=device, precision=precision, num_threads=num_threads)
+        try:
+            return _module(name).connect(device=device, precision=precision, num_threads=num_threads)
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"The backend {name!r} cannot run here: its library is installed but does not load ({error})."
+                " Install it again, or use another backend."
+            ) from error
     reasons: list[str] = []
     for candidate in AUTO_ORDER:
         try:
@@ -90,6 +96,14 @@ def connect(name: str, *, device: str = "cpu", precision: str | None = None, num
         log.info("backend %s %s on %s in %s", backend.name, backend.version, backend.device, backend.precision)
         return backend
     raise BackendUnavailable("No backend can run here:\n" + "\n".join(reasons))
+
+
+def check_tensors(graph: Path, stage: Stage, batch_size: int, found: Mapping[str, Sequence[int]]) -> None:
+    """Raise BundleError unless a compiled graph's tensors (name -> shape) are those that the bundle declares."""
+    declared = {spec.name: spec.shape_at(batch_size) for spec in (*stage.inputs, *stage.outputs)}
+    shapes = {name: tuple(shape) for name, shape in found.items()}
+    if shapes != declared:
+        raise BundleError(graph, [f"its tensors are {shapes}, but the bundle declares {declared}: build it again"])
 
 
 def available_cpus() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors
+from sdturbo.backends import Tensors, check_tensors
 from sdturbo.bundle import Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -66,6 +66,8 @@ class OpenVinoBackend:
             compiled = self._core.compile_model(str(graph), "CPU", self._config)
         except RuntimeError as error:
             raise BackendUnavailable(f"openvino {self.version} refuses {graph.name}: {error}") from error
+        found = {port.any_name: tuple(port.shape) for port in (*compiled.inputs, *compiled.outputs)}
+        check_tensors(graph, stage, batch_size, found)
         return OpenVinoSession(compiled, stage, batch_size)
 
 

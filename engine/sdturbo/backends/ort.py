@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors
+from sdturbo.backends import Tensors, check_tensors
 from sdturbo.bundle import Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -55,6 +55,8 @@ class OrtBackend:
             session = self._ort.InferenceSession(str(graph), self._options, providers=[PROVIDER])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendUnavailable(f"onnxruntime {self.version} refuses {graph.name}: {error}") from error
+        found = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+        check_tensors(graph, stage, batch_size, found)
         return OrtSession(session, stage, batch_size)
 
 

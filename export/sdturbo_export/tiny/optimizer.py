@@ -1,0 +1,82 @@
+"""Muon for the weights of convolutions and linear layers, AdamW for everything else.
+
+Muon: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. torch's own takes no convolution weights; like
+that of pytorch_optimizer 4.1 it iterates in bfloat16, which costs a CPU without such arithmetic fifteen times as much
+as float32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+NOT_MUON = ("conv_in", "conv_out")  # first and last layers, by the last part of their names
+
+
+class Muon(Optimizer):
+    """Steps along the orthogonal matrix nearest to each weight's momentum, (rows, ...) flattened to (rows, columns)."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """One step; weights of one shape are treated as one batch. There is no closure to evaluate again."""
+        if closure is not None:
+            raise ValueError("Muon evaluates no closure; call backward() before step()")
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike[weight.shape].append(weight)
+            for shape, weights in alike.items():
+                directions = orthogonal(torch.stack([self._nesterov(w, group["momentum"]) for w in weights]))
+                rows, columns = directions.shape[1:]
+                size = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for weight, direction in zip(weights, directions, strict=True):
+                    weight.sub_(direction.reshape(shape), alpha=size)
+
+    def _nesterov(self, weight: Tensor, momentum: float) -> Tensor:
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        average = state["momentum"].lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(average, momentum).flatten(1)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """(n, r, c) -> about U·Vᵀ of each U·S·Vᵀ: singular values between 0.7 and 1.2, but for those that are all but zero.
+
+    Newton-Schulz: X ← P·X, P = a + b·G + c·G², G = X·Xᵀ. P commutes with G, so that only G, of the shorter side, is
+    iterated, G ← P·G·P, and the product of all P is applied to X once.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    a, b, c = NEWTON_SCHULZ
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    gram, product = x @ x.mT, eye.expand(x.shape[0], -1, -1)
+    for _ in range(STEPS):
+        polynomial = a * eye + b * gram + c * gram @ gram
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    x = product @ x
+    return x.mT if tall else x
+
+
+def optimizers(module: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 2e-3) -> tuple[Muon, AdamW]:
+    """Both optimisers of a module: what is neither a first, last, embedding nor norm layer's weight is Muon's."""
+    matrices: list[nn.Parameter] = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and name.rpartition(".")[2] not in NOT_MUON:
+            matrices.append(layer.weight)
+    chosen = {id(weight) for weight in matrices}
+    rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+    return Muon(matrices, lr=muon_lr), AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)

@@ -1,0 +1,99 @@
+"""Whole pictures of the small checkpoint: against diffusers' own pipelines, and against themselves."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from sdturbo import Pipeline, backends
+from sdturbo.errors import BackendUnavailable
+from sdturbo_export.build import build
+from sdturbo_export.verify import compare_with_diffusers, verify_bundle
+
+BACKENDS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def pipes(small_bundle):
+    return {name: Pipeline.load(small_bundle.path, name, precision="fp32") for name in BACKENDS}
+
+
+@pytest.fixture(scope="module")
+def batched(small_checkpoint, store, tmp_path_factory):
+    """A bundle that holds batch sizes 1 and 2."""
+    return build(small_checkpoint, tmp_path_factory.mktemp("batched") / "b", batch_sizes=(1, 2), store=store)
+
+
+def test_every_request_equals_diffusers(small_bundle, small_checkpoint):
+    lines = list(compare_with_diffusers(small_bundle, small_checkpoint))
+    assert len(lines) == 16  # 8 requests on 2 backends
+    assert [line for line in lines if not line["ok"]] == []
+
+
+def test_verify_passes_on_every_backend_and_stage(small_bundle, small_checkpoint):
+    lines = list(verify_bundle(small_bundle, small_checkpoint))
+    assert [line for line in lines if not line["ok"]] == []
+    assert sum("against PyTorch, openvino" in line["what"] for line in lines) >= 4
+
+
+def test_verify_fails_on_another_checkpoint(small_bundle, small_checkpoint, tmp_path):
+    from sdturbo_export.checkpoint import open_checkpoint
+    from sdturbo_export.seeded import write_seeded
+
+    other = open_checkpoint(write_seeded(tmp_path / "other", small=True, seed=1))
+    failed = [line["what"] for line in verify_bundle(small_bundle, other) if not line["ok"]]
+    assert "checkpoint" in failed
+    assert any("denoiser against PyTorch" in what for what in failed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bf16_is_within_its_bound_or_refused(small_bundle, small_checkpoint, backend, tmp_path):
+    """On a CPU with bf16 instructions OpenVINO keeps the bound; elsewhere asking for bf16 is an error."""
+    from sdturbo_export.parity import BOUNDS, stage_parity
+    from sdturbo_export.stages import PLANS
+
+    try:
+        connected = backends.connect(backend, precision="bf16")
+    except BackendUnavailable as error:
+        assert "bf16" in str(error)
+        return
+    for plan in PLANS:
+        graphs = {1: small_bundle.graph(plan.name, 1)}
+        assert stage_parity(plan, small_checkpoint, graphs, connected, tmp_path) <= BOUNDS["bf16"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_of_a_batch_equals_the_same_seed_alone(batched, backend):
+    pipe = Pipeline.load(batched.path, backend, precision="fp32")
+    together = pipe("two foxes", num_images_per_prompt=3, seed=4, num_inference_steps=2, output_type="np").images
+    for i in range(3):
+        alone = pipe("two foxes", seed=4 + i, num_inference_steps=2, output_type="np").images[0]
+        assert np.array_equal(together[i], alone)
+
+
+def test_graphs_of_two_batch_sizes_share_their_weights(small_bundle, batched):
+    size = sum(file.stat().st_size for file in (small_bundle.path / "onnx").glob("*.weights"))
+    both = sum(file.stat().st_size for file in (batched.path / "onnx").glob("*.weights"))
+    assert both < size * 1.05
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_sharing_a_pipeline_draw_what_one_draws(pipes, backend):
+    requests = [{"prompt": f"prompt {i % 5}", "seed": i, "num_inference_steps": 1 + i % 2} for i in range(10)]
+
+    def draw(request):
+        return pipes[backend](**request, output_type="np").images[0]
+
+    expected = [draw(request) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(draw, requests))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_seeds_and_prompts_change_the_picture(pipes, backend):
+    pipe = pipes[backend]
+    first = pipe("a fox", seed=0, output_type="np").images[0]
+    assert np.array_equal(first, pipe("a fox", seed=0, output_type="np").images[0])
+    assert not np.array_equal(first, pipe("a fox", seed=1, output_type="np").images[0])
+    assert not np.array_equal(first, pipe("a boat at sea", seed=0, output_type="np").images[0])

@@ -1,0 +1,61 @@
+import json
+
+import onnx
+import pytest
+import torch
+
+from sdturbo_export.checkpoint import open_checkpoint
+from sdturbo_export.stages import PLANS, Denoiser, DenoiserReference, example_inputs
+
+
+def relative(found, expected):
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_time_tables_equal_diffusers_at_every_row(copied, prediction_type):
+    file = copied / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": prediction_type}))
+    checkpoint = open_checkpoint(copied)
+    unet = checkpoint.module("unet")
+    graph, reference = Denoiser(unet, checkpoint).eval(), DenoiserReference(unet, checkpoint).eval()
+    inputs = example_inputs(PLANS[1], checkpoint, 2)
+    for row in range(len(checkpoint.schedule.rows)):
+        inputs["step"] = torch.tensor(row)
+        with torch.no_grad():
+            assert relative(graph(*inputs.values()), reference(*inputs.values())) < 1e-5
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_graph_module_equals_reference(small_checkpoint, plan):
+    module = small_checkpoint.module(plan.component)
+    graph, reference = plan.graph(module, small_checkpoint), plan.reference(module, small_checkpoint)
+    inputs = example_inputs(plan, small_checkpoint, 1, seed=5)
+    with torch.no_grad():
+        found, expected = graph.eval()(*inputs.values()), reference.eval()(*inputs.values())
+    assert tuple(found.shape) == plan.output(small_checkpoint).shape_at(1)
+    assert str(found.dtype) == f"torch.{plan.output(small_checkpoint).dtype}"
+    assert relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_graph_file_has_static_shapes_and_no_trace_of_this_machine(small_bundle, small_checkpoint, plan):
+    path = small_bundle.graph(plan.name, 1)
+    model = onnx.load(str(path), load_external_data=False)
+    tensors = [*plan.inputs(small_checkpoint), plan.output(small_checkpoint)]
+    for value, spec in zip([*model.graph.input, *model.graph.output], tensors, strict=True):
+        assert value.name == spec.name
+        assert tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) == spec.shape_at(1)
+    data = path.read_bytes()
+    assert b"site-packages" not in data
+    assert b".py" not in data
+    onnx.checker.check_model(str(path))
+
+
+def test_timestep_arithmetic_left_the_denoiser(small_bundle):
+    model = onnx.load(str(small_bundle.graph("denoiser", 1)), load_external_data=False)
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"Sin", "Cos", "Exp"}
+    names = " ".join(tensor.name for tensor in model.graph.initializer)
+    assert "time_embedding.linear" not in names
+    assert "time_emb_proj" not in names

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def python(code, *arguments):
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_generation_needs_no_training_library(bundle_dir, tmp_path):
+    code = """
+import sys
+for name in ("torch", "diffusers", "transformers", "onnx", "sdturbo_export", "onnxruntime", "openvino"):
+    sys.modules[name] = None
+import sdturbo
+pipe = sdturbo.Pipeline.load(sys.argv[1], backend="null")
+result = pipe("a cat", num_inference_steps=4)
+result = pipe("a cat", image=result.images[0], num_inference_steps=4)
+sdturbo.save_png(result.images[0], sys.argv[2])
+print(result.images[0].size)
+"""
+    assert python(code, str(bundle_dir), str(tmp_path / "cat.png")) == "(64, 64)"
+
+
+def test_importing_the_package_loads_no_library():
+    code = "import sys, sdturbo; print(*sorted({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
+    loaded = python(code).split()
+    assert not {"numpy", "PIL", "tokenizers", "onnxruntime", "openvino", "torch", "click"} & set(loaded)
+
+
+def test_every_public_name_can_be_had():
+    code = "import sdturbo; print(*(getattr(sdturbo, name).__name__ for name in sdturbo.__all__))"
+    assert "Pipeline" in python(code).split()
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    code = "import sdturbo; print(hasattr(sdturbo, 'pipelines'), hasattr(sdturbo, 'Pipeline'))"
+    assert python(code) == "False True"
+
+
+def test_import_contracts_hold():
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout

@@ -1,0 +1,48 @@
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sdturbo.files import atomic_write, sha256_file
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_appears_only_when_the_block_ends(tmp_path):
+    target = tmp_path / "new/folder/file"
+    with atomic_write(target) as file:
+        file.write(b"half")
+        file.flush()
+        assert not target.exists()
+        file.write(b" whole")
+    assert target.read_bytes() == b"half whole"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"), atomic_write(target) as file:
+        file.write(b"new")
+        raise OSError("disk full")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_writers_of_one_file_do_not_mix(tmp_path):
+    target = tmp_path / "file"
+
+    def write(digit: int) -> bytes:
+        with atomic_write(target) as file:
+            for _ in range(100):
+                file.write(b"%d" % digit * 100)
+        return target.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(write, range(8)))
+    assert all(len(data) == 10_000 and len(set(data)) == 1 for data in contents)
+    assert list(tmp_path.iterdir()) == [target]
