@@ -20,7 +20,7 @@ from sdturbo_export.tokenizer_files import tokenizer_json, write_vocabulary
 settings.register_profile("sdturbo", deadline=None, max_examples=50, database=None)
 settings.load_profile("sdturbo")
 
-# FACTS §2: n -> timesteps, sigmas
+# n -> timesteps, sigmas of SD-Turbo
 SCHEDULE = {
     1: ((999,), (14.614646911621094,)),
     2: ((999, 499), (14.614646911621094, 1.6128870248794556)),

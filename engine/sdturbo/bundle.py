@@ -141,7 +141,7 @@ class Bundle:
                 present.append(name)
         try:
             with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-                digests = list(pool.map(lambda name: sha256_file(self.path / name), present))
+                digests = list(pool.map(sha256_file, [self.path / name for name in present]))
         except OSError as error:
             return [*faults, f"cannot be read: {error}"]
         for name, digest in zip(present, digests, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,7 @@ def _load(
 
 
 @contextmanager
-def _bar(length: int, label: str, hidden: bool) -> Iterator[Callable[[], None]]:
+def _bar(length: int, label: str, hidden: bool) -> Generator[Callable[[], None]]:
     """A progress bar on standard error; gives a function that moves it by one."""
     if hidden:
         yield lambda: None

@@ -100,7 +100,7 @@ def _sincos(x: F32) -> tuple[F32, F32]:
     quotient = octant.astype(np.float32)
     for part in _PI_4_PARTS:
         x = _fma(quotient, part, x)
-    z = x * x
+    z: F32 = x * x
     cos = _fma(z, _f(2.443315711809948e-5), _f(-1.388731625493765e-3))
     cos = _fma(cos, z, _f(4.166664568298827e-2)) * z
     cos = _fma(cos, z, -(z * _f(0.5))) + _f(1)

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ class _Clock:
     start: float = field(default_factory=time.perf_counter)
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Generator[None]:
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(f"Cancelled before {name}; no picture was made.")
         start = time.perf_counter()

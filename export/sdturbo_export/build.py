@@ -7,7 +7,7 @@ import fcntl
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 @contextmanager
-def _lock(store: Path) -> Iterator[None]:
+def _lock(store: Path) -> Generator[None]:
     """One build at a time in a store."""
     store.mkdir(parents=True, exist_ok=True)
     with (store / ".lock").open("w") as file:
@@ -195,17 +195,15 @@ def _lock(store: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_disk_errors(out: Path) -> Iterator[None]:
+def _plain_disk_errors(out: Path) -> Generator[None]:
     """A full disk or a read-only directory in words."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "The disk is full. Free some space and run the same command again: finished stages are kept."
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
-            advice = "Choose a directory you may write to with --out."
         else:
-            raise
+            advice = "Choose a directory you may write to with --out."
         raise BuildError(f"Cannot write the bundle {out}: {error}. {advice}") from error
     except MemoryError as error:
         raise BuildError(f"Out of memory while building {out}; the full model takes about 10 GB.") from error

@@ -230,7 +230,7 @@ def _tensor_faults(path: Path, component: str, config: Mapping[str, Any], names:
 
 def _headers(file: Path, component: str) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
     with safe_open(file, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118: safe_open is no mapping
+        for key in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
             if not _is_buffer(key):
                 part = tensors.get_slice(key)
                 yield hub_name(component, key), (tuple(part.get_shape()), part.get_dtype())

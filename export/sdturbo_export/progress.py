@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ class Progress:
     _count: int = 0
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Generator[None]:
         """Announce a part when it begins; its weight counts as done when it ends."""
         self._count += 1
         self.say(f"[{self._count}/{len(self.parts)}] {name}{self._left()}")

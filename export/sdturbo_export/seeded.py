@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sdturbo_export.checkpoint import COMPONENTS, expected_shapes
+from sdturbo_export.errors import BuildError
 from sdturbo_export.tokenizer_files import write_vocabulary
 
 # what the small checkpoint changes in SD-Turbo's configs: same classes, same stages, same 512×512
@@ -44,22 +46,33 @@ def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = 
     """
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, seed, small=small, fp16=fp16)
+        partial.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise BuildError(
+            f"Cannot write the checkpoint {out}: {error}. Free some space or choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write(directory: Path, seed: int, *, small: bool, fp16: bool) -> None:
     with as_file(files("sdturbo_export").joinpath("configs/sd-turbo")) as configs:
-        shutil.copytree(configs, partial)
-    write_vocabulary(partial / "tokenizer")
-    (partial / "LICENSE.md").write_text(LICENCE)
+        shutil.copytree(configs, directory)
+    write_vocabulary(directory / "tokenizer")
+    (directory / "LICENSE.md").write_text(LICENCE)
     for component, (_, stem) in COMPONENTS.items():
-        file = partial / component / "config.json"
+        file = directory / component / "config.json"
         config = json.loads(file.read_bytes())
         if small:
             config |= SMALL[component]
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         weights = _draw(component, config, seed, torch.float16 if fp16 else torch.float32)
-        target = partial / component / f"{stem}{'.fp16' if fp16 else ''}.safetensors"
+        target = directory / component / f"{stem}{'.fp16' if fp16 else ''}.safetensors"
         save_file(weights, target, metadata={"format": "pt"})
         shutil.copymode(file, target)  # safetensors makes private files
-    partial.replace(out)
-    return out
 
 
 def _draw(component: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

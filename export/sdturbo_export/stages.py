@@ -1,7 +1,7 @@
 """The four stages: what each graph computes, in the words of diffusers (reference) and as it is exported (graph module).
 
 The reference is diffusers' own modules and scheduler, untouched; parity is measured against it. The graph module folds in
-the arithmetic around the model, so that the runtime only copies. DESIGN: latents cross stage borders in float32.
+the arithmetic around the model, so that the runtime only copies. Latents cross stage borders in float32.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class NullSession:
         seed = zlib.crc32(self._stage.name.encode())
         for spec in self._stage.inputs:
             value = inputs[spec.name]
-            seed = zlib.crc32(np.ascontiguousarray(value[row] if spec.is_batched else value), seed)
+            seed = zlib.crc32((value[row] if spec.is_batched else value).tobytes(), seed)
         return seed
 
 

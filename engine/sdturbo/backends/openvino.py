@@ -66,7 +66,9 @@ class OpenVinoBackend:
             compiled = self._core.compile_model(str(graph), "CPU", self._config)
         except RuntimeError as error:
             raise BackendUnavailable(f"openvino {self.version} refuses {graph.name}: {error}") from error
-        found = {port.any_name: tuple(port.shape) for port in (*compiled.inputs, *compiled.outputs)}
+        declared = {spec.name for spec in (*stage.inputs, *stage.outputs)}
+        ports = (*compiled.inputs, *compiled.outputs)  # a port may have several names
+        found = {min(declared & port.names, default=port.any_name): tuple(port.shape) for port in ports}
         check_tensors(graph, stage, batch_size, found)
         return OpenVinoSession(compiled, stage, batch_size)
 

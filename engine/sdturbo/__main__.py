@@ -1,0 +1,5 @@
+"""`python -m sdturbo` is the command `sdturbo`."""
+
+from sdturbo.cli import main
+
+main()

@@ -1,0 +1,163 @@
+"""The command `sdturbo`, in process, on the hand-made bundle with the null backend."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdturbo import Pipeline
+from sdturbo.cli import cli
+from sdturbo.console import run
+
+
+@pytest.fixture
+def sdturbo(bundle_dir, capsys, monkeypatch):
+    """Run the command; gives (exit code, stdout, stderr)."""
+    monkeypatch.setenv("SDTURBO_BUNDLE", str(bundle_dir))
+
+    def call(*arguments):
+        status = run(cli, "sdturbo", [str(one) for one in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_generate_writes_the_picture_of_the_pipeline(sdturbo, bundle_dir, tmp_path):
+    out = tmp_path / "a" / "fox.png"
+    status, stdout, _ = sdturbo("generate", "a fox", "--seed", 7, "--steps", 2, "--out", out, "--backend", "null")
+    assert status == 0
+    assert str(out) in stdout
+    expected = Pipeline.load(bundle_dir, "null")("a fox", seed=7, num_inference_steps=2, output_type="np").images[0]
+    with Image.open(out) as image:
+        assert np.array_equal(np.asarray(image), expected)
+        assert image.text["parameters"].startswith("a fox\nSteps: 2, ")
+        assert "Seed: 7," in image.text["parameters"]
+
+
+def test_generate_json_lists_every_image(sdturbo, tmp_path):
+    words = "word " * 100
+    status, stdout, _ = sdturbo(
+        "generate", words, "--count", 3, "--seed", 5, "--out", tmp_path / "x.png", "--backend", "null", "--json"
+    )
+    document = json.loads(stdout)
+    assert status == 0
+    assert [one["seed"] for one in document["images"]] == [5, 6, 7]
+    assert [os.path.basename(one["path"]) for one in document["images"]] == ["x-0.png", "x-1.png", "x-2.png"]  # noqa: PTH119
+    assert document["backend"] == "null"
+    assert document["dropped"].strip().startswith("word")
+
+
+def test_dropped_text_is_said(sdturbo, tmp_path):
+    _, _, stderr = sdturbo("generate", "word " * 100, "--out", tmp_path / "x.png", "--backend", "null")
+    assert "did not see" in stderr
+
+
+def test_image_to_image_from_a_file(sdturbo, bundle_dir, tmp_path):
+    Image.new("RGB", (90, 50), (200, 30, 10)).save(tmp_path / "start.png")
+    out = tmp_path / "out.png"
+    arguments = ["--image", tmp_path / "start.png", "--strength", 0.5, "--steps", 2, "--out", out, "--backend", "null"]
+    assert sdturbo("generate", "x", *arguments)[0] == 0
+    pipe = Pipeline.load(bundle_dir, "null")
+    start = tmp_path / "start.png"
+    expected = pipe("x", start, strength=0.5, num_inference_steps=2, output_type="np").images[0]
+    with Image.open(out) as image:
+        assert np.array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--steps", 5], 2, "expected 1 to 4"),
+        (["--seed", -1], 2, "expected 0 to 2**64 - 1"),
+        (["--count", 0], 2, "expected 1 or more"),
+        (["--strength", 0.5], 2, "without an image"),
+        (["--image", "nowhere.png"], 2, "nowhere.png"),
+        (["--backend", "cuda-dreams"], 2, "Unknown backend"),
+        (["--threads", 100000], 2, "CPUs"),
+        (["--precision", "fp7"], 2, "fp32"),
+        (["--bundle", "nowhere"], 3, "no such directory"),
+        (["--out", "."], 2, "a directory"),
+        (["--what"], 2, "No such option"),
+    ],
+)
+def test_bad_input_gives_a_sentence_and_its_exit_code(sdturbo, tmp_path, monkeypatch, arguments, status, words):
+    monkeypatch.chdir(tmp_path)
+    base = ["generate", "x", "--backend", "null"]
+    found, _, stderr = sdturbo(*base, *arguments)
+    assert found == status
+    assert words in stderr
+    assert list(tmp_path.iterdir()) == []
+    found, stdout, _ = sdturbo(*base, *arguments, "--json")
+    assert found == status
+    assert json.loads(stdout)["error"]["exit_code"] == status
+
+
+def test_missing_bundle_says_how_to_get_one(sdturbo, monkeypatch):
+    monkeypatch.delenv("SDTURBO_BUNDLE")
+    status, _, stderr = sdturbo("generate", "x")
+    assert status == 2
+    assert "make engines" in stderr
+
+
+def test_info_in_words_and_json(sdturbo, bundle_dir):
+    status, stdout, _ = sdturbo("info")
+    assert status == 0
+    document = json.loads(sdturbo("info", "--json")[1])
+    assert document["bundle_id"] in stdout
+    assert document["batch_sizes"]
+    assert document["bytes"] == sum(entry["size"] for entry in _manifest(bundle_dir)["files"].values())
+
+
+def test_doctor_names_every_backend_and_its_precisions(sdturbo):
+    status, stdout, _ = sdturbo("doctor", "--json")
+    document = json.loads(stdout)
+    assert status == 0
+    assert document["backends"]["onnxruntime"]["precisions"]["fp32"] == "runs"
+    assert "bf16" in document["backends"]["onnxruntime"]["precisions"]["bf16"]
+    assert document["backends"]["openvino"]["precisions"]["fp32"] == "runs"
+    assert document["cpu"]["count"] >= 1
+    assert "openvino fp32: runs" in sdturbo("doctor")[1]
+
+
+def test_doctor_fails_where_nothing_runs(sdturbo, monkeypatch):
+    monkeypatch.setattr("sdturbo.backends.unavailable", lambda name: "the package is not installed")
+    status, stdout, _ = sdturbo("doctor")
+    assert status == 4
+    assert "not installed" in stdout
+
+
+def test_bench_ends_with_one_json_line(sdturbo):
+    status, stdout, _ = sdturbo("bench", "--runs", 3, "--steps", 2, "--backend", "null")
+    document = json.loads(stdout.splitlines()[-1])
+    assert status == 0
+    assert document["runs"] == 3
+    parts = document["parts_ms"]
+    assert {"tokenizer", "text_encoder", "denoiser", "decoder", "total", "outside_engines"} <= parts.keys()
+    assert 0 < parts["outside_engines"]["median"] < parts["total"]["median"]
+
+
+def test_unexpected_errors_are_one_sentence(sdturbo, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("sdturbo.pipeline.Pipeline.load", broken)
+    status, _, stderr = sdturbo("generate", "x")
+    assert status == 70
+    assert "ZeroDivisionError: surprise" in stderr
+    assert "SDTURBO_TRACEBACK=1" in stderr
+
+
+def test_installed_commands_answer():
+    for module in ("sdturbo", "sdturbo_export"):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert "Examples:" in done.stdout
+
+
+def _manifest(bundle_dir):
+    return json.loads((bundle_dir / "bundle.json").read_text())
