@@ -5,7 +5,7 @@ STEPS   ?= 1
 SEED    ?= 0
 RUNS    ?= 10
 PYTHON  ?= python3
-BUNDLE  ?= build/$(notdir $(MODEL))
+BUNDLE  ?= build/$(notdir $(patsubst %/,%,$(MODEL)))
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -27,8 +27,10 @@ image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 verify: $(VENV)/.export  ## Compare the engines of MODEL with PyTorch and diffusers, stage by stage and picture by picture
 	$(BIN)/sdturbo-export verify "$(BUNDLE)" --model "$(MODEL)"
 
-bench: $(VENV)/.export  ## Time the engines of MODEL: whole requests and their parts
+bench: $(VENV)/.export  ## Time the engines of MODEL, their requests' parts, and the runtime around them
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/sdturbo bench --bundle "$(BUNDLE)" --runs $(RUNS) --steps $(STEPS)
+	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
 
 test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 	$(BIN)/pytest
@@ -51,9 +53,9 @@ clean:  ## Remove everything that was built, the environment included
 
 $(VENV)/.export: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,export]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,export]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,export,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,export,dev]"
 	touch $@

@@ -23,7 +23,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 def unavailable() -> str | None:
     if importlib.util.find_spec("openvino") is None:
-        return "the package openvino is not installed; `pip install 'sdturbo[cpu]'`"
+        return "the package openvino is not installed; `pip install 'sdturbo[openvino]'`"
     return None
 
 
