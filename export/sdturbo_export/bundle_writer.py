@@ -124,17 +124,20 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _write_licence(directory: Path, checkpoint: Checkpoint) -> None:
-    """LICENSE.md of the weights, and NOTICE where the checkpoint or Stability's licence asks for one."""
-    licences = sorted(p for p in checkpoint.path.glob("LICENSE*") if p.is_file())
-    stability = checkpoint.source.startswith("stabilityai/") or not licences
-    if licences:
-        shutil.copyfile(licences[0], directory / "LICENSE.md")
-    else:
-        (directory / "LICENSE.md").write_text(STABILITY_TERMS, encoding="utf-8")
+    """LICENSE.md of the weights, and a NOTICE: the checkpoint's own, or the one Stability's licence asks for.
+
+    A checkpoint without a licence file is taken for a Stability AI model: the stricter reading.
+    """
+    licences = sorted(path for path in checkpoint.path.glob("LICENSE*") if path.is_file())
+    licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else STABILITY_TERMS
     notice = checkpoint.path / "NOTICE"
-    text = notice.read_text(encoding="utf-8") if notice.is_file() else STABILITY_NOTICE if stability else ""
+    if notice.is_file():
+        notes = notice.read_text(encoding="utf-8", errors="replace")
+    else:
+        notes = STABILITY_NOTICE if "Stability AI" in licence else ""
+    (directory / "LICENSE.md").write_text(licence, encoding="utf-8")
     (directory / "NOTICE").write_text(
-        f"{text}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8"
+        f"{notes}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8"
     )
 
 

@@ -210,3 +210,15 @@ def test_store_forgets_a_stage_whose_bundle_was_deleted(small_checkpoint, tmp_pa
     (bundle / "text_encoder.onnx").unlink()
     assert stage_store.find(tmp_path, key) is None
     assert not (tmp_path / key).exists()
+
+
+@pytest.mark.parametrize(
+    ("licence", "is_stability"), [("Licensed under the Stability AI Community License", True), ("MIT", False), (None, True)]
+)
+def test_notice_follows_the_licence_of_the_weights(copied, store, tmp_path, licence, is_stability):
+    (copied / "LICENSE.md").unlink()
+    if licence:
+        (copied / "LICENSE.md").write_text(licence)
+    out = build(open_checkpoint(copied), tmp_path / "out", store=store).path
+    assert ("This Stability AI Model is licensed under" in (out / "NOTICE").read_text()) == is_stability
+    assert (licence or "https://stability.ai/license") in (out / "LICENSE.md").read_text()
