@@ -35,7 +35,7 @@ bench: $(VENV)/.export  ## Time the engines of MODEL, their requests' parts, and
 test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 	$(BIN)/pytest
 
-test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 10 GB of memory, about half an hour)
+test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
 
 lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundaries

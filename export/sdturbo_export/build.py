@@ -62,13 +62,14 @@ def build(
         raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise InvalidRequest(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
+    batch_sizes = sorted(set(batch_sizes))
     store = store or out.parent / ".stages"
     progress = Progress(_PARTS, say)
     with _plain_disk_errors(out), _lock(store):
+        _clear_remains(store, out)
         with progress.part("hash the weights"):
             hashes = checkpoint.hashes() | {str(lora.path): sha256_file(lora.path) for lora in checkpoint.loras}
-        _require_space(store, checkpoint, len(batch_sizes))
-        golden = GoldenRun(checkpoint, _golden_ids(checkpoint), min(batch_sizes))
+        golden = GoldenRun(checkpoint, _golden_ids(checkpoint), batch_sizes[0])
         stages: dict[str, StoredStage] = {}
         for plan in PLANS:
             with progress.part(plan.name):
@@ -79,10 +80,12 @@ def build(
                 origin = "not changed, reused" if found else "exported"
                 say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
         with progress.part("bundle"):
-            partial = out.with_name(f".{out.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
+            partial, old = _beside(out)
             write_bundle(partial, checkpoint, hashes, stages, golden.picture(), PRECISION, replaces=out)
-            _publish(partial, out)
+            if out.exists():
+                out.replace(old)
+            partial.replace(out)
+            shutil.rmtree(old, ignore_errors=True)
             for stage in stages.values():
                 stage_store.hand_over(stage, out / "onnx")
             return Bundle.load(out)
@@ -92,16 +95,16 @@ def _export_stage(
     plan: StagePlan, checkpoint: Checkpoint, batch_sizes: Sequence[int], golden: GoldenRun, store: Path, key: str
 ) -> StoredStage:
     """Export the stage at every batch size, compare each graph with PyTorch, and put it into the store."""
+    _require_space(store, plan, checkpoint)
     partial = store / f".{key}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         graphs = _write_graphs(plan, checkpoint, batch_sizes, partial)
         inputs = golden.inputs(plan.name)
         expected = torch_output(plan, checkpoint, inputs)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         backend = backends.connect("onnxruntime")
-        with tempfile.TemporaryDirectory(dir=store) as workspace:
+        with tempfile.TemporaryDirectory(dir=store, prefix=".parity-") as workspace:
             output = engine_output(
                 plan, checkpoint, partial / graphs[golden.batch_size], inputs, backend, Path(workspace)
             )
@@ -134,7 +137,7 @@ def _write_graphs(
     graphs: dict[int, str] = {}
     module = plan.graph(checkpoint.module(plan.component), checkpoint)
     with WeightFile(directory / f"{plan.name}.weights") as weights:
-        for size in sorted(batch_sizes):
+        for size in batch_sizes:
             graphs[size] = f"{plan.name}.onnx" if size == 1 else f"{plan.name}.b{size}.onnx"
             inputs = example_inputs(plan, checkpoint, size)
             onnx_from_torch(module, inputs, [plan.output(checkpoint).name], directory / graphs[size], weights)
@@ -153,31 +156,35 @@ def _golden_output(plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage,
     if stored.inputs_sha256 == golden.digest(plan.name):
         return stored.output()
     graph = stored.path / stored.graphs[golden.batch_size]
-    with tempfile.TemporaryDirectory(dir=stored.path.parent) as workspace:
+    with tempfile.TemporaryDirectory(dir=stored.note.parent, prefix=".parity-") as workspace:
         backend = backends.connect("onnxruntime")
         return engine_output(plan, checkpoint, graph, golden.inputs(plan.name), backend, Path(workspace))
 
 
-def _require_space(store: Path, checkpoint: Checkpoint, batches: int) -> None:
-    """Refuse early what would fill the disk: fp32 graphs are as large as fp32 weights, the VAE's are held twice."""
-    sizes = {name: (checkpoint.path / name).stat().st_size for names in checkpoint.weights.values() for name in names}
-    need = sum(size * (2 if ".fp16" in name else 1) for name, size in sizes.items()) * 1.2 + 50e6 * batches
+def _require_space(store: Path, plan: StagePlan, checkpoint: Checkpoint) -> None:
+    """Refuse early what would fill the disk: a stage's float32 graph is as large as its component's float32 weights."""
+    names = checkpoint.weights[plan.component]
+    need = sum((checkpoint.path / name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
     free = shutil.disk_usage(store).free
     if free < need:
         raise BuildError(
-            f"The build needs about {need / 1e9:.1f} GB in {store}, and {free / 1e9:.1f} GB are free. Free some space, or"
-            " choose another --out."
+            f"The {plan.name} needs about {need / 1e9:.1f} GB in {store}, and {free / 1e9:.1f} GB are free. Free some space"
+            " and run the same command again: finished stages are kept."
         )
 
 
-def _publish(partial: Path, out: Path) -> None:
-    """Put the finished directory in the place of `out`."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.replace(old)
-    partial.replace(out)
-    shutil.rmtree(old, ignore_errors=True)
+def _beside(out: Path) -> tuple[Path, Path]:
+    """The names under which a new bundle is made and the old one waits to be deleted."""
+    return out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+
+
+def _clear_remains(store: Path, out: Path) -> None:
+    """Put right what a killed build left: half-made directories go, a bundle that was on its way out comes back."""
+    partial, old = _beside(out)
+    if old.exists() and not out.exists():
+        old.replace(out)
+    for path in (partial, old, *store.glob(".*.partial"), *store.glob(".parity-*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

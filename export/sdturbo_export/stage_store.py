@@ -84,7 +84,7 @@ def find(store: Path, key: str) -> StoredStage | None:
         paths = [*(stage.path / name for name in stage.files), path / OUTPUT]
         digests = [*(digest for digest, _ in stage.files.values()), data["output_sha256"]]
         whole = [sha256_file(one) for one in paths] == digests
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if whole:
         return stage

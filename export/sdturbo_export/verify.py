@@ -3,6 +3,7 @@ against PyTorch and diffusers' own pipelines."""
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[L
 
     start = _start_image(bundle)
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
+    gc.collect()  # diffusers' pipelines hold reference cycles; the weights are gigabytes
     for name in backends.AUTO_ORDER:
         if backends.unavailable(name):
             continue

@@ -172,6 +172,7 @@ def test_killed_build_leaves_no_bundle_and_the_next_one_goes_on(small_path, smal
     out, workspace = tmp_path / "out", tmp_path / "work"
     command = [sys.executable, "-m", "sdturbo_export", "build", "--model", str(small_path), "--out", str(out)]
     command += ["--workspace", str(workspace)]
+    (tmp_path / "work" / "stages" / ".older.partial").mkdir(parents=True)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stderr:
         if moment in line:
@@ -185,6 +186,21 @@ def test_killed_build_leaves_no_bundle_and_the_next_one_goes_on(small_path, smal
     assert "text_encoder" not in exported or moment == "text_encoder"
     assert bundle.bundle_id == small_bundle.bundle_id
     assert sorted(path.name for path in out.parent.iterdir()) == ["out", "work"]
+    assert [path.name for path in (workspace / "stages").iterdir() if path.name.startswith(".")] == [".lock"]
+
+
+def test_bundle_that_was_on_its_way_out_comes_back(small_checkpoint, store, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    old, _ = built(small_checkpoint, out, store)
+    out.rename(tmp_path / ".out.old")  # killed between two renames
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(build_module, "write_bundle", broken)
+    with pytest.raises(BuildError):
+        build(small_checkpoint, out, store=store)
+    assert Bundle.load(out).bundle_id == old.bundle_id
 
 
 def test_store_forgets_a_stage_whose_bundle_was_deleted(small_checkpoint, tmp_path):
@@ -213,7 +229,8 @@ def test_store_forgets_a_stage_whose_bundle_was_deleted(small_checkpoint, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("licence", "is_stability"), [("Licensed under the Stability AI Community License", True), ("MIT", False), (None, True)]
+    ("licence", "is_stability"),
+    [("Licensed under the Stability AI Community License", True), ("MIT", False), (None, True)],
 )
 def test_notice_follows_the_licence_of_the_weights(copied, store, tmp_path, licence, is_stability):
     (copied / "LICENSE.md").unlink()
