@@ -102,6 +102,7 @@ def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[L
                 f"{distance:.1f} dB, largest difference {off}",
                 f">= {MIN_PSNR:.0f} dB, <= {MAX_OFF}",
             )
+        del pipe  # its memory, before the next one is loaded
 
 
 def _start_image(bundle: Bundle) -> Image.Image:
