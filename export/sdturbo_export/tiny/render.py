@@ -32,6 +32,12 @@ def render(scene: Scene, size: int = 512) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
+def subject_area(subject: str, size: int) -> NDArray[np.float32]:
+    """How much of each of size x size places the subject covers, 0 … 1; it is the same in every picture."""
+    covered = _subject(subject, next(iter(TONES)), 512).getchannel("A")
+    return np.asarray(covered.resize((size, size), Image.Resampling.BOX), np.float32) / 255
+
+
 @lru_cache(maxsize=256)
 def _subject(subject: str, colour: str, size: int) -> Image.Image:
     cutout = Cutout(size, INK)

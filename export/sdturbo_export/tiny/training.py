@@ -1,42 +1,62 @@
-"""What both trainings share: a clock that ends on time, averaged weights, states on disk, a log of lines."""
+"""What both trainings share: a clock that ends on time, one step, averaged weights, a state on disk, a log of lines."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from sdturbo_export.tiny.optimizer import optimizers
 
 WARM_UP = 50  # steps
 DECAY = 0.6  # of the time, at its end
+SAVE_SECONDS = 60
+LOG_STEPS = 20
+PARTS = 2  # of a batch, a core each: operations this small gain little from two threads
+
+Part = TypeVar("Part")
 
 
 @dataclass(slots=True)
 class Clock:
-    """Steps and seconds of a training across its interruptions. Progress is seconds of the budget, 0 … 1."""
+    """Steps and seconds of a training across its interruptions; it is over when the budget of seconds is spent."""
 
     budget: float
     step: int = 0
     seconds: float = 0.0
-    _last: float = field(default_factory=time.monotonic)
+    _before: float = 0.0
+    _now: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._now = time.monotonic()
 
     def tick(self) -> None:
-        """One step is over."""
+        """One step is done."""
         now = time.monotonic()
-        self.step, self.seconds, self._last = self.step + 1, self.seconds + now - self._last, now
+        self._before, self.seconds = self.seconds, self.seconds + now - self._now
+        self.step, self._now = self.step + 1, now
+
+    def passed(self, interval: float) -> bool:
+        """Did a multiple of `interval` seconds, or the end, come with the last step?"""
+        return self.over or self.seconds // interval > self._before // interval
+
+    @property
+    def over(self) -> bool:
+        return self.seconds >= self.budget
 
     @property
     def progress(self) -> float:
+        """Share of the budget that is spent, 0 … 1."""
         return min(1.0, self.seconds / self.budget)
 
     @property
@@ -45,73 +65,104 @@ class Clock:
         return min(1.0, (self.step + 1) / WARM_UP, (1 - self.progress) / DECAY)
 
 
-def set_learning_rates(optimizers: Iterable[Optimizer], share: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = share * group.setdefault("full_lr", group["lr"])
+class Run:
+    """A training in the folder `out`: `model` learns, `mean` is the exponential mean of its weights."""
 
+    def __init__(
+        self, out: Path, model: nn.Module, seconds: float, *, muon_lr: float, adamw_lr: float, keep: float
+    ) -> None:
+        """Take up what `out` holds, or start. keep: share of the mean that a step keeps."""
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.model, self._keep = out, model, keep
+        self.mean = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self._optimizers, self._rates = optimizers(model), (muon_lr, adamw_lr)
+        self.rng, self.clock = np.random.default_rng(0), Clock(seconds)
+        self._losses: list[float] = []
+        self._pool = ThreadPoolExecutor(PARTS, initializer=torch.set_num_threads, initargs=(1,))
+        if self._state.exists():
+            self._resume()
 
-def averaged(module: nn.Module) -> nn.Module:
-    """A copy to keep the exponential mean of the weights in."""
-    return copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
+    def step(self, loss: Callable[[Part], Tensor], parts: Sequence[Part]) -> float:
+        """Learn from the mean loss of a batch's parts, and return it; log and save where it is time."""
+        learnt = list(self.model.parameters())
 
+        def slopes(part: Part) -> tuple[float, tuple[Tensor, ...]]:
+            with arithmetic():
+                value = loss(part)
+            return value.item(), torch.autograd.grad(value, learnt)
 
-@torch.no_grad()
-def average(mean: nn.Module, module: nn.Module, keep: float, step: int) -> None:
-    """mean ← k·mean + (1 - k)·weights, with k smaller at first, so that the start is forgotten."""
-    keep = min(keep, (1 + step) / (10 + step))
-    pairs = [(m, p) for m, p in zip(mean.parameters(), module.parameters(), strict=True) if p.requires_grad]
-    torch._foreach_lerp_([m for m, _ in pairs], [p for _, p in pairs], 1 - keep)
+        values, gradients = zip(*self._pool.map(slopes, parts), strict=True)
+        for weight, *shares in zip(learnt, *gradients, strict=True):
+            weight.grad = torch.stack(shares).mean(0)
+        for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.clock.share
+            optimizer.step()
+        self._average()
+        self._losses.append(float(np.mean(values)))
+        self.clock.tick()
+        if self.clock.step % LOG_STEPS == 0:
+            self.log("log.jsonl", loss=float(np.mean(self._losses)), share=self.clock.share)
+            self._losses.clear()
+        if self.clock.passed(SAVE_SECONDS):
+            self.save()
+        return float(np.mean(values))
+
+    def log(self, name: str, **values: float) -> None:
+        """Append one JSON object to the file of that name; print it too."""
+        whole = {"step": self.clock.step, "seconds": self.clock.seconds} | values
+        line = json.dumps({key: round(value, 5) for key, value in whole.items()})
+        with (self.out / name).open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def points(self, name: str, value: str) -> list[tuple[float, float]]:
+        """(minutes, value) of every line of a log that has it."""
+        file = self.out / name
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [(line["seconds"] / 60, line[value]) for line in lines if value in line]
+
+    def save(self) -> None:
+        """Write everything that the next step depends on; an interruption leaves the file before."""
+        whole = {name: part.state_dict() for name, part in self._parts.items()}
+        whole |= {"step": self.clock.step, "seconds": self.clock.seconds}
+        whole |= {"torch_rng": torch.get_rng_state(), "numpy_rng": self.rng.bit_generator.state}
+        partial = self._state.with_suffix(".partial")
+        torch.save(whole, partial)
+        partial.replace(self._state)
+
+    def finish(self, name: str) -> Path:
+        """Write the mean weights to the file of that name, and let the threads go."""
+        self._pool.shutdown()
+        file = self.out / name
+        torch.save({key: value.clone() for key, value in self.mean.state_dict().items()}, file)
+        return file
+
+    def _resume(self) -> None:
+        whole = torch.load(self._state, weights_only=True)
+        for name, part in self._parts.items():
+            part.load_state_dict(whole[name])
+        self.clock.step, self.clock.seconds = whole["step"], whole["seconds"]
+        torch.set_rng_state(whole["torch_rng"])
+        self.rng.bit_generator.state = whole["numpy_rng"]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """mean ← k·mean + (1 - k)·weights, with a smaller k at first, so that the start is forgotten."""
+        keep = min(self._keep, (1 + self.clock.step) / (10 + self.clock.step))
+        torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - keep)
+
+    @property
+    def _state(self) -> Path:
+        return self.out / "state.pt"
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        muon, adamw = self._optimizers
+        return {"model": self.model, "mean": self.mean, "muon": muon, "adamw": adamw}
 
 
 def arithmetic() -> AbstractContextManager[Any]:
     """bfloat16 products where the CPU has instructions for them, float32 elsewhere."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
-
-
-def save_state(path: Path, state: Mapping[str, Any], clock: Clock, rng: np.random.Generator) -> None:
-    """Write everything that the next step depends on; an interruption leaves the state before."""
-    whole = {"state": dict(state), "step": clock.step, "seconds": clock.seconds}
-    whole |= {"torch_rng": torch.get_rng_state(), "numpy_rng": rng.bit_generator.state}
-    partial = path.with_suffix(".partial")
-    torch.save(whole, partial)
-    os.replace(partial, path)
-
-
-def load_state(path: Path, clock: Clock, rng: np.random.Generator) -> dict[str, Any]:
-    """The state that was saved; sets the clock and both random generators to where they were."""
-    whole = torch.load(path, weights_only=True)
-    clock.step, clock.seconds = whole["step"], whole["seconds"]
-    torch.set_rng_state(whole["torch_rng"])
-    rng.bit_generator.state = whole["numpy_rng"]
-    return whole["state"]
-
-
-def log_line(path: Path, **values: float) -> None:
-    """Append one JSON object; printed too."""
-    line = json.dumps({name: round(value, 5) for name, value in values.items()})
-    with path.open("a") as file:
-        file.write(line + "\n")
-    print(line, flush=True)
-
-
-def log_lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last, -1 … 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def to_pictures(x: Tensor) -> np.ndarray:
-    """(n, 3, h, w), -1 … 1 -> uint8 (n, h, w, 3), rounded as the engine rounds."""
-    levels = (x.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """dB between two uint8 pictures."""
-    error = np.square(a.astype(np.float32) - b).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))

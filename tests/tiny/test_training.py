@@ -1,0 +1,357 @@
+"""Training of the tiny model: it learns, it resumes exactly, and what it leaves is a checkpoint."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from sdturbo_export.checkpoint import open_checkpoint
+from sdturbo_export.tiny import train_unet, train_vae
+from sdturbo_export.tiny.captions import vocabulary
+from sdturbo_export.tiny.charts import chart
+from sdturbo_export.tiny.checkpoint_writer import half_tensors, write_checkpoint
+from sdturbo_export.tiny.classifier import NAMES, Classifier, Examples, disturbed, reduced, train_classifier
+from sdturbo_export.tiny.evaluate import accuracy, requests, table
+from sdturbo_export.tiny.latent_scale import fold_latent_scale, latent_statistics
+from sdturbo_export.tiny.latents import BYTES, LatentFile
+from sdturbo_export.tiny.layout import layout_from_noise
+from sdturbo_export.tiny.model import load_model, new_model
+from sdturbo_export.tiny.pairs import Batch, Pairs, subject_weights
+from sdturbo_export.tiny.pixels import psnr, to_pictures, to_tensor
+from sdturbo_export.tiny.prompts import Prompts
+from sdturbo_export.tiny.render import render
+from sdturbo_export.tiny.renders import PICTURE, Renders, numbered_scene
+from sdturbo_export.tiny.sampler import schedule_rows, steps
+from sdturbo_export.tiny.scenes import HELD_OUT, TRAINING, Combination
+from sdturbo_export.tiny.subjects import SUBJECTS
+from sdturbo_export.tiny.training import DECAY, Clock, Run
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return Prompts()
+
+
+@pytest.fixture
+def one_second_a_step(monkeypatch):
+    now = iter(range(10**6))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+
+
+@pytest.fixture(scope="module")
+def model(prompts):
+    torch.manual_seed(0)
+    return new_model(prompts.known)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, model):
+    torch.manual_seed(0)
+    modules = {"text_encoder": model.text_encoder, "unet": model.unet, "vae": train_vae.new_vae()}
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny", modules, results="| a | 1 |")
+
+
+def start(out, seconds=40.0):
+    torch.manual_seed(0)
+    return Run(out, train_vae.new_vae(), seconds, muon_lr=0.01, adamw_lr=2e-3, keep=0.9)
+
+
+def vae_steps(run, count):
+    x = to_tensor(np.stack([render(numbered_scene(i), 64) for i in range(2)]))
+    return [run.step(partial(train_vae.loss, run.model), [x]) for _ in range(count)]
+
+
+# ---- the clock and the run ---------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero_in_time(one_second_a_step):
+    clock, shares = Clock(1000.0), []
+    while not clock.over:
+        shares.append(clock.share)
+        clock.tick()
+    assert len(shares) == 1000
+    assert shares[0] < 0.05
+    assert shares[100] == shares[300] == 1.0
+    assert shares[-1] == pytest.approx(0.001 / DECAY, rel=1e-3)
+
+
+def test_a_clock_says_once_that_an_interval_passed(one_second_a_step):
+    clock, passed = Clock(35.0), []
+    while not clock.over:
+        clock.tick()
+        if clock.passed(10):
+            passed.append(clock.seconds)
+    assert passed == [10, 20, 30, 35]
+
+
+def test_a_resumed_run_equals_one_without_a_break(tmp_path, one_second_a_step):
+    whole = start(tmp_path / "whole")
+    vae_steps(whole, 6)
+    drawn = whole.rng.random()
+    first = start(tmp_path / "parts")
+    vae_steps(first, 3)
+    first.save()
+    second = start(tmp_path / "parts")
+    assert second.clock.step == 3
+    vae_steps(second, 3)
+    for name in ("model", "mean"):
+        for a, b in zip(getattr(whole, name).parameters(), getattr(second, name).parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert second.rng.random() == drawn
+
+
+def test_the_autoencoder_learns_from_a_fixed_batch(tmp_path, one_second_a_step):
+    losses = vae_steps(start(tmp_path, 1000.0), 25)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_run_ends_in_the_mean_weights(tmp_path, one_second_a_step):
+    run = start(tmp_path)
+    vae_steps(run, 20)
+    saved = torch.load(run.finish("vae.pt"), weights_only=True)
+    assert all(torch.equal(saved[name], value) for name, value in run.mean.state_dict().items())
+    assert [round(minutes * 60) for minutes, _ in run.points("log.jsonl", "loss")] == [20]
+
+
+def test_a_step_follows_the_mean_of_its_parts(tmp_path):
+    run = Run(tmp_path, layer := torch.nn.Linear(2, 1), 100.0, muon_lr=0.01, adamw_lr=1e-3, keep=0.9)
+    parts = [torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0])]
+    weight, bias = layer.weight.detach().clone(), layer.bias.item()
+    loss = run.step(lambda part: layer(part).sum(), parts)
+    assert loss == pytest.approx((weight @ torch.tensor([2.0, 1.0])).item() + bias)
+    assert layer.weight.grad.tolist() == [[2.0, 1.0]]
+
+
+def test_a_chart_shows_its_lines():
+    picture = np.asarray(chart({"loss": [(0, 1.0), (5, 0.1), (9, 0.01)]}, logarithmic=True))
+    assert (picture == (0x25, 0x66, 0xD8)).all(-1).sum() > 500
+    assert np.asarray(chart({"loss": []})).min() == 255
+
+
+# ---- renders and latents -----------------------------------------------------------------------------------------
+
+
+def test_numbered_scenes_are_of_their_own_part_and_take_turns():
+    count = len(TRAINING)
+    first = [numbered_scene(i) for i in range(count)]
+    assert {(s.subject, s.colour, s.scene) for s in first} == set(TRAINING)
+    held_out = {
+        (s.subject, s.colour, s.scene) for s in (numbered_scene(i, held_out=True) for i in range(len(HELD_OUT)))
+    }
+    assert held_out == set(HELD_OUT)
+    assert np.array_equal(numbered_scene(5).layout, first[5].layout)
+
+
+def test_a_longer_file_of_renders_only_adds_pictures(tmp_path):
+    renders = Renders(tmp_path / "train.rgb")
+    renders.paint(1)
+    first = renders.picture(0)
+    with renders.path.open("ab") as file:
+        file.write(bytes(PICTURE // 2))
+    renders.paint(2)
+    assert len(renders) == 2
+    assert np.array_equal(renders.picture(0), first)
+    assert np.array_equal(renders.picture(1), render(numbered_scene(1)))
+
+
+def test_latents_are_encoded_once(tmp_path):
+    renders, latents = Renders(tmp_path / "train.rgb"), LatentFile(tmp_path / "latents.f16")
+    renders.paint(2)
+    vae = train_vae.new_vae().eval()
+    latents.encode(vae, renders, 1)
+    before = latents.path.read_bytes()
+    latents.encode(vae, renders, 2)
+    assert latents.path.read_bytes()[:BYTES] == before
+    with torch.no_grad():
+        mean = vae.encode(to_tensor(renders.picture(1)[None])).latent_dist.mean
+    assert np.abs(latents.read()[1] - mean[0].numpy()).max() < 1e-2
+
+
+def test_pixels_survive_the_way_to_tensors_and_back():
+    picture = render(numbered_scene(3), 64)[None]
+    assert np.array_equal(to_pictures(to_tensor(picture)), picture)
+    assert psnr(picture, picture) > 90
+    assert psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)) == 0
+
+
+def test_folding_the_scale_normalises_latents_and_keeps_pictures():
+    torch.manual_seed(0)
+    vae = train_vae.new_vae().eval()
+    pictures = [to_tensor(render(numbered_scene(i), 128)[None]) for i in range(4)]
+    with torch.no_grad():
+        vae.quant_conv.bias.add_(torch.tensor([3.0, -1.0, 0.5, 2.0, 0.0, 0.0, 0.0, 0.0]))
+        before = [vae.encode(x).latent_dist for x in pictures]
+        drawn = [vae.decode(p.mean).sample for p in before]
+        mean, deviation = latent_statistics(vae, pictures)
+        fold_latent_scale(vae, mean, deviation)
+        for x, old, picture in zip(pictures, before, drawn, strict=True):
+            new = vae.encode(x).latent_dist
+            scale = deviation[:, None, None]
+            torch.testing.assert_close(new.mean, (old.mean - mean[:, None, None]) / scale, atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(new.std, old.std / scale, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(vae.decode(new.mean).sample, picture, atol=2e-3, rtol=0)
+        after = latent_statistics(vae, pictures)
+    torch.testing.assert_close(after[0], torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after[1], torch.ones(4), atol=1e-3, rtol=0)
+
+
+# ---- prompts and pairs -------------------------------------------------------------------------------------------
+
+
+def test_strange_words_have_no_learnt_piece(prompts):
+    known, strange = set(prompts.known.tolist()), prompts.strange
+    assert len(strange) > 10_000
+    assert not vocabulary() & set(strange)
+    marks = set(prompts.ids("").tolist())
+    for word in strange[:: len(strange) // 200]:
+        assert not (set(prompts.ids(word).tolist()) - marks) & known
+
+
+def test_prompts_without_strange_words_are_known_altogether(prompts):
+    known, rng = set(prompts.known.tolist()), np.random.default_rng(0)
+    strange = set(prompts.strange)
+    seen = [prompts.of(numbered_scene(i), rng) for i in range(200)]
+    plain = [text for text in seen if not strange & set(text.replace(",", "").split())]
+    assert 100 < len(plain) < 190
+    assert all(set(prompts.ids(text).tolist()) <= known for text in plain)
+
+
+def test_embeddings_of_strange_words_stay_zero(prompts, model):
+    model.zero_grad()
+    ids = torch.from_numpy(np.stack([prompts.ids("a red xylophone"), prompts.ids("a cat")]))
+    model.embeds(ids).square().sum().backward()
+    learnt = set(model.words.grad.abs().sum(1).nonzero()[:, 0].tolist())
+    assert learnt <= set(prompts.known.tolist())
+    assert len(learnt) > 3
+    assert set(model.words.abs().sum(1).nonzero()[:, 0].tolist()) == set(prompts.known.tolist())
+
+
+def test_pairs_put_each_renders_layout_into_its_noise(tmp_path, prompts):
+    latents = LatentFile(tmp_path / "latents.f16")
+    latents.path.write_bytes(np.arange(3, dtype=np.float16).repeat(BYTES // 2).tobytes())
+    pairs = Pairs(Renders(tmp_path / "none"), latents, prompts)
+    batch = pairs.draw(5, np.random.default_rng(0))
+    assert batch.ids.shape == (5, 77)
+    for number, noise in zip(batch.latents[:, 0, 0, 0].int().tolist(), batch.noise.numpy(), strict=True):
+        np.testing.assert_allclose(layout_from_noise(noise), numbered_scene(number).layout, atol=1e-4)
+    assert batch.noise.std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_subjects_weigh_more_and_weights_have_mean_one(subject):
+    weights = subject_weights(subject)
+    assert weights.mean() == pytest.approx(1, abs=1e-5)
+    assert weights.max() == pytest.approx(4 * weights[0, 0, 0], rel=1e-5)
+
+
+# ---- the UNet ----------------------------------------------------------------------------------------------------
+
+
+def fixed_batch(prompts, side=16):
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 2, 4, side, side, generator=generator)
+    ids = torch.from_numpy(np.stack([prompts.ids("a red cat at night"), prompts.ids("a blue car in the city")]))
+    return Batch(latents, noise, ids, torch.ones(2, 1, side, side))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_unet_learns_from_a_fixed_batch(tmp_path, prompts, one_second_a_step, mixed):
+    torch.manual_seed(0)
+    run = Run(tmp_path, new_model(prompts.known), 100.0, muon_lr=0.02, adamw_lr=2e-3, keep=0.5)
+    batch, losses = fixed_batch(prompts), []
+    for _ in range(10):
+        lesson = train_unet.lesson(batch, run.rng, mixed=mixed)
+        losses.append(run.step(partial(train_unet.loss, run.model), [lesson]))
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    loaded = load_model(run.finish("model.pt"))
+    assert torch.equal(loaded.words, run.mean.words)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_sampler_steps_as_diffusers_does(checkpoint, model, prompts, count):
+    rows = [row for row in schedule_rows() if row.num_inference_steps == count]
+    with torch.no_grad():
+        noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(5))
+        ids = torch.from_numpy(prompts.ids("a red cat at night")[None])
+        latents = steps(model.unet, noise, model.embeds(ids), rows)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "a red cat at night",
+        num_inference_steps=count,
+        guidance_scale=0.0,
+        latents=noise,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(latents, expected, atol=0.05, rtol=0.02)
+
+
+# ---- the checkpoint ----------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_opens_and_holds_what_was_trained(checkpoint, model):
+    opened = open_checkpoint(checkpoint)
+    assert opened.schedule.prediction_type == "v_prediction"
+    for name, value in opened.module("unet").state_dict().items():
+        torch.testing.assert_close(value, model.unet.state_dict()[name], atol=1e-3, rtol=1e-3)
+    assert {name.split(".")[0] for name in opened.state_dict("text_encoder")} == {"text_model"}
+
+
+def test_the_card_names_every_word_and_figure(checkpoint):
+    text = (checkpoint / "README.md").read_text()
+    for word in ("mushroom", "toadstool", "crimson", "downtown", "| a | 1 |", "apache-2.0"):
+        assert word in text
+    assert "{" not in text
+    assert "Apache License" in (checkpoint / "LICENSE.md").read_text()
+
+
+def test_weights_beyond_float16_are_refused():
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match="weight does not fit float16"):
+        half_tensors("unet", layer)
+
+
+# ---- the evaluation ----------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_learns_pictures_by_heart():
+    scenes = [numbered_scene(i) for i in range(6)]
+    pictures = np.stack([render(scene, 128) for scene in scenes])
+    what = [Combination(scene.subject, scene.colour, scene.scene) for scene in scenes]
+    labels = torch.tensor([[names.index(word) for names, word in zip(NAMES, one, strict=True)] for one in what])
+    classifier = train_classifier(Examples(pictures, labels), 40)
+    seen = classifier.judge(pictures.repeat(4, axis=1).repeat(4, axis=2))
+    assert accuracy(what, seen).everything > 0.8
+
+
+def test_disturbed_pictures_keep_their_shape_and_are_others():
+    x = to_tensor(np.stack([render(numbered_scene(0), 128)]))
+    y = disturbed(x, np.random.default_rng(0))
+    assert y.shape == x.shape
+    assert Classifier()(y).shape == (1, 22)
+    assert 0.001 < (x - y).abs().mean() < 0.3
+
+
+def test_reduced_takes_means():
+    picture = np.arange(512 * 512 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 512, 512, 3)
+    assert reduced(picture)[0, 3, 5, 1] == round(picture[0, 12:16, 20:24, 1].mean())
+
+
+def test_accuracy_counts_each_part_and_all_together():
+    a, b = Combination("cat", "red", "night"), Combination("cat", "blue", "night")
+    result = accuracy([a, a, a, a], [a, a, a, b])
+    assert (result.subject, result.colour, result.scene, result.everything) == (1.0, 0.75, 1.0, 0.75)
+    assert "| x | subject 50.0%, least 5.0% |" in table({"x": {"subject": 0.5, "least": 0.05}, "pictures": 240})
+
+
+def test_every_held_out_combination_is_asked_for_with_its_own_seed():
+    wanted = requests()
+    assert len(wanted) >= 200
+    assert {what for what, _, _ in wanted} == set(HELD_OUT)
+    assert len({seed for _, _, seed in wanted}) == len(wanted)
