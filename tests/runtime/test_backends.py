@@ -162,7 +162,8 @@ def test_openvino_takes_the_fastest_precision_of_the_cpu(cpu_with):
 def test_a_missing_library_is_named_with_the_remedy(hide, backend):
     hide(backend)
     assert backend in unavailable(backend)
-    with pytest.raises(BackendUnavailable, match=rf"{backend} is not installed; `pip install 'sdturbo\[cpu\]'`"):
+    extra = {"onnxruntime": "cpu", "openvino": "openvino"}[backend]
+    with pytest.raises(BackendUnavailable, match=rf"{backend} is not installed; `pip install 'sdturbo\[{extra}\]'`"):
         connect(backend)
 
 
