@@ -1,4 +1,8 @@
-"""A torch module to an ONNX file with static shapes; graphs of different batch size share one file of weights."""
+"""A torch module to an ONNX file with static shapes; graphs of different batch size share one file of weights.
+
+Weights that float16 holds exactly, such as those of an fp16 checkpoint, are stored in float16, and a Cast in the graph
+gives them back: half the bytes, the same numbers. Engines fold the Cast when they load.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +87,35 @@ def onnx_from_torch(
     _fold(model)
     program.optimize()
     _strip(model)
-    for value in model.graph.initializers.values():
+    for value in list(model.graph.initializers.values()):
         if value.const_value is not None and value.const_value.nbytes >= INLINE_BYTES:
-            value.const_value = weights.put(value.const_value)
+            half = _exact_half(value.const_value)
+            if half is None:
+                value.const_value = weights.put(value.const_value)
+            else:
+                _store_half(model.graph, value, weights.put(half))
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _exact_half(tensor: ir.TensorProtocol) -> ir.Tensor | None:
+    """The float32 tensor in float16, or None if that would change a value."""
+    if tensor.dtype != ir.DataType.FLOAT:
+        return None
+    values = tensor.numpy()
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return ir.tensor(half, name=f"{tensor.name}.half") if np.array_equal(half, values) else None
+
+
+def _store_half(graph: ir.Graph, value: ir.Value, half: ir.ExternalTensor) -> None:
+    """Put `half` and a Cast to float32 in the place of the initializer `value`."""
+    stored = ir.Value(name=half.name, shape=half.shape, type=ir.TensorType(half.dtype), const_value=half)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+    cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = f"{value.name}.float", value.shape, value.type
+    value.replace_all_uses_with(cast.outputs[0])
+    del graph.initializers[value.name or ""]
+    graph.register_initializer(stored)
+    graph.insert_before(graph[0], cast)
 
 
 def _fold(model: ir.Model) -> None:
