@@ -1,6 +1,6 @@
 # sdturbo: `make engines` builds and proves the engines of a model, `make test` passes the tests. `make help` lists all.
-MODEL   ?= small
-PROMPT  ?= a photo of a cat
+MODEL   ?= tiny
+PROMPT  ?= a red cat in the snow
 STEPS   ?= 1
 SEED    ?= 0
 RUNS    ?= 10
@@ -11,12 +11,12 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench test test-full lint format clean
+.PHONY: help engines image verify bench test test-full tiny tiny-eval lint format clean
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-engines: $(VENV)/.export  ## Build the engines of MODEL (small, seeded, a Hub id, a directory) and draw a picture
+engines: $(VENV)/.export  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
 	$(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
 
@@ -37,6 +37,23 @@ test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
+
+# where the embedded model lives, and where it is trained: renders, states, charts and sheets
+CHECKPOINT := export/sdturbo_export/tiny/checkpoint
+EMBEDDED   := engine/sdturbo/bundles/tiny
+RUN        := build/tiny-run
+
+tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place (four hours; goes on where it was stopped)
+	$(BIN)/python -m sdturbo_export.tiny.train_vae $(RUN)
+	$(BIN)/python -m sdturbo_export.tiny.train_unet $(RUN)
+	$(BIN)/python -m sdturbo_export.tiny.checkpoint_writer $(RUN) $(CHECKPOINT)
+	$(BIN)/sdturbo-export build --model tiny --out $(EMBEDDED)
+	$(MAKE) --no-print-directory tiny-eval
+	$(BIN)/python -m sdturbo_export.tiny.checkpoint_writer $(RUN) $(CHECKPOINT) --results build/tiny-eval/results.md
+	cp build/tiny-eval/examples.jpg benchmarks/pictures/tiny.jpg
+
+tiny-eval: $(VENV)/.export  ## Measure the embedded model on what it was not trained on: figures and contact sheets (minutes)
+	$(BIN)/python -m sdturbo_export.tiny.evaluate build/tiny-eval
 
 lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundaries
 	$(BIN)/ruff check .

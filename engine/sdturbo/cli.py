@@ -30,7 +30,10 @@ def _options(*decorators: Decorator) -> Decorator:
 
 
 bundle_option = click.option(
-    "--bundle", type=click.Path(path_type=Path), envvar="SDTURBO_BUNDLE", help="Bundle directory. [env: SDTURBO_BUNDLE]"
+    "--bundle",
+    type=click.Path(path_type=Path),
+    envvar="SDTURBO_BUNDLE",
+    help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 engine_options = _options(
@@ -40,7 +43,10 @@ engine_options = _options(
 )
 
 
-@click.group(epilog="Examples:\n\n  sdturbo generate 'a photo of a cat' --bundle build/small\n\n  sdturbo doctor")
+@click.group(
+    epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow'\n\n"
+    "  sdturbo generate 'a photo of a cat' --bundle build/sd-turbo\n\n  sdturbo doctor"
+)
 @click.version_option(__version__)
 def cli() -> None:
     """Pictures from a compiled SD-Turbo bundle."""
@@ -105,7 +111,7 @@ def generate(
         click.echo(f"{one['path']}  seed {one['seed']}  ms: {parts}")
 
 
-@cli.command(epilog="Example:\n\n  sdturbo info --bundle build/small --json")
+@cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")
 @bundle_option
 @json_option
 def info(bundle: Path | None, as_json: bool) -> None:
@@ -163,7 +169,7 @@ def doctor(as_json: bool) -> int:
     return status
 
 
-@cli.command(epilog="Example:\n\n  sdturbo bench --bundle build/small --runs 20 --backend onnxruntime")
+@cli.command(epilog="Example:\n\n  sdturbo bench --bundle build/sd-turbo --runs 20 --backend onnxruntime")
 @bundle_option
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Pictures to time.")
 @click.option("--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="num_inference_steps.")
@@ -197,9 +203,14 @@ def bench(
 
 
 def _bundle_path(bundle: Path | None) -> Path:
+    from sdturbo.bundle import EMBEDDED
+
     if bundle is None:
-        raise InvalidRequest("No bundle was named. Pass --bundle DIR or set SDTURBO_BUNDLE; `make engines` builds one.")
-    return bundle
+        click.echo(
+            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo; `make engines MODEL=…` builds others.",
+            err=True,
+        )
+    return bundle or EMBEDDED
 
 
 def _load(

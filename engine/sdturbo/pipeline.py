@@ -21,7 +21,7 @@ from PIL import Image
 
 from sdturbo import request
 from sdturbo.backends import Backend, Session, connect
-from sdturbo.bundle import TOKENIZER, Bundle
+from sdturbo.bundle import EMBEDDED, TOKENIZER, Bundle
 from sdturbo.errors import Cancelled, InvalidRequest, OutputError
 from sdturbo.image import ImageInput, to_pixels
 from sdturbo.noise import TorchGenerator
@@ -84,7 +84,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path = EMBEDDED,
         backend: str = "auto",
         *,
         device: str = "cpu",
@@ -94,6 +94,7 @@ class Pipeline:
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
+        path: a bundle's directory; by default `tiny`, the toy model that comes with this package.
         backend: "auto", "openvino", "onnxruntime" or "null" (tests). precision: "fp32", "bf16", or None for the fastest
         that the device has. num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and
         saves its memory.

@@ -15,7 +15,7 @@ from sdturbo.bundle import Bundle
 from sdturbo.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 
-MODEL_HELP = "small, seeded (full size), each with :SEED if wanted; a checkpoint directory; or a Hub id."
+MODEL_HELP = "tiny (embedded); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 workspace_option = click.option(
@@ -28,8 +28,8 @@ workspace_option = click.option(
 
 
 @click.group(
-    epilog="Examples:\n\n  sdturbo-export build --model small --out build/small\n\n"
-    "  sdturbo-export verify build/small --model small"
+    epilog="Examples:\n\n  sdturbo-export build --model tiny --out build/tiny\n\n"
+    "  sdturbo-export verify build/tiny --model tiny"
 )
 @click.version_option(__version__)
 def cli() -> None:
@@ -106,7 +106,7 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
 
 
 @cli.command(
-    epilog="Examples:\n\n  sdturbo-export verify build/small\n\n  sdturbo-export verify build/small --model small --json"
+    epilog="Examples:\n\n  sdturbo-export verify build/tiny\n\n  sdturbo-export verify build/tiny --model tiny --json"
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--model", help=f"Compare with PyTorch: the checkpoint the bundle was made from. {MODEL_HELP}")

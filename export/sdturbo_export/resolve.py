@@ -1,4 +1,4 @@
-"""A model's name to a checked checkpoint: "small", "seeded", a directory, or a Hub id."""
+"""A model's name to a checked checkpoint: "tiny", "small", "seeded", a directory, or a Hub id."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sdturbo_export.errors import CheckpointError
 from sdturbo_export.lora import Lora
 from sdturbo_export.seeded import write_seeded
 
+TINY, TINY_CHECKPOINT = "tiny", Path(__file__).parent / "tiny" / "checkpoint"
 _SEEDED = re.compile(r"(small|seeded)(?::(\d+))?")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -28,11 +29,14 @@ def resolve(
 ) -> Checkpoint:
     """The checkpoint that `model` names.
 
-    "small" and "seeded", or "small:7" with a seed, are drawn once and kept in `workspace`. An existing directory is read
-    where it is. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted.
+    "tiny" is the trained toy model that comes with this package. "small" and "seeded", or "small:7" with a seed, are
+    drawn once and kept in `workspace`. An existing directory is read where it is. Otherwise `owner/name` is downloaded
+    from the Hub at `revision`, after its licence was accepted.
     """
     seeded = _SEEDED.fullmatch(model)
-    if seeded and not Path(model).is_dir():
+    if model == TINY and not Path(model).is_dir():
+        checkpoint = open_checkpoint(TINY_CHECKPOINT, name=TINY, source=TINY)
+    elif seeded and not Path(model).is_dir():
         kind, seed = seeded[1], int(seeded[2] or 0)
         path = workspace / f"{kind}-{seed}"
         if not path.exists():
@@ -50,7 +54,7 @@ def resolve(
         raise CheckpointError(model, ["there is no such directory, and it is no Hub id (owner/name)"])
     else:
         raise InvalidRequest(
-            f"Unknown model {model!r}; expected small, seeded, a checkpoint's directory, or a Hub id such as"
+            f"Unknown model {model!r}; expected tiny, small, seeded, a checkpoint's directory, or a Hub id such as"
             " stabilityai/sd-turbo."
         )
     return dataclasses.replace(checkpoint, loras=tuple(loras))

@@ -7,7 +7,6 @@ place, blur and noise. It sees pictures at 128 x 128.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,9 +105,3 @@ def reduced(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     n, height, width, _ = pictures.shape
     blocks = pictures.reshape(n, height // REDUCTION, REDUCTION, width // REDUCTION, REDUCTION, 3)
     return blocks.mean((2, 4), dtype=np.float32).round().astype(np.uint8)
-
-
-def load_classifier(file: Path) -> Classifier:
-    classifier = Classifier()
-    classifier.load_state_dict(torch.load(file, weights_only=True))
-    return classifier.eval()

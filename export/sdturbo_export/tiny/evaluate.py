@@ -1,7 +1,7 @@
-"""How good the embedded model is: `python -m sdturbo_export.tiny.evaluate RUN BUNDLE OUT`, on the engine's own pictures.
+"""How good the embedded model is: `python -m sdturbo_export.tiny.evaluate OUT`, on the engine's own pictures.
 
-Held-out combinations at 1, 2 and 4 steps, judged by a classifier that has seen renders only, itself measured on renders
-of the same combinations; how much two seeds differ; contact sheets.
+The autoencoder on held-out renders; held-out combinations at 1, 2 and 4 steps, judged by a classifier that has seen
+renders only, itself measured on renders of the same combinations; how much two seeds differ; contact sheets.
 """
 
 from __future__ import annotations
@@ -14,22 +14,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from sdturbo import Pipeline
+from sdturbo.bundle import EMBEDDED
+from sdturbo_export.checkpoint import open_checkpoint
+from sdturbo_export.resolve import TINY_CHECKPOINT
 from sdturbo_export.tiny.captions import caption, plain_caption
-from sdturbo_export.tiny.classifier import Classifier, examples, load_classifier, train_classifier
-from sdturbo_export.tiny.model import load_vae
+from sdturbo_export.tiny.classifier import Classifier, examples, train_classifier
+from sdturbo_export.tiny.pixels import psnr
 from sdturbo_export.tiny.render import sheet
 from sdturbo_export.tiny.renders import Renders, combination
 from sdturbo_export.tiny.scenes import HELD_OUT, Combination
+from sdturbo_export.tiny.train_vae import reconstructed
 
 PER_COMBINATION = 5
 STEP_COUNTS = (1, 2, 4)
-KNOWN_RENDERS, KNOWN_RECONSTRUCTIONS, CLASSIFIER_STEPS = 1344, 336, 1500
+KNOWN_RENDERS, KNOWN_RECONSTRUCTIONS, CLASSIFIER_STEPS = 1008, 336, 1500
 JUDGED_RENDERS = 96
 VISIBLE = 16  # levels by which a pixel differs visibly
-MISSES = 24  # that a sheet shows
+MISSES, EXAMPLES = 24, 8  # pictures on sheets
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +80,40 @@ def visible_difference(pipeline: Pipeline, count: int = 12) -> list[float]:
     return shares
 
 
-def judge_for(run: Path, out: Path) -> Classifier:
-    """The classifier in `out`, trained now unless it is there."""
-    file = out / "classifier.pt"
-    if not file.exists():
-        renders, vae = Renders(run / "train.rgb"), load_vae(run / "vae" / "vae.pt")
-        renders.paint(KNOWN_RENDERS)
-        known = examples(renders, KNOWN_RENDERS, vae, KNOWN_RECONSTRUCTIONS)
-        torch.save(train_classifier(known, CLASSIFIER_STEPS).state_dict(), file)
-    return load_classifier(file)
+def judge_for(vae: AutoencoderKL, out: Path) -> Classifier:
+    """A new classifier; its renders are kept in `out`."""
+    renders = Renders(out / "train.rgb")
+    renders.paint(KNOWN_RENDERS)
+    return train_classifier(examples(renders, KNOWN_RENDERS, vae, KNOWN_RECONSTRUCTIONS), CLASSIFIER_STEPS)
 
 
-def evaluate(run: Path, bundle: Path, out: Path) -> dict[str, object]:
-    """Measure, write `results.json`, `results.md` and sheets to `out`, and return the figures."""
+def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
+    """Measure, write `results.json`, `results.md` and sheets to `out`, and return the figures.
+
+    checkpoint: the one that `bundle` was made from; its autoencoder is measured.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    judge, pipeline, wanted = judge_for(run, out), Pipeline.load(bundle, image_to_image=False), requests()
-    tests = Renders(run / "held_out.rgb", held_out=True)
+    vae = open_checkpoint(checkpoint).module("vae").to(memory_format=torch.channels_last)
+    judge, pipeline, wanted = judge_for(vae, out), Pipeline.load(bundle, image_to_image=False), requests()
+    tests = Renders(out / "held_out.rgb", held_out=True)
     tests.paint(JUDGED_RENDERS)
     shown = [combination(tests.scene(i)) for i in range(JUDGED_RENDERS)]
     seen = [judge.judge(tests.picture(i)[None])[0] for i in range(JUDGED_RENDERS)]
-    results: dict[str, object] = {"judge on renders": asdict(accuracy(shown, seen)), "pictures": len(wanted)}
+    decibels = [psnr(tests.picture(i), reconstructed(vae, tests.picture(i))) for i in range(JUDGED_RENDERS)]
+    results: dict[str, object] = {
+        "autoencoder, dB": round(float(np.mean(decibels)), 2),
+        "autoencoder, dB of the worst": round(min(decibels), 2),
+        "judge on renders": asdict(accuracy(shown, seen)),
+        "pictures": len(wanted),
+    }
     for steps in STEP_COUNTS:
         pictures = draw(pipeline, wanted, steps)
         seen = [judge.judge(picture[None])[0] for picture in pictures]
         results[f"{steps} steps"] = asdict(accuracy([what for what, _, _ in wanted], seen))
         plain = slice(0, None, PER_COMBINATION)
         sheet(_small(pictures[plain]), 8, [text for _, text, _ in wanted[plain]]).save(out / f"plain-{steps}.png")
+        if steps == 1:
+            sheet(_small(pictures[plain][:: len(HELD_OUT) // EXAMPLES]), 4).save(out / "examples.jpg", quality=90)
         missed = [i for i, one in enumerate(seen) if one != wanted[i][0]][:MISSES]
         if missed:
             labels = [f"{wanted[i][1]} -> {' '.join(seen[i])}" for i in missed]
@@ -128,10 +141,11 @@ def _small(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("run", "bundle", "out"):
-        parser.add_argument(name, type=Path)
+    parser.add_argument("out", type=Path, help="folder for figures and sheets, and for what is made on the way")
+    parser.add_argument("--checkpoint", type=Path, default=TINY_CHECKPOINT)
+    parser.add_argument("--bundle", type=Path, default=EMBEDDED)
     options = parser.parse_args(arguments)
-    print(json.dumps(evaluate(options.run, options.bundle, options.out)))
+    print(json.dumps(evaluate(options.checkpoint, options.bundle, options.out)))
 
 
 if __name__ == "__main__":
