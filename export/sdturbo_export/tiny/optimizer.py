@@ -8,7 +8,8 @@ as float32.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ NOT_MUON = ("conv_in", "conv_out")  # first and last layers, by the last part of
 class Muon(Optimizer):
     """Steps along the orthogonal matrix nearest to each weight's momentum, (rows, ...) flattened to (rows, columns)."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, each: Callable[..., Any] = map
+    ) -> None:
+        """each: `map`, or the like of an executor, which then moves weights of several shapes at a time."""
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self._each = each
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """One step; weights of one shape are treated as one batch. There is no closure to evaluate again."""
         if closure is not None:
@@ -36,17 +40,20 @@ class Muon(Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     alike[weight.shape].append(weight)
-            for shape, weights in alike.items():
-                directions = orthogonal(torch.stack([self._nesterov(w, group["momentum"]) for w in weights]))
-                rows, columns = directions.shape[1:]
-                size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for weight, direction in zip(weights, directions, strict=True):
-                    weight.sub_(direction.reshape(shape), alpha=size)
+                    if not self.state[weight]:
+                        self.state[weight]["momentum"] = torch.zeros_like(weight)
+            list(self._each(partial(self._move, group["lr"], group["momentum"]), alike.values()))
+
+    @torch.no_grad()
+    def _move(self, lr: float, momentum: float, weights: Sequence[Tensor]) -> None:
+        directions = orthogonal(torch.stack([self._nesterov(weight, momentum) for weight in weights]))
+        rows, columns = directions.shape[1:]
+        size = lr * max(1.0, rows / columns) ** 0.5
+        for weight, direction in zip(weights, directions, strict=True):
+            weight.sub_(direction.reshape(weight.shape), alpha=size)
 
     def _nesterov(self, weight: Tensor, momentum: float) -> Tensor:
         state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
         average = state["momentum"].lerp_(weight.grad, 1 - momentum)
         return weight.grad.lerp(average, momentum).flatten(1)
 
@@ -71,7 +78,9 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def optimizers(module: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 2e-3) -> tuple[Muon, AdamW]:
+def optimizers(
+    module: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 2e-3, each: Callable[..., Any] = map
+) -> tuple[Muon, AdamW]:
     """Both optimisers of a module: what is neither a first, last, embedding nor norm layer's weight is Muon's."""
     matrices: list[nn.Parameter] = []
     for name, layer in module.named_modules():
@@ -79,4 +88,4 @@ def optimizers(module: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 2e
             matrices.append(layer.weight)
     chosen = {id(weight) for weight in matrices}
     rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
-    return Muon(matrices, lr=muon_lr), AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return Muon(matrices, lr=muon_lr, each=each), AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)

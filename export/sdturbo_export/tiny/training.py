@@ -75,10 +75,10 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.model, self._keep = out, model, keep
         self.mean = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-        self._optimizers, self._rates = optimizers(model), (muon_lr, adamw_lr)
         self.rng, self.clock = np.random.default_rng(0), Clock(seconds)
         self._losses: list[float] = []
         self._pool = ThreadPoolExecutor(PARTS, initializer=torch.set_num_threads, initargs=(1,))
+        self._optimizers, self._rates = optimizers(model, each=self._pool.map), (muon_lr, adamw_lr)
         if self._state.exists():
             self._resume()
 
