@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from sdturbo.errors import BundleError
+from sdturbo.errors import BundleError, InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo.onnx_files import external_locations
 
 FORMAT = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
-EMBEDDED = Path(__file__).parent / "bundles" / "tiny"  # the toy model that comes with this package
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 MAX_STEPS = 4
 DTYPES = ("int64", "uint8", "float32", "float16")
@@ -97,6 +96,8 @@ class Bundle:
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
         """Read and validate the bundle at `path`. Raises BundleError with all faults."""
+        if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"Got a bundle path of type {type(path).__name__}; expected a directory's path.")
         root = Path(path)
         faults: list[str] = []
         try:
@@ -237,6 +238,15 @@ def _parse(root: Path, manifest: Json, faults: list[str]) -> Bundle | None:
         faults.append(f"stages.decoder: the output is not one picture of {height}x{width}, as image says")
     model = top.get("model", dict, {})
     _Fields(model, "model", faults).get("name", str, "")
+    for i, lora in enumerate(model.get("loras", [])):
+        fields = _Fields(lora, f"model.loras[{i}]", faults)
+        for key, kind in (("file", str), ("sha256", str), ("scale", (int, float))):
+            fields.get(key, kind, None)
+    parity = top.get("parity", dict, {})
+    for name, entry in parity.items():
+        fields = _Fields(entry, f"parity.{name}", faults)
+        for key in ("relative_l2", "bound"):
+            fields.get(key, (int, float), None)
     bundle = Bundle(
         path=root,
         bundle_id=top.get("bundle_id", str, ""),
@@ -248,7 +258,7 @@ def _parse(root: Path, manifest: Json, faults: list[str]) -> Bundle | None:
         schedule=schedule,
         stages=stages,
         files=files,
-        parity=top.get("parity", dict, {}),
+        parity=parity,
         golden=Golden(
             golden.get("prompt", str, ""),
             golden.get("seed", int, 0),
@@ -257,6 +267,8 @@ def _parse(root: Path, manifest: Json, faults: list[str]) -> Bundle | None:
             golden.get("min_psnr", (int, float), 0.0),
         ),
     )
+    if not 1 <= bundle.golden.num_inference_steps <= MAX_STEPS or not 0 <= bundle.golden.seed < 2**64:
+        faults.append(f"golden: steps {bundle.golden.num_inference_steps} and seed {bundle.golden.seed} are no request")
     for name in (TOKENIZER, bundle.golden.image):
         if name and name not in files:
             faults.append(f"files does not list {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
     envvar="SDTURBO_BUNDLE",
-    help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
+    help="Bundle directory. [env: SDTURBO_BUNDLE]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 engine_options = _options(
@@ -44,7 +45,7 @@ engine_options = _options(
 
 
 @click.group(
-    epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow'\n\n"
+    epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow' --bundle build/tiny\n\n"
     "  sdturbo generate 'a photo of a cat' --bundle build/sd-turbo\n\n  sdturbo doctor"
 )
 @click.version_option(__version__)
@@ -82,11 +83,13 @@ def generate(
 ) -> None:
     """Draw PROMPT and write PNG files that carry prompt, seed, steps and bundle id."""
     from sdturbo.image import save_png, to_pixels
+    from sdturbo.request import check_seeds
 
     if count < 1:
         raise InvalidRequest(f"Got --count {count}; expected 1 or more.")
-    if out.is_dir():
+    if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
         raise InvalidRequest(f"Got --out {out}, a directory; expected the name of a PNG file.")
+    check_seeds(seed, count)
     pipe = _load(bundle, backend, precision, threads, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
     written: list[dict[str, Any]] = []
@@ -203,14 +206,9 @@ def bench(
 
 
 def _bundle_path(bundle: Path | None) -> Path:
-    from sdturbo.bundle import EMBEDDED
-
     if bundle is None:
-        click.echo(
-            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo; `make engines MODEL=…` builds others.",
-            err=True,
-        )
-    return bundle or EMBEDDED
+        raise InvalidRequest("No bundle was named. Pass --bundle DIR or set SDTURBO_BUNDLE; `make engines` builds one.")
+    return bundle
 
 
 def _load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -19,9 +20,15 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[BinaryIO]:
-    """A binary file that takes the name `path` when the block ends well, and leaves nothing when it does not."""
+    """A binary file that takes the name `path` when the block ends well, and leaves nothing when it does not.
+
+    A link stays a link: the file it leads to is replaced. Raises OSError for what is no plain file, such as a device.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a directory or a device, not a plain file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -65,7 +65,9 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Image.DecompressionBombError as error:
-        raise InvalidRequest(f"{path}: {error}. At most {MAX_PIXELS / 1e6:.0f} megapixels are accepted.") from error
+        raise InvalidRequest(
+            f"The image {path} is too large: {error} At most {MAX_PIXELS / 1e6:.0f} megapixels are accepted."
+        ) from error
     except UnidentifiedImageError as error:
         raise InvalidRequest(f"{path} is not an image that Pillow can read (PNG, JPEG, WebP, …).") from error
     except Exception as error:  # Pillow's decoders also raise RuntimeError, struct.error and others
@@ -87,6 +89,8 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
     The text chunk `parameters` is what AUTOMATIC1111's web UI writes and most viewers and catalogues read.
     """
+    if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"Got an image of type {type(image).__name__}; expected a PIL image (output_type='pil').")
     path = Path(path)
     text = PngImagePlugin.PngInfo()
     parameters = image.info.get("parameters")

@@ -21,13 +21,14 @@ from PIL import Image
 
 from sdturbo import request
 from sdturbo.backends import Backend, Session, connect
-from sdturbo.bundle import EMBEDDED, TOKENIZER, Bundle
-from sdturbo.errors import Cancelled, InvalidRequest, OutputError
+from sdturbo.bundle import TOKENIZER, Bundle
+from sdturbo.errors import BundleError, Cancelled, InvalidRequest, OutputError
 from sdturbo.image import ImageInput, to_pixels
 from sdturbo.noise import TorchGenerator
 from sdturbo.tokenizer import PromptTokenizer, Tokens
 
 F32 = NDArray[np.float32]
+MAX_LATENT = 1e4  # a standard normal stays below 10
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
 
 
@@ -42,7 +43,7 @@ class Result:
     """What a call returns.
 
     images: a list of PIL images; with output_type "np" uint8 (N, H, W, 3); with "latent" float32 (N, 4, H/8, W/8).
-    seeds: the seed of each image. timings: milliseconds a part, and "total".
+    seeds: the seed of each image; empty where `latents` were given. timings: milliseconds a part, and "total".
     dropped: for each prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
     """
 
@@ -84,7 +85,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        path: str | Path = EMBEDDED,
+        path: str | Path,
         backend: str = "auto",
         *,
         device: str = "cpu",
@@ -94,7 +95,6 @@ class Pipeline:
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
-        path: a bundle's directory; by default `tiny`, the toy model that comes with this package.
         backend: "auto", "openvino", "onnxruntime" or "null" (tests). precision: "fp32", "bf16", or None for the fastest
         that the device has. num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and
         saves its memory.
@@ -107,7 +107,10 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
+        try:
+            self._tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise BundleError(bundle.path, [f"{TOKENIZER} is no tokenizer: {error}"]) from error
         self._sessions: dict[tuple[str, int], Session] = {
             (name, size): backend.session(bundle.graph(name, size), stage, size)
             for name, stage in bundle.stages.items()
@@ -148,6 +151,7 @@ class Pipeline:
         per_prompt = request.check_count(num_images_per_prompt, "num_images_per_prompt", request.MAX_IMAGES)
         seeds = request.check_seeds(seed, len(prompts) * per_prompt)
         output_type = request.check_output_type(output_type)
+        request.check_cancel(cancel)
         rows = self.bundle.steps(steps)
         if image is not None:
             if latents is not None:
@@ -185,12 +189,14 @@ class Pipeline:
         if output_type == "pil":
             with clock.part("output"):
                 images = [
-                    self._to_pil(pixels, prompts[i // per_prompt], seeds[i], steps, strength)
+                    self._to_pil(
+                        pixels, prompts[i // per_prompt], seeds[i] if latents is None else None, steps, strength
+                    )
                     for i, pixels in enumerate(images)
                 ]
         return Result(
             images=images,
-            seeds=seeds,
+            seeds=seeds if latents is None else [],
             timings=clock.stop(),
             dropped=[one.dropped for one in tokens],
             num_inference_steps=steps,
@@ -240,8 +246,8 @@ class Pipeline:
             raise InvalidRequest(f"Got latents of type {type(latents).__name__}; expected a float32 array {expected}.")
         if latents.shape != expected or latents.dtype != np.float32:
             raise InvalidRequest(f"Got latents {latents.dtype} {latents.shape}; expected float32 {expected}.")
-        if not np.isfinite(latents).all():
-            raise InvalidRequest("Got latents with non-finite values; expected standard normals.")
+        if not (np.abs(latents) <= MAX_LATENT).all():  # refuses NaN too
+            raise InvalidRequest(f"Got latents beyond ±{MAX_LATENT:g} or not finite; expected standard normals.")
         return latents * np.float32(self.bundle.schedule[0].sigma)
 
     def prepare_image_noise(self, seeds: Sequence[int]) -> tuple[F32, F32]:
@@ -290,13 +296,14 @@ class Pipeline:
         return np.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
     def _to_pil(
-        self, pixels: NDArray[np.uint8], prompt: str, seed: int, steps: int, strength: float | None
+        self, pixels: NDArray[np.uint8], prompt: str, seed: int | None, steps: int, strength: float | None
     ) -> Image.Image:
         """A PIL image whose `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
         picture = Image.fromarray(pixels)
         denoising = f", Denoising strength: {strength:g}" if strength is not None else ""
+        seeded = f", Seed: {seed}" if seed is not None else ""
         picture.info["parameters"] = (
-            f"{prompt}\nSteps: {steps}, Sampler: Euler, Schedule type: Trailing, CFG scale: 1, Seed: {seed},"
+            f"{prompt}\nSteps: {steps}, Sampler: Euler, Schedule type: Trailing, CFG scale: 1{seeded},"
             f" Size: {picture.width}x{picture.height}, Model hash: {self.bundle.bundle_id},"
             f" Model: {self.bundle.model['name']}{denoising}, Version: sdturbo"
         )

@@ -61,6 +61,11 @@ def check_output_type(value: object) -> str:
     return value
 
 
+def check_cancel(value: object) -> None:
+    if value is not None and not callable(getattr(value, "is_set", None)):
+        raise InvalidRequest(f"Got cancel={value!r:.80}; expected something with is_set(), such as threading.Event().")
+
+
 def first_step(num_inference_steps: int, strength: float) -> int:
     """The index of the first step of image-to-image: n - min(int(n·strength), n), in Python's doubles as in diffusers.
 

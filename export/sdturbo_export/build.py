@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Sequence
@@ -55,15 +56,16 @@ def build(
 
     batch_sizes: static batch sizes to hold. store: where finished stages are noted for the next build, by default
     `.stages` beside `out`. say: takes lines of progress.
-    A stage whose inputs did not change is taken from the store. Whatever stops the build, `out` is whole or untouched.
+    A stage whose inputs did not change is taken from the store. Whatever stops the build, `out` is whole or untouched; a
+    kill between the two renames at the end leaves the old bundle beside it, and the next build puts it back.
     Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
     """
     if not batch_sizes or any(size < 1 for size in batch_sizes):
         raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise InvalidRequest(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
     batch_sizes = sorted(set(batch_sizes))
-    store = store or out.parent / ".stages"
+    out = out.resolve()
+    store = (store or out.parent / ".stages").resolve()
+    _require_replaceable(out)
     progress = Progress(_PARTS, say)
     with _plain_disk_errors(out), _lock(store):
         _clear_remains(store, out)
@@ -81,10 +83,13 @@ def build(
                 say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
         with progress.part("bundle"):
             partial, old = _beside(out)
-            write_bundle(partial, checkpoint, hashes, stages, golden.picture(), PRECISION, replaces=out)
-            if out.exists():
-                out.replace(old)
-            partial.replace(out)
+            try:
+                write_bundle(partial, checkpoint, hashes, stages, golden.picture(), PRECISION, replaces=out)
+                if out.exists():
+                    out.replace(old)
+                partial.replace(out)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
             for stage in stages.values():
                 stage_store.hand_over(stage, out / "onnx")
@@ -161,6 +166,22 @@ def _golden_output(plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage,
         return engine_output(plan, checkpoint, graph, golden.inputs(plan.name), backend, Path(workspace))
 
 
+def _require_replaceable(out: Path) -> None:
+    """`out` may be new, empty, or a bundle with nothing of anybody else's in it: it is deleted when the new one is done."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        listed = {MANIFEST, *json.loads((out / MANIFEST).read_bytes())["files"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InvalidRequest(f"{out} exists and is no bundle; it is left alone. Choose another --out.") from error
+    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    if foreign := sorted(set(found) - listed):
+        raise InvalidRequest(
+            f"{out} holds files that are not the bundle's ({', '.join(foreign[:5])}), and would be deleted with it."
+            " Move them away, or choose another --out."
+        )
+
+
 def _require_space(store: Path, plan: StagePlan, checkpoint: Checkpoint) -> None:
     """Refuse early what would fill the disk: a stage's float32 graph is as large as its component's float32 weights."""
     names = checkpoint.weights[plan.component]
@@ -197,7 +218,7 @@ def _lock(store: Path) -> Generator[None]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise BuildError(f"Another build is using {store}. Wait for it, or choose another --out.") from error
+            raise BuildError(f"Another build is using {store}. Wait for it, or choose another --workspace.") from error
         yield
 
 
@@ -210,7 +231,7 @@ def _plain_disk_errors(out: Path) -> Generator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "The disk is full. Free some space and run the same command again: finished stages are kept."
         else:
-            advice = "Choose a directory you may write to with --out."
+            advice = "Choose directories you may write to with --out and --workspace."
         raise BuildError(f"Cannot write the bundle {out}: {error}. {advice}") from error
     except MemoryError as error:
         raise BuildError(f"Out of memory while building {out}; the full model takes about 10 GB.") from error

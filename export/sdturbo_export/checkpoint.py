@@ -6,7 +6,7 @@ Only safetensors are read. Every fault of a checkpoint is reported at once, befo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,20 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.lora import Lora, fuse
-from sdturbo_export.schedule import Schedule, schedule_from_config, scheduler_faults
+from sdturbo_export.schedule import Schedule, is_number, schedule_from_config, scheduler_faults
+from sdturbo_export.tokenizer_files import tokenizer_json
 
 # component -> (class in model_index.json, stem of its weight file)
 COMPONENTS = {
     "text_encoder": ("CLIPTextModel", "model"),
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model"),
     "vae": ("AutoencoderKL", "diffusion_pytorch_model"),
+}
+# what a config may leave out: the defaults of transformers' and diffusers' classes
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text_encoder": {"vocab_size": 49408, "hidden_size": 512},
+    "unet": {"cross_attention_dim": 1280, "in_channels": 4, "out_channels": 4},
+    "vae": {"scaling_factor": 0.18215, "latent_channels": 4, "use_quant_conv": True, "use_post_quant_conv": True},
 }
 _MAX_LISTED = 8  # faults of one kind that are named one by one
 
@@ -72,6 +79,8 @@ class Checkpoint:
             fuse(self.loras, weights)
         module = empty_module(component, self.configs[component])
         named = {_module_name(component, key): value.float() for key, value in weights[component].items()}
+        if wrong := [name for name, value in named.items() if not value.isfinite().all()]:
+            raise CheckpointError(self.path, [f"{component}: {_listed(wrong)} hold NaN or infinite values"])
         module.load_state_dict(named, assign=True)
         for owner in module.modules():  # buffers that no file holds: CLIP's position_ids
             for name, buffer in owner.named_buffers(recurse=False):
@@ -88,11 +97,16 @@ def open_checkpoint(
         raise CheckpointError(path, ["there is no such directory; expected a checkpoint in diffusers layout"])
     faults: list[str] = []
     index = _read_json(path / "model_index.json", faults)
-    configs = {c: _read_json(path / c / "config.json", faults) for c in COMPONENTS}
+    configs = {c: _DEFAULTS[c] | _read_json(path / c / "config.json", faults) for c in COMPONENTS}
     configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json", faults)
-    faults += [
-        f"tokenizer/{n} is missing" for n in ("vocab.json", "merges.txt") if not (path / "tokenizer" / n).is_file()
-    ]
+    vocabulary = [path / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    if missing := [f"tokenizer/{file.name} is missing" for file in vocabulary if not file.is_file()]:
+        faults += missing
+    else:
+        try:
+            tokenizer_json(*vocabulary)
+        except ValueError as error:
+            faults.append(f"tokenizer: vocab.json and merges.txt make no CLIP tokenizer: {error}")
     if faults:
         raise CheckpointError(path, faults)
     faults += _family_faults(index, configs)
@@ -140,7 +154,7 @@ def _read_json(path: Path, faults: list[str]) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         faults.append(f"{path.parent.name}/{path.name} is missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         faults.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
     else:
         if isinstance(data, dict):
@@ -170,6 +184,11 @@ def _family_faults(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, 
         faults.append("unet: in_channels and out_channels must be 4 (not an inpainting or upscaling model)")
     if configs["vae"].get("latent_channels") != 4:
         faults.append(f"vae: latent_channels is {configs['vae'].get('latent_channels')}, expected 4")
+    for name in ("use_quant_conv", "use_post_quant_conv"):
+        if configs["vae"][name] is not True:
+            faults.append(f"vae: {name} is {configs['vae'][name]!r}, expected true as in SD 2.1's autoencoder")
+    if not is_number(configs["vae"]["scaling_factor"]):
+        faults.append(f"vae: scaling_factor is {configs['vae']['scaling_factor']!r}, expected a number above 0")
     return faults + scheduler_faults(configs["scheduler"])
 
 
@@ -182,7 +201,11 @@ def _weight_files(path: Path, component: str, faults: list[str]) -> tuple[str, .
             return (single,)
         index = path / component / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
-            shards = sorted(set(_read_json(index, faults).get("weight_map", {}).values()))
+            named = _read_json(index, faults).get("weight_map")
+            if not isinstance(named, dict) or not named or not all(isinstance(one, str) for one in named.values()):
+                faults.append(f"{component}: {index.name} has no weight_map of tensor names to files")
+                return ()
+            shards = sorted(set(named.values()))
             wrong = [s for s in shards if Path(s).name != s or not (path / component / s).is_file()]
             faults += [f"{component}: {index.name} names {shard!r}, which is not a file beside it" for shard in wrong]
             return () if wrong else tuple(f"{component}/{shard}" for shard in shards)
@@ -221,11 +244,13 @@ def _tensor_faults(path: Path, component: str, config: Mapping[str, Any], names:
         ("tensors that are not F32, F16 or BF16", kinds),
     ):
         if items:
-            shown = "; ".join(items[:_MAX_LISTED]) + (
-                f"; and {len(items) - _MAX_LISTED} more" if items[_MAX_LISTED:] else ""
-            )
-            faults.append(f"{component}: {len(items)} {what}: {shown}")
+            faults.append(f"{component}: {len(items)} {what}: {_listed(items)}")
     return faults
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f"; and {len(items) - _MAX_LISTED} more" if items[_MAX_LISTED:] else ""
+    return "; ".join(items[:_MAX_LISTED]) + more
 
 
 def _headers(file: Path, component: str) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:

@@ -118,6 +118,8 @@ def verify(
     bundle: Path, model: str | None, revision: str | None, loras: tuple[str, ...], workspace: Path, as_json: bool
 ) -> int:
     """Check a bundle again: hashes, the golden picture on every backend, and with --model each stage against PyTorch."""
+    if model is None and (loras or revision):
+        raise InvalidRequest("Got --lora or --revision without --model; they say what the model's weights are.")
     found = Bundle.load(bundle)
     checkpoint = None
     if model is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,24 +31,30 @@ def resolve(
     """The checkpoint that `model` names.
 
     "tiny" is the trained toy model that comes with this package. "small" and "seeded", or "small:7" with a seed, are
-    drawn once and kept in `workspace`. An existing directory is read where it is. Otherwise `owner/name` is downloaded
-    from the Hub at `revision`, after its licence was accepted.
+    drawn once and kept in `workspace`. These names win over directories called so (write ./tiny). An existing directory is
+    read where it is. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted.
     """
     seeded = _SEEDED.fullmatch(model)
-    if model == TINY and not Path(model).is_dir():
+    if model == TINY:
         checkpoint = open_checkpoint(TINY_CHECKPOINT, name=TINY, source=TINY)
-    elif seeded and not Path(model).is_dir():
+    elif seeded:
         kind, seed = seeded[1], int(seeded[2] or 0)
         path = workspace / f"{kind}-{seed}"
         if not path.exists():
-            workspace.mkdir(parents=True, exist_ok=True)
             write_seeded(path, seed=seed, small=kind == "small")
         checkpoint = open_checkpoint(path, name=kind, source=f"{kind}:{seed}")
-    elif Path(model).is_dir():
+    elif os.path.isdir(model):  # noqa: PTH112 (False where Path raises: a name that is too long)
         checkpoint = open_checkpoint(Path(model))
+    elif os.path.isfile(model):  # noqa: PTH113
+        raise CheckpointError(model, ["this is a file; expected a directory in diffusers layout"])
     elif _HUB_ID.fullmatch(model) and not model.startswith("."):
-        from sdturbo_export.hub import download
+        from sdturbo_export.hub import SD_TURBO, download
 
+        if revision is None and model != SD_TURBO:
+            raise InvalidRequest(
+                f"There is no directory {model}. If a model on the Hub is meant, pass --revision with a commit, 40 hex"
+                f" digits: branches and tags move. https://huggingface.co/{model}/commits/main lists the commits."
+            )
         path = download(model, revision=revision, accept_license=accept_license, ask=ask)
         checkpoint = open_checkpoint(path, name=model.split("/")[1], source=model, revision=path.name)
     elif "/" in model or model.startswith("."):

@@ -42,11 +42,23 @@ class Schedule:
 
 def scheduler_faults(config: Mapping[str, Any]) -> list[str]:
     """What in a scheduler's configuration this engine does not implement."""
-    return [
+    faults = [
         f"scheduler: {key} is {config.get(key)!r}, expected {' or '.join(repr(value) for value in allowed)}"
         for key, allowed in EXPECTED.items()
         if config.get(key) not in allowed
     ]
+    count = config.get("num_train_timesteps")
+    if not isinstance(count, int) or not MAX_STEPS <= count <= 100_000:
+        faults.append(f"scheduler: num_train_timesteps is {count!r}, expected a whole number such as 1000")
+    for key in ("beta_start", "beta_end"):
+        if not is_number(config.get(key)) or config[key] >= 1:
+            faults.append(f"scheduler: {key} is {config.get(key)!r}, expected a number between 0 and 1")
+    return faults
+
+
+def is_number(value: object) -> bool:
+    """A finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:

@@ -47,11 +47,13 @@ def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         _write(partial, seed, small=small, fp16=fp16)
         partial.replace(out)
     except (OSError, SafetensorError) as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # its text is a list of copies
         raise BuildError(
-            f"Cannot write the checkpoint {out}: {error}. Free some space or choose another place."
+            f"Cannot write the checkpoint {out}: {reason}. Free some space or choose another place."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from PIL import Image
 from sdturbo import Pipeline, backends
 from sdturbo.backends import Backend
 from sdturbo.bundle import Bundle
-from sdturbo.errors import BackendUnavailable
+from sdturbo.errors import BackendUnavailable, BundleError
+from sdturbo.files import sha256_file
 
 if TYPE_CHECKING:
     from sdturbo_export.checkpoint import Checkpoint
@@ -40,6 +41,15 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
             checkpoint.source,
             "the weights the bundle was made from",
         )
+        loras = [
+            {"file": lora.path.name, "sha256": sha256_file(lora.path), "scale": lora.scale} for lora in checkpoint.loras
+        ]
+        made_with = bundle.model.get("loras", [])
+        if loras or made_with:
+            names = [
+                ", ".join(f"{one['file']} x {one['scale']:g}" for one in some) or "none" for some in (loras, made_with)
+            ]
+            yield _line("LoRAs", _without_names(loras) == _without_names(made_with), *names)
     for backend in _backends():
         yield _golden(bundle, backend)
         if checkpoint is not None:
@@ -48,21 +58,35 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
         yield from compare_with_diffusers(bundle, checkpoint)
 
 
+def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    return [(lora["sha256"], lora["scale"]) for lora in loras]
+
+
 def _backends() -> Iterator[Backend]:
+    """Every backend and precision that runs here. Raises BackendUnavailable if none does: nothing would be verified."""
+    reasons: list[str] = []
     for name in backends.AUTO_ORDER:
         for precision in ("fp32", "bf16"):
             try:
-                yield backends.connect(name, precision=precision)
-            except BackendUnavailable:
-                continue  # `sdturbo doctor` says why
+                backend = backends.connect(name, precision=precision)
+            except BackendUnavailable as error:
+                reasons.append(f"  - {error}")
+            else:
+                yield backend
+    if len(reasons) == 2 * len(backends.AUTO_ORDER):
+        raise BackendUnavailable("No backend can run here, so nothing was drawn:\n" + "\n".join(reasons))
 
 
 def _golden(bundle: Bundle, backend: Backend) -> Line:
     golden = bundle.golden
     pipe = Pipeline(bundle, backend, image_to_image=False)
     result = pipe(golden.prompt, seed=golden.seed, num_inference_steps=golden.num_inference_steps, output_type="np")
-    with Image.open(bundle.path / golden.image) as image:
-        distance, _ = _difference(result.images[0], np.asarray(image))
+    try:
+        with Image.open(bundle.path / golden.image) as image:
+            expected = np.asarray(image.convert("RGB").resize((bundle.width, bundle.height)))
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise BundleError(bundle.path, [f"{golden.image} is no picture: {error}"]) from error
+    distance, _ = _difference(result.images[0], expected)
     what = f"golden picture, {backend.name} {backend.precision}"
     return _line(what, distance >= golden.min_psnr, f"{distance:.1f} dB", f">= {golden.min_psnr:.0f} dB")
 

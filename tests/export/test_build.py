@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,42 @@ def test_directory_that_is_no_bundle_is_left_alone(small_checkpoint, tmp_path):
     with pytest.raises(InvalidRequest, match="left alone"):
         build(small_checkpoint, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_bundle_with_other_files_in_it_is_left_alone(small_checkpoint, small_bundle, store, tmp_path):
+    out = shutil.copytree(small_bundle.path, tmp_path / "out")
+    (out / "notes").mkdir()
+    (out / "notes" / "thesis.txt").write_text("precious")
+    with pytest.raises(InvalidRequest, match=r"notes/thesis\.txt"):
+        build(small_checkpoint, out, store=store)
+    assert (out / "notes" / "thesis.txt").read_text() == "precious"
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "bundle.json").write_text('{"scripts": 1}')
+    with pytest.raises(InvalidRequest, match="is no bundle"):
+        build(small_checkpoint, project, store=store)
+
+
+def test_link_to_a_bundle_stays_a_link(small_checkpoint, store, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        build(small_checkpoint, tmp_path / "link", store=store)
+    assert (tmp_path / "link").is_symlink()
+    assert Bundle.load(tmp_path / "real").model["name"] == "small"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_half_made_bundle_is_cleared_when_the_disk_is_full(small_checkpoint, store, tmp_path, monkeypatch):
+    def full(partial, *_, **__):
+        partial.mkdir()
+        (partial / "large").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(build_module, "write_bundle", full)
+    with pytest.raises(BuildError, match="disk is full"):
+        build(small_checkpoint, tmp_path / "out", store=store)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (1, -2)])

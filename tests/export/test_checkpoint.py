@@ -4,8 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdturbo.errors import InvalidRequest
 from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.errors import CheckpointError
+from sdturbo_export.resolve import resolve
 from sdturbo_export.seeded import write_seeded
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -135,3 +137,70 @@ def test_config_that_no_model_fits_is_a_fault(copied):
 
 def test_absent_directory_is_a_fault(tmp_path):
     assert "no such directory" in faults_of(tmp_path / "nowhere")[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": None}, "num_train_timesteps is None"),
+        ("scheduler/scheduler_config.json", {"beta_start": "0.1"}, "beta_start is '0.1'"),
+        ("vae/config.json", {"scaling_factor": "x"}, "scaling_factor is 'x'"),
+        ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv is False"),
+    ],
+)
+def test_settings_that_no_picture_comes_of_are_faults(copied, file, change, words):
+    edit(copied / file, **change)
+    assert words in "\n".join(faults_of(copied))
+
+
+def test_what_a_config_leaves_out_has_the_value_of_its_class(copied, small_checkpoint):
+    for component, key in (("vae", "scaling_factor"), ("text_encoder", "vocab_size")):
+        file = copied / component / "config.json"
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != key}))
+        assert open_checkpoint(copied).configs[component][key] == small_checkpoint.configs[component][key]
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_broken_tokenizer_is_a_fault(copied, name):
+    (copied / "tokenizer" / name).write_text("{")
+    assert "CLIP tokenizer" in faults_of(copied)[0]
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [1], {"a": 1}])
+def test_index_without_a_map_of_files_is_a_fault(copied, weight_map):
+    (copied / UNET).unlink()
+    (copied / f"{UNET}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert "weight_map" in "\n".join(faults_of(copied))
+
+
+def test_deeply_nested_json_is_a_fault(copied):
+    (copied / "model_index.json").write_text("[" * 200_000)
+    assert "model_index.json" in faults_of(copied)[0]
+
+
+def test_weights_that_are_not_finite_are_named(copied):
+    tensors = load_file(copied / UNET)
+    tensors["conv_in.bias"][3] = float("nan")
+    save_file(tensors, copied / UNET)
+    with pytest.raises(CheckpointError, match=r"unet: conv_in\.bias hold NaN"):
+        open_checkpoint(copied).module("unet")
+
+
+def test_names_of_models_win_over_directories_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    assert resolve("small", tmp_path / "work").name == "small"
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
+        resolve("./small", tmp_path / "work")
+
+
+def test_mistyped_directories_and_files_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.safetensors").write_bytes(b"")
+    for model, words in (
+        ("build/smal", "There is no directory build/smal"),
+        ("./one.safetensors", "this is a file"),
+        ("x" * 300, "Unknown model"),
+    ):
+        with pytest.raises((InvalidRequest, CheckpointError), match=words):
+            resolve(model, tmp_path / "work")

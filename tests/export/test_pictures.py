@@ -1,5 +1,7 @@
 """Whole pictures of the small checkpoint: against diffusers' own pipelines, and against themselves."""
 
+import dataclasses
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from sdturbo import Pipeline, backends
 from sdturbo.errors import BackendUnavailable
 from sdturbo_export.build import build
+from sdturbo_export.lora import Lora
 from sdturbo_export.verify import compare_with_diffusers, verify_bundle
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -44,6 +47,20 @@ def test_verify_fails_on_another_checkpoint(small_bundle, small_checkpoint, tmp_
     failed = [line["what"] for line in verify_bundle(small_bundle, other) if not line["ok"]]
     assert "checkpoint" in failed
     assert any("denoiser against PyTorch" in what for what in failed)
+
+
+def test_verify_does_not_pass_where_nothing_can_draw(small_bundle, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailable, match="nothing was drawn"):
+        list(verify_bundle(small_bundle, None))
+
+
+def test_verify_compares_the_loras(small_bundle, small_checkpoint, tmp_path):
+    (tmp_path / "style.safetensors").write_bytes(b"x")
+    other = dataclasses.replace(small_checkpoint, loras=(Lora(tmp_path / "style.safetensors", 0.5),))
+    lines = {line["what"]: line for line in itertools.islice(verify_bundle(small_bundle, other), 3)}
+    assert not lines["LoRAs"]["ok"]
+    assert (lines["LoRAs"]["found"], lines["LoRAs"]["expected"]) == ("style.safetensors x 0.5", "none")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

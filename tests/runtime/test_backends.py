@@ -196,3 +196,20 @@ def test_null_is_always_there(hide):
     hide(*LIBRARIES)
     assert unavailable("null") is None
     assert connect("null").name == "null"
+
+
+@pytest.mark.parametrize("error", [OSError("GLIBC_2.99 not found"), RuntimeError("no plugin")])
+def test_a_broken_library_is_named_and_auto_goes_on_to_the_next(monkeypatch, error):
+    def broken(**_):
+        raise error
+
+    monkeypatch.setattr("sdturbo.backends.openvino.connect", broken)
+    with pytest.raises(BackendUnavailable, match=f"'openvino' cannot run here: its library.*{error}"):
+        connect("openvino")
+    assert connect("auto").name == "onnxruntime"
+
+
+@pytest.mark.parametrize("options", [{"name": ["x"]}, {"name": None}, {"name": "auto", "precision": ["fp32"]}])
+def test_names_that_are_no_strings_are_refused(options):
+    with pytest.raises(InvalidRequest, match=r"expected (auto|a name)"):
+        connect(**options)

@@ -98,14 +98,11 @@ def test_bad_input_gives_a_sentence_and_its_exit_code(sdturbo, tmp_path, monkeyp
     assert json.loads(stdout)["error"]["exit_code"] == status
 
 
-def test_without_a_bundle_the_embedded_model_draws_and_says_that_it_is_no_sd_turbo(sdturbo, monkeypatch, tmp_path):
+def test_missing_bundle_says_how_to_get_one(sdturbo, monkeypatch):
     monkeypatch.delenv("SDTURBO_BUNDLE")
-    status, stdout, stderr = sdturbo("generate", "a red cat in the snow", "--out", tmp_path / "cat.png", "--json")
-    assert status == 0
-    assert "`tiny`, not SD-Turbo" in stderr
-    assert json.loads(stdout)["bundle_id"] == Pipeline.load(backend="null").bundle.bundle_id
-    with Image.open(tmp_path / "cat.png") as image:
-        assert "Model: tiny" in image.text["parameters"]
+    status, _, stderr = sdturbo("generate", "x")
+    assert status == 2
+    assert "make engines" in stderr
 
 
 def test_info_in_words_and_json(sdturbo, bundle_dir):
@@ -164,3 +161,17 @@ def test_installed_commands_answer():
 
 def _manifest(bundle_dir):
     return json.loads((bundle_dir / "bundle.json").read_text())
+
+
+def test_seeds_of_all_images_are_checked_before_the_first_is_drawn(sdturbo, tmp_path):
+    arguments = ["--seed", 2**64 - 1, "--count", 3, "--out", tmp_path / "x.png", "--backend", "null"]
+    status, _, stderr = sdturbo("generate", "a fox", *arguments)
+    assert status == 2
+    assert "image i takes seed + i" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_name_that_is_too_long_is_said(sdturbo):
+    status, _, stderr = sdturbo("generate", "a fox", "--out", "x" * 5000, "--backend", "null")
+    assert status == 2
+    assert "Choose another output path" in stderr

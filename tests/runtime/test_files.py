@@ -1,4 +1,5 @@
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -46,3 +47,24 @@ def test_writers_of_one_file_do_not_mix(tmp_path):
         contents = list(pool.map(write, range(8)))
     assert all(len(data) == 10_000 and len(set(data)) == 1 for data in contents)
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    with atomic_write(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+def test_what_is_no_plain_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a plain file"), atomic_write(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    with atomic_write(tmp_path / ("x" * 255)) as file:
+        file.write(b"x")
+    assert (tmp_path / ("x" * 255)).read_bytes() == b"x"

@@ -1,4 +1,6 @@
 import asyncio
+import hashlib
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdturbo import Bundle, Cancelled, InvalidRequest, OutputError, Pipeline
+from sdturbo import Bundle, BundleError, Cancelled, InvalidRequest, OutputError, Pipeline
 from sdturbo.backends.null import NullBackend
+from sdturbo.bundle import identity
 from sdturbo.noise import TorchGenerator
 from sdturbo.pipeline import PROMPT_CACHE
 
@@ -329,3 +332,30 @@ def test_pictures_say_how_they_were_made(pipe):
     ]
     (changed,) = pipe("a cat", PICTURE, strength=0.5, num_inference_steps=4).images
     assert ", Denoising strength: 0.5," in changed.info["parameters"]
+
+
+def test_pictures_of_given_latents_claim_no_seed(pipe):
+    result = pipe("a cat", latents=np.zeros((1, 4, 8, 8), np.float32))
+    assert result.seeds == []
+    assert "Seed" not in result.images[0].info["parameters"]
+
+
+def test_a_cancel_that_cannot_be_asked_is_refused(pipe):
+    with pytest.raises(InvalidRequest, match="is_set"):
+        pipe("a cat", cancel=True)
+
+
+def test_a_broken_tokenizer_is_a_fault_of_the_bundle(make_bundle):
+    root = make_bundle()
+    manifest = json.loads((root / "bundle.json").read_text())
+    (root / "tokenizer.json").write_bytes(b"{}")
+    manifest["files"]["tokenizer.json"] = {"sha256": hashlib.sha256(b"{}").hexdigest(), "size": 2}
+    (root / "bundle.json").write_text(json.dumps(manifest | {"bundle_id": identity(manifest)}))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is no tokenizer"):
+        Pipeline.load(root, "null")
+
+
+@pytest.mark.parametrize("path", [None, 3])
+def test_a_bundle_path_of_another_type_is_refused(path):
+    with pytest.raises(InvalidRequest, match="bundle path"):
+        Pipeline.load(path, "null")

@@ -75,13 +75,15 @@ def connect(name: str, *, device: str = "cpu", precision: str | None = None, num
     cpus = available_cpus()
     if num_threads is not None and not (type(num_threads) is int and 1 <= num_threads <= cpus):
         raise InvalidRequest(f"Got num_threads={num_threads!r}; this machine has {cpus} CPUs, so expected 1 to {cpus}.")
+    if precision is not None and not isinstance(precision, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"Got precision={precision!r}; expected a name such as fp32, or None.")
     if name != "auto":
         reason = unavailable(name)
         if reason:
             raise BackendUnavailable(f"The backend {name!r} cannot run here: {reason}")
         try:
             return _module(name).connect(device=device, precision=precision, num_threads=num_threads)
-        except ImportError as error:
+        except (ImportError, OSError, RuntimeError) as error:  # what broken installations of the libraries raise
             raise BackendUnavailable(
                 f"The backend {name!r} cannot run here: its library is installed but does not load ({error})."
                 " Install it again, or use another backend."
@@ -112,6 +114,6 @@ def available_cpus() -> int:
 
 
 def _module(name: str) -> _Module:
-    if name not in MODULES:
+    if not isinstance(name, str) or name not in MODULES:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidRequest(f"Unknown backend {name!r}; expected auto, {', '.join(MODULES)}.")
     return cast("_Module", importlib.import_module(MODULES[name]))
