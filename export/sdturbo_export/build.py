@@ -106,8 +106,9 @@ def _export_stage(
     try:
         graphs = _write_graphs(plan, checkpoint, batch_sizes, partial)
         inputs = golden.inputs(plan.name)
-        expected = torch_output(plan, checkpoint, inputs)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
+        expected = torch_output(plan, checkpoint, inputs)
+        gc.collect()
         backend = backends.connect("onnxruntime")
         with tempfile.TemporaryDirectory(dir=store, prefix=".parity-") as workspace:
             output = engine_output(
