@@ -35,7 +35,7 @@ class Gate:
 
     def _session(self, session, size):
         class Gated:
-            def run(_, inputs):  # noqa: N805
+            def run(_, inputs):
                 self.batches.append(size)
                 self.entered.release()
                 assert self.open.wait(30)
