@@ -4,16 +4,16 @@ import hashlib
 import json
 
 import pytest
-from serving import BACKEND, Gate, client_of, listening
+from serving import Gate, client_of, listening, load
 
-from sdturbo import Pipeline, save_png
+from sdturbo import save_png
 
 
 @pytest.fixture(scope="session")
 def serve_bundle(make_bundle):
     """64x64 pictures in batches of 1, 2 and 4; /readyz can be reached with it."""
     root = make_bundle(batch_sizes=(1, 2, 4))
-    picture = Pipeline.load(root, BACKEND)("a cat").images[0]
+    picture = load(root)("a cat").images[0]
     save_png(picture, root / "golden.png")
     manifest = json.loads((root / "bundle.json").read_text())
     data = (root / "golden.png").read_bytes()
@@ -25,13 +25,13 @@ def serve_bundle(make_bundle):
 @pytest.fixture(scope="session")
 def bare(serve_bundle):
     """The engine without a server, to compare with."""
-    return Pipeline.load(serve_bundle, BACKEND)
+    return load(serve_bundle)
 
 
 @pytest.fixture
 def gated(serve_bundle):
     """(pipeline, gate): an engine that can be held back in its denoiser."""
-    pipeline = Pipeline.load(serve_bundle, BACKEND)
+    pipeline = load(serve_bundle)
     return pipeline, Gate(pipeline)
 
 

@@ -14,11 +14,17 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from sdturbo import Pipeline
 from sdturbo_serve import Settings, create_app
 from sdturbo_serve.server import TimedProtocol
 
 BACKEND = "onnxruntime"
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+
+
+def load(bundle):
+    """The pipeline on one thread: the graphs are tiny, and thread pools cost more than they bring."""
+    return Pipeline.load(bundle, BACKEND, num_threads=1)
 
 
 class Gate:
@@ -99,7 +105,20 @@ def free_port():
 def command(bundle, *arguments, **environment):
     """The command `sdturbo-serve` as a process: (process, address), once it is ready; killed at the end."""
     port = free_port()
-    line = [sys.executable, "-m", "sdturbo_serve", "--bundle", bundle, "--port", port, "--backend", BACKEND, *arguments]
+    line = [
+        sys.executable,
+        "-m",
+        "sdturbo_serve",
+        "--bundle",
+        bundle,
+        "--port",
+        port,
+        "--backend",
+        BACKEND,
+        "--threads",
+        1,
+        *arguments,
+    ]
     process = subprocess.Popen(
         [str(one) for one in line], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )

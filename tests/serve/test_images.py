@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from serving import BACKEND, EDITS, GENERATIONS, client_of, png, wait_until
+from serving import EDITS, GENERATIONS, client_of, load, png, wait_until
 
 from sdturbo import Pipeline
 from sdturbo_serve import create_app
@@ -83,7 +83,7 @@ def test_metrics_count_what_happened(bare):
 
 
 def test_ready_only_with_the_golden_picture(serve_bundle):
-    with client_of(Pipeline.load(serve_bundle, BACKEND)) as client:
+    with client_of(load(serve_bundle)) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.get("/healthz").status_code == 200
 
@@ -99,7 +99,7 @@ def test_an_engine_that_draws_another_golden_picture_takes_no_request(serve_bund
 
 
 def test_no_stack_trace_when_the_engine_breaks(serve_bundle):
-    pipeline = Pipeline.load(serve_bundle, BACKEND)
+    pipeline = load(serve_bundle)
     with client_of(pipeline) as client:
         pipeline._sessions.clear()
         answer = client.post(GENERATIONS, json={"prompt": "something new"})
