@@ -1,5 +1,8 @@
 """sdturbo in a FastAPI application of one's own: `uvicorn --factory sdturbo_serve.examples.fastapi_app:make`."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
 from sdturbo import Pipeline
@@ -8,7 +11,13 @@ from sdturbo_serve import create_app
 
 def make(pipeline: Pipeline | None = None) -> FastAPI:
     draw = create_app(pipeline or Pipeline.load())
-    app = FastAPI(lifespan=lambda _: draw.router.lifespan_context(draw))  # starts the engine's thread, and stops it
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with draw.router.lifespan_context(draw):  # starts the engine's thread, and stops it
+            yield
+
+    app = FastAPI(lifespan=lifespan)
 
     @app.get("/hello")
     def hello() -> str:  # pyright: ignore[reportUnusedFunction]
