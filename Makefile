@@ -4,6 +4,7 @@ PROMPT  ?= a photo of a cat
 STEPS   ?= 1
 SEED    ?= 0
 RUNS    ?= 10
+SECONDS ?= 60
 PYTHON  ?= python3
 BUNDLE  ?= build/$(notdir $(patsubst %/,%,$(MODEL)))
 
@@ -11,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench test test-full tiny tiny-eval lint format clean
+.PHONY: help engines image verify bench serve serve-load test test-page test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,8 +33,20 @@ bench: $(VENV)/.export  ## Time the engines of MODEL, their requests' parts, and
 	$(BIN)/sdturbo bench --bundle "$(BUNDLE)" --runs $(RUNS) --steps $(STEPS)
 	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
 
+serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: OpenAI's images API, a live stream and a page
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/sdturbo-serve --bundle "$(BUNDLE)"
+
+serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (SECONDS=600 for the long run)
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/python benchmarks/serve_load.py --bundle "$(BUNDLE)" --seconds $(SECONDS)
+
 test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 	$(BIN)/pytest
+
+test-page: $(VENV)/.dev  ## The page in Debian's chromium, which is installed if missing; screenshots in build/page
+	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core)
+	$(BIN)/pytest -m page tests/serve
 
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
@@ -68,9 +81,9 @@ clean:  ## Remove everything that was built, the environment included
 
 $(VENV)/.export: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,export]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,export,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export,dev]"
 	touch $@

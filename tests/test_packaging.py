@@ -1,4 +1,4 @@
-"""The wheel holds the runtime and the exporter, and nothing else."""
+"""The wheel holds the runtime, the server and the exporter, and nothing else."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def wheel(tmp_path_factory):
         yield file
 
 
-def test_wheel_holds_exactly_the_tracked_files_of_both_packages(wheel):
+def test_wheel_holds_exactly_the_tracked_files_of_the_packages(wheel):
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "engine", "export"],
         cwd=ROOT,
@@ -45,3 +45,4 @@ def test_commands_are_installed(wheel):
     text = wheel.read(name).decode()
     assert "sdturbo = sdturbo.cli:main" in text
     assert "sdturbo-export = sdturbo_export.cli:main" in text
+    assert "sdturbo-serve = sdturbo_serve.cli:main" in text

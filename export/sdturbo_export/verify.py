@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import Pipeline, backends
 from sdturbo.backends import Backend
 from sdturbo.bundle import Bundle
-from sdturbo.errors import BackendUnavailable, BundleError
+from sdturbo.errors import BackendUnavailable
 from sdturbo.files import sha256_file
+from sdturbo.golden import difference, golden_distance
 
 if TYPE_CHECKING:
     from sdturbo_export.checkpoint import Checkpoint
@@ -78,17 +78,10 @@ def _backends() -> Iterator[Backend]:
 
 
 def _golden(bundle: Bundle, backend: Backend) -> Line:
-    golden = bundle.golden
-    pipe = Pipeline(bundle, backend, image_to_image=False)
-    result = pipe(golden.prompt, seed=golden.seed, num_inference_steps=golden.num_inference_steps, output_type="np")
-    try:
-        with Image.open(bundle.path / golden.image) as image:
-            expected = np.asarray(image.convert("RGB").resize((bundle.width, bundle.height)))
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise BundleError(bundle.path, [f"{golden.image} is no picture: {error}"]) from error
-    distance, _ = _difference(result.images[0], expected)
+    least = bundle.golden.min_psnr
+    distance = golden_distance(Pipeline(bundle, backend, image_to_image=False))
     what = f"golden picture, {backend.name} {backend.precision}"
-    return _line(what, distance >= golden.min_psnr, f"{distance:.1f} dB", f">= {golden.min_psnr:.0f} dB")
+    return _line(what, distance >= least, f"{distance:.1f} dB", f">= {least:.0f} dB")
 
 
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
@@ -118,7 +111,7 @@ def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[L
         for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
             image = start if strength is not None else None
             result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")
-            distance, off = _difference(result.images[0], picture)
+            distance, off = difference(result.images[0], picture)
             kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
             yield _line(
                 f"diffusers' picture, {steps} steps, {kind}, {name} fp32",
@@ -133,13 +126,6 @@ def _start_image(bundle: Bundle) -> Image.Image:
     """A picture to start from: smooth colours, larger than the frame, so that it is resized."""
     noise = np.random.default_rng(SEED).integers(0, 256, (12, 16, 3), np.uint8)
     return Image.fromarray(noise).resize((bundle.width + 128, bundle.height + 64), Image.Resampling.BICUBIC)
-
-
-def _difference(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, int]:
-    """(PSNR in dB, largest difference of a value) of two uint8 pictures."""
-    difference = found.astype(np.int64) - expected
-    error = float(np.mean(difference**2))
-    return (float("inf") if error == 0 else float(10 * np.log10(255**2 / error))), int(np.abs(difference).max())
 
 
 def _line(what: str, ok: bool, found: str, expected: str) -> Line:

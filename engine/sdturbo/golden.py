@@ -1,0 +1,36 @@
+"""The picture in a bundle that a pipeline must draw again before its pictures are trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdturbo.errors import BundleError
+
+if TYPE_CHECKING:
+    from sdturbo.pipeline import Pipeline
+
+
+def golden_distance(pipe: Pipeline) -> float:
+    """PSNR in dB between the bundle's golden picture and `pipe`'s; it holds from `pipe.bundle.golden.min_psnr` up.
+
+    Raises OutputError if the engine draws no picture, BundleError if the golden file holds none.
+    """
+    golden = pipe.bundle.golden
+    result = pipe(golden.prompt, seed=golden.seed, num_inference_steps=golden.num_inference_steps, output_type="np")
+    try:
+        with Image.open(pipe.bundle.path / golden.image) as image:
+            expected = np.asarray(image.convert("RGB").resize((pipe.bundle.width, pipe.bundle.height)))
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise BundleError(pipe.bundle.path, [f"{golden.image} is no picture: {error}"]) from error
+    return difference(result.images[0], expected)[0]
+
+
+def difference(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, int]:
+    """(PSNR in dB, largest difference of a value) of two uint8 pictures of one shape."""
+    off = found.astype(np.int64) - expected
+    error = float(np.mean(off**2))
+    return (float("inf") if error == 0 else float(10 * np.log10(255**2 / error))), int(np.abs(off).max())

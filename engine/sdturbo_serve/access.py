@@ -1,0 +1,55 @@
+"""Who may call: API keys, and pages of which origin."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Mapping, Sequence
+from typing import cast
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+
+from sdturbo_serve.errors import ApiError
+from sdturbo_serve.service import Service
+
+SUBPROTOCOL = "sdturbo.live"
+KEY_PROTOCOL = "sdturbo.key."  # followed by the key in base64url without padding: browsers let a page set no header
+
+
+def admit(connection: HTTPConnection) -> None:
+    """Raise ApiError unless the caller has a key, where keys are asked for, and comes from an admitted page."""
+    settings = cast("Service", connection.app.state.service).settings
+    _check_origin(connection.headers, settings.allow_origins)
+    if not settings.api_keys:
+        return
+    given = _given_key(connection.headers)
+    if given is None:
+        raise ApiError(401, "No API key. Send the header Authorization: Bearer <key>.", code="missing_api_key")
+    fits = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]  # all of them, whichever fits
+    if not any(fits):
+        raise ApiError(401, "Wrong API key.", code="invalid_api_key")
+
+
+def _given_key(headers: Mapping[str, str]) -> bytes | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip().encode("latin-1")
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        text = protocol.strip()
+        if text.startswith(KEY_PROTOCOL):
+            text = text.removeprefix(KEY_PROTOCOL)
+            try:
+                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            except (binascii.Error, ValueError):
+                return b""
+    return None
+
+
+def _check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
+    """Browsers ask nobody before a WebSocket or a form goes to another origin, so the server has to look."""
+    origin = headers.get("origin")
+    if origin is None or origin in allowed or urlsplit(origin).netloc == headers.get("host"):
+        return
+    raise ApiError(403, "Pages of this origin may not call; the server's --allow-origin admits them.", code="origin")

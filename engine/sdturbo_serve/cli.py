@@ -1,0 +1,80 @@
+"""The command `sdturbo-serve`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from sdturbo import __version__
+from sdturbo.cli import bundle_option, engine_options
+from sdturbo.console import run
+from sdturbo_serve.settings import Settings, check_listen, read_keys
+
+
+@click.command(
+    epilog="Examples:\n\n  sdturbo-serve\n\n  sdturbo-serve --bundle build/sd-turbo --port 9000\n\n"
+    "  sdturbo-serve --host 0.0.0.0 --api-key-file keys.txt"
+)
+@bundle_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="Keys, one a line, any of which opens /v1 and /metrics. [env: SDTURBO_API_KEYS, separated by commas]",
+)
+@click.option("--without-key", is_flag=True, help="Listen beyond this machine without a key.")
+@click.option("--allow-origin", multiple=True, help="Origin of a page that may call, such as https://example.org.")
+@click.option("--max-queue", type=int, default=64, show_default=True, help="Pictures that wait; more get 429.")
+@click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds from request to answer.")
+@click.option("--drain", type=click.IntRange(1), default=30, show_default=True, help="Seconds to finish after SIGTERM.")
+@engine_options
+@click.version_option(__version__)
+def cli(
+    bundle: Path | None,
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    without_key: bool,
+    allow_origin: tuple[str, ...],
+    max_queue: int,
+    deadline: float,
+    drain: int,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+) -> None:
+    """Serve a bundle over HTTP: OpenAI's images API, a live stream and a page."""
+    keys = read_keys(api_key_file) if api_key_file else _keys_of_environment()
+    check_listen(host, has_key=bool(keys), without_key=without_key)
+    settings = Settings(api_keys=keys, allow_origins=allow_origin, max_queue=max_queue, deadline_s=deadline)
+
+    from sdturbo import Pipeline
+    from sdturbo.bundle import EMBEDDED
+    from sdturbo_serve import logs
+    from sdturbo_serve.app import create_app
+    from sdturbo_serve.server import serve
+
+    logs.configure()
+    pipeline = Pipeline.load(bundle or EMBEDDED, backend, precision=precision, num_threads=threads)
+    engine = {
+        "backend": pipeline.backend.name,
+        "precision": pipeline.backend.precision,
+        "bundle": str(pipeline.bundle.path),
+    }
+    logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": engine})
+    serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
+
+
+def _keys_of_environment() -> tuple[str, ...]:
+    import os
+
+    return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
+
+
+def main() -> None:
+    """Entry point of the command `sdturbo-serve`."""
+    sys.exit(run(cli, "sdturbo-serve"))

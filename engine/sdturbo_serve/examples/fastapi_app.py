@@ -1,0 +1,27 @@
+"""sdturbo in a FastAPI application of one's own: `uvicorn --factory sdturbo_serve.examples.fastapi_app:make`."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from sdturbo import Pipeline
+from sdturbo_serve import create_app
+
+
+def make(pipeline: Pipeline | None = None) -> FastAPI:
+    draw = create_app(pipeline or Pipeline.load("build/sd-turbo"))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with draw.router.lifespan_context(draw):  # starts the engine's thread, and stops it
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/hello")
+    def hello() -> str:  # pyright: ignore[reportUnusedFunction]
+        return "an application with pictures: /pictures/ has the page, /pictures/v1 the API"
+
+    app.mount("/pictures", draw)
+    return app

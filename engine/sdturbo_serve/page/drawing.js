@@ -1,0 +1,109 @@
+// A canvas to draw on with mouse, pen, finger or arrow keys, or to drop a picture on.
+
+const STEP = 16; // pixels an arrow key moves the pen
+
+export class Drawing {
+  used = false;
+  #canvas;
+  #context;
+  #options;
+  #last = null;
+  #pen = { x: 256, y: 256 };
+
+  constructor(canvas, options) {
+    this.#canvas = canvas;
+    this.#context = canvas.getContext("2d", { willReadFrequently: true });
+    this.#options = options;
+    this.#fill();
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.#last = this.#place(event);
+      this.#line(this.#last);
+    });
+    canvas.addEventListener("pointermove", (event) => this.#last && this.#line(this.#place(event)));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (this.#last = null));
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+    canvas.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      canvas.classList.add("over");
+    });
+    canvas.addEventListener("dragleave", () => canvas.classList.remove("over"));
+    canvas.addEventListener("drop", (event) => {
+      event.preventDefault();
+      canvas.classList.remove("over");
+      const file = event.dataTransfer.files[0];
+      if (file) this.load(file).catch((e) => canvas.dispatchEvent(new CustomEvent("bad-file", { detail: e.message })));
+    });
+  }
+
+  base64() {
+    return this.#canvas.toDataURL("image/jpeg", 0.92);
+  }
+
+  clear() {
+    this.#fill();
+    this.used = false;
+    this.#options.changed();
+  }
+
+  async load(file) {
+    let picture;
+    try {
+      picture = await createImageBitmap(file);
+    } catch {
+      throw new Error(`${file.name} is not a picture that this browser can read.`);
+    }
+    const { width, height } = this.#canvas;
+    const scale = Math.max(width / picture.width, height / picture.height);
+    const [w, h] = [picture.width * scale, picture.height * scale];
+    this.#fill();
+    this.#context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+    this.#changed();
+  }
+
+  #fill() {
+    this.#context.fillStyle = "#fff";
+    this.#context.fillRect(0, 0, this.#canvas.width, this.#canvas.height);
+  }
+
+  #place(event) {
+    const box = this.#canvas.getBoundingClientRect();
+    const scale = this.#canvas.width / box.width;
+    return { x: (event.clientX - box.left) * scale, y: (event.clientY - box.top) * scale };
+  }
+
+  #line(to) {
+    const context = this.#context;
+    const from = this.#last ?? to;
+    context.strokeStyle = this.#options.colour.value;
+    context.lineWidth = Number(this.#options.brush.value);
+    context.lineCap = context.lineJoin = "round";
+    context.beginPath();
+    context.moveTo(from.x, from.y);
+    context.lineTo(to.x, to.y);
+    context.stroke();
+    if (this.#last) this.#last = to;
+    this.#pen = to;
+    this.#changed();
+  }
+
+  // Arrow keys move the pen; with Shift they draw.
+  #key(event) {
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const clamp = (value) => Math.min(Math.max(value, 0), this.#canvas.width);
+    const to = { x: clamp(this.#pen.x + move[0] * STEP), y: clamp(this.#pen.y + move[1] * STEP) };
+    if (event.shiftKey) {
+      this.#last = this.#pen;
+      this.#line(to);
+      this.#last = null;
+    }
+    this.#pen = to;
+  }
+
+  #changed() {
+    this.used = true;
+    this.#options.changed();
+  }
+}

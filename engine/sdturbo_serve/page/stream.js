@@ -1,0 +1,83 @@
+// The live stream of sdturbo-serve (/v1/live), and the list of its models. Knows nothing about the page.
+
+const base = new URL("./v1/", document.baseURI);
+const key = () => sessionStorage.key || "";
+
+export async function listModels() {
+  const answer = await fetch(new URL("models", base), { headers: key() ? { Authorization: `Bearer ${key()}` } : {} });
+  if (answer.ok) return (await answer.json()).data;
+  const { error } = await answer.json().catch(() => ({ error: { message: answer.statusText } }));
+  throw Object.assign(new Error(error.message), { status: answer.status });
+}
+
+function socket() {
+  const url = new URL("live", base);
+  url.protocol = url.protocol.replace("http", "ws");
+  const protocols = ["sdturbo.live"];
+  if (key()) {
+    const bytes = String.fromCharCode(...new TextEncoder().encode(key()));
+    protocols.push(`sdturbo.key.${btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`);
+  }
+  return new WebSocket(url, protocols);
+}
+
+export class Stream {
+  #on;
+  #socket = null;
+  #sent = 0;
+  #pause = 500;
+
+  constructor(handlers) {
+    this.#on = handlers;
+  }
+
+  // Open, and open again after a break, ever less often.
+  open() {
+    if (this.#socket) this.#socket.onclose = null;
+    this.#socket?.close();
+    this.#socket = socket();
+    this.#sent = 0;
+    let head = null;
+    this.#socket.onopen = () => {
+      this.#pause = 500;
+      this.#on.opened();
+    };
+    this.#socket.onmessage = ({ data }) => {
+      if (data instanceof Blob) return this.#on.frame(head, data);
+      const message = JSON.parse(data);
+      if (message.type === "frame") head = message;
+      else this.#on.error(message.error, message.frame);
+    };
+    this.#socket.onclose = () => {
+      this.#on.closed();
+      this.#pause = Math.min(this.#pause * 2, 8000);
+      setTimeout(() => this.open(), this.#pause);
+    };
+  }
+
+  // The number of the frame that answers, or 0 if there is no stream now.
+  send(request) {
+    if (this.#socket?.readyState !== WebSocket.OPEN) return 0;
+    this.#socket.send(JSON.stringify(request));
+    this.#sent += 1;
+    return this.#sent;
+  }
+
+  // One picture on a stream of its own, as a Blob, whatever is asked for meanwhile.
+  once(request) {
+    return new Promise((resolve, reject) => {
+      const single = socket();
+      single.onopen = () => single.send(JSON.stringify(request));
+      single.onmessage = ({ data }) => {
+        if (data instanceof Blob) {
+          resolve(new Blob([data], { type: "image/png" }));
+          single.close();
+        } else if (JSON.parse(data).type === "error") {
+          reject(new Error(JSON.parse(data).error.message));
+          single.close();
+        }
+      };
+      single.onclose = () => reject(new Error("The server closed the connection."));
+    });
+  }
+}

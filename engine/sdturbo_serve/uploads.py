@@ -1,0 +1,46 @@
+"""A picture that a stranger sends, as pixels of the frame. Refused before decoding if it is too large."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from sdturbo.errors import InvalidRequest
+from sdturbo.image import to_pixels
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def decode_image(data: bytes, height: int, width: int, max_pixels: int) -> NDArray[np.uint8]:
+    """uint8 (height, width, 3) from the bytes of a PNG, JPEG or WebP file. Raises InvalidRequest."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise InvalidRequest(f"Got {len(data)} bytes that are no PNG, JPEG or WebP image.") from error
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(
+            f"The image is too large; at most {max_pixels / 1e6:g} megapixels are accepted."
+        ) from error
+    except Exception as error:  # Pillow's parsers also raise SyntaxError, struct.error, OSError and others
+        raise InvalidRequest(f"The image cannot be read: {error}. Is the file complete?") from error
+    if picture.width * picture.height > max_pixels:
+        raise InvalidRequest(
+            f"The image has {picture.width}x{picture.height} pixels; at most {max_pixels / 1e6:g} megapixels are accepted."
+        )
+    with picture:
+        return to_pixels(picture, height, width)[0]
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of base64 text, with or without "data:image/…;base64," before it. Raises InvalidRequest."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"The image is not base64: {error}.") from error

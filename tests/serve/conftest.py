@@ -1,0 +1,48 @@
+"""The hand-made bundle with a golden picture that its engine really draws, and servers around it."""
+
+import hashlib
+import json
+
+import pytest
+from serving import Gate, client_of, listening, load
+
+from sdturbo import save_png
+
+
+@pytest.fixture(scope="session")
+def serve_bundle(make_bundle):
+    """64x64 pictures in batches of 1, 2 and 4; /readyz can be reached with it."""
+    root = make_bundle(batch_sizes=(1, 2, 4))
+    picture = load(root)("a cat").images[0]
+    save_png(picture, root / "golden.png")
+    manifest = json.loads((root / "bundle.json").read_text())
+    data = (root / "golden.png").read_bytes()
+    manifest["files"]["golden.png"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (root / "bundle.json").write_text(json.dumps(manifest))
+    return root
+
+
+@pytest.fixture(scope="session")
+def bare(serve_bundle):
+    """The engine without a server, to compare with."""
+    return load(serve_bundle)
+
+
+@pytest.fixture
+def gated(serve_bundle):
+    """(pipeline, gate): an engine that can be held back in its denoiser."""
+    pipeline = load(serve_bundle)
+    return pipeline, Gate(pipeline)
+
+
+@pytest.fixture(scope="session")
+def client(bare):
+    with client_of(bare) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def server(bare):
+    """The address of a server that no test changes."""
+    with listening(bare) as url:
+        yield url

@@ -1,0 +1,137 @@
+"""Servers around a pipeline, and an engine that can be held back."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx2
+import uvicorn
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from sdturbo import Pipeline
+from sdturbo_serve import Settings, create_app
+from sdturbo_serve.server import TimedProtocol
+
+BACKEND = "onnxruntime"
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+
+
+def load(bundle):
+    """The pipeline on one thread: the graphs are tiny, and thread pools cost more than they bring."""
+    return Pipeline.load(bundle, BACKEND, num_threads=1)
+
+
+class Gate:
+    """Lets a pipeline's denoiser pass only while it is open; counts how often the pipeline was called, and with what."""
+
+    def __init__(self, pipeline):
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.batches = []
+        self.open.set()
+        for (name, size), session in pipeline._sessions.items():
+            if name == "denoiser":
+                pipeline._sessions[name, size] = self._session(session, size)
+
+    def _session(self, session, size):
+        class Gated:
+            def run(_, inputs):
+                self.batches.append(size)
+                self.entered.release()
+                assert self.open.wait(30)
+                return session.run(inputs)
+
+        return Gated()
+
+    def shut(self):
+        self.open.clear()
+        self.batches.clear()
+        while self.entered.acquire(blocking=False):
+            pass
+
+    def wait_for_entry(self):
+        assert self.entered.acquire(timeout=10), "the engine was not called"
+
+
+@contextmanager
+def client_of(pipeline, **settings):
+    """A client in process, once the server is ready."""
+    app = create_app(pipeline, Settings(**settings))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+@contextmanager
+def listening(pipeline, **settings):
+    """The address of a real server on a free loopback port, in a thread of this process."""
+    config = uvicorn.Config(
+        create_app(pipeline, Settings(**settings)), port=0, http=TimedProtocol, log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def wait_until(true, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.01)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def command(bundle, *arguments, **environment):
+    """The command `sdturbo-serve` as a process: (process, address), once it is ready; killed at the end."""
+    port = free_port()
+    line = [
+        sys.executable,
+        "-m",
+        "sdturbo_serve",
+        "--bundle",
+        bundle,
+        "--port",
+        port,
+        "--backend",
+        BACKEND,
+        "--threads",
+        1,
+        *arguments,
+    ]
+    process = subprocess.Popen(
+        [str(one) for one in line], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def png(width=64, height=64, colour=(200, 30, 10)):
+    """The bytes of a PNG file of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,121 @@
+"""The command `sdturbo-serve` as a process: listening, keys, drain, and what it refuses to do."""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from click.testing import CliRunner
+from serving import GENERATIONS, command, wait_until
+
+from sdturbo.console import run
+from sdturbo.errors import InvalidRequest
+from sdturbo_serve import Settings
+from sdturbo_serve.cli import cli
+from sdturbo_serve.settings import check_listen, is_loopback, read_keys
+
+SLOW = """
+import time, sdturbo.pipeline as pipeline
+decode = pipeline.Pipeline.decode
+pipeline.Pipeline.decode = lambda self, x: (time.sleep(.3), decode(self, x))[1]
+"""
+
+
+def is_up(url):
+    try:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(serve_bundle, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW)  # 0.3 s a batch
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with command(serve_bundle, PYTHONPATH=paths) as (process, url), ThreadPoolExecutor(12) as pool:
+        wait_until(lambda: is_up(url))
+        answers = [pool.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x"}, timeout=30) for _ in range(12)]
+        wait_until(lambda: "sdturbo_queue_pictures 0.0" not in httpx2.get(f"{url}/metrics").text)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert [one.result().status_code for one in answers] == [200] * 12
+        assert process.wait(10) == 0
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(url)
+        lines = [json.loads(line) for line in process.stderr]
+    requests = [line for line in lines if line.get("route") == GENERATIONS]
+    assert len(requests) == 12
+    assert {"time", "level", "request_id", "status", "ms", "seed", "batch_size"} <= requests[0].keys()
+
+
+def test_work_that_outlasts_the_drain_time_is_given_up(serve_bundle, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW.replace(".3", "3"))
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with command(serve_bundle, "--drain", 1, PYTHONPATH=paths) as (process, url), ThreadPoolExecutor(6) as pool:
+        wait_until(lambda: is_up(url))
+        for steps in (1, 2, 3, 4, 1, 2):
+            pool.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x", "steps": steps}, timeout=30)
+        wait_until(lambda: "sdturbo_queue_pictures 0.0" not in httpx2.get(f"{url}/metrics").text)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert time.monotonic() - start < 8  # of the 18 s and more that the queue would take
+        assert process.returncode == 0
+
+
+def test_a_key_of_the_environment_is_asked_for(serve_bundle):
+    with command(serve_bundle, SDTURBO_API_KEYS="correct-horse,battery-staple") as (_, url):
+        wait_until(lambda: is_up(url))
+        assert httpx2.get(f"{url}/v1/models").status_code == 401
+        assert httpx2.get(f"{url}/v1/models", headers={"Authorization": "Bearer battery-staple"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--host", "0.0.0.0"], 2, "--without-key"),
+        (["--host", "example.org"], 2, "no API key"),
+        (["--port", "99999"], 2, "65535"),
+        (["--max-queue", "0"], 2, "max_queue"),
+        (["--deadline", "nan"], 2, "deadline_s"),
+        (["--api-key-file", "nowhere.txt"], 2, "nowhere.txt"),
+        (["--bundle", "nowhere"], 3, "no such directory"),
+        (["--backend", "cuda-dreams"], 2, "Unknown backend"),
+    ],
+)
+def test_what_it_refuses_is_said_in_a_sentence(serve_bundle, capsys, arguments, status, words):
+    assert run(cli, "sdturbo-serve", ["--bundle", str(serve_bundle), *arguments]) == status
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_help_has_examples():
+    assert "--api-key-file keys.txt" in CliRunner().invoke(cli, ["--help"]).output
+
+
+def test_only_loopback_is_open_without_a_key():
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"):
+        assert is_loopback(host)
+        check_listen(host, has_key=False, without_key=False)
+    for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example", ""):
+        assert not is_loopback(host)
+        check_listen(host, has_key=True, without_key=False)
+        check_listen(host, has_key=False, without_key=True)
+        with pytest.raises(InvalidRequest):
+            check_listen(host, has_key=False, without_key=False)
+
+
+def test_key_files(tmp_path):
+    file = tmp_path / "keys.txt"
+    file.write_text("# ours\ncorrect-horse\n\n battery-staple \n")
+    assert read_keys(file) == ("correct-horse", "battery-staple")
+    file.write_text("# none\n")
+    with pytest.raises(InvalidRequest, match="holds no key"):
+        read_keys(file)
+    for key in ("tiny-1", "white space", "schlüssel-nr-1", "new\nline-key"):
+        with pytest.raises(InvalidRequest) as refused:
+            Settings(api_keys=(key,))
+        assert key not in str(refused.value)

@@ -1,0 +1,147 @@
+"""WS /v1/live against a real server: the newest request wins, frames are numbered."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import listening, png
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from sdturbo_serve.access import KEY_PROTOCOL, SUBPROTOCOL
+
+
+def address(url):
+    return url.replace("http", "ws") + "/v1/live"
+
+
+def frame(socket):
+    """The next frame: (head, picture)."""
+    head = json.loads(socket.recv(10))
+    assert head["type"] == "frame", head
+    return head, np.asarray(Image.open(io.BytesIO(socket.recv(10))))
+
+
+def ask(socket, prompt, **more):
+    socket.send(json.dumps({"prompt": prompt, "output_format": "png", **more}))
+
+
+def test_every_request_of_a_patient_client_is_answered_with_the_bare_engines_picture(server, bare):
+    with connect(address(server)) as socket:
+        for number in range(1, 4):
+            ask(socket, f"number {number}", seed=number, steps=2)
+            head, picture = frame(socket)
+            assert (head["frame"], head["seed"]) == (number, number)
+            assert head["sdturbo"]["timings_ms"]["total"] > 0
+            expected = bare(f"number {number}", seed=number, num_inference_steps=2, output_type="np").images[0]
+            assert np.array_equal(picture, expected)
+
+
+def test_an_image_starts_a_frame(server, bare, tmp_path):
+    (tmp_path / "x.png").write_bytes(png(70, 70))
+    image = "data:image/png;base64," + base64.b64encode(png(70, 70)).decode()
+    with connect(address(server)) as socket:
+        ask(socket, "x", seed=1, steps=2, image=image, strength=0.5)
+        _, picture = frame(socket)
+    expected = bare("x", tmp_path / "x.png", seed=1, num_inference_steps=2, strength=0.5, output_type="np")
+    assert np.array_equal(picture, expected.images[0])
+
+
+def test_while_the_engine_is_busy_only_the_newest_request_waits(gated, bare):
+    pipeline, gate = gated
+    with listening(pipeline) as url, connect(address(url)) as socket:
+        gate.shut()
+        ask(socket, "the first", seed=1)
+        gate.wait_for_entry()
+        for number in range(2, 30):
+            ask(socket, f"number {number}", seed=number)
+        socket.ping().wait(10)
+        gate.open.set()
+        assert frame(socket)[0]["frame"] == 1
+        numbers = []
+        while not numbers or numbers[-1] != 29:
+            head, picture = frame(socket)
+            numbers.append(head["frame"])
+        assert numbers == [29]
+        assert np.array_equal(picture, bare("number 29", seed=29, output_type="np").images[0])
+        assert len(gate.batches) == 2
+
+
+def test_in_a_queue_behind_others_the_newest_request_keeps_the_place(gated):
+    pipeline, gate = gated
+    with listening(pipeline) as url, connect(address(url)) as busy, connect(address(url)) as socket:
+        gate.shut()
+        ask(busy, "holds the engine")
+        gate.wait_for_entry()
+        for number in range(1, 6):
+            ask(socket, f"number {number}", seed=number)
+            socket.ping().wait(10)
+        gate.open.set()
+        assert frame(busy)[0]["frame"] == 1
+        assert frame(socket)[0]["frame"] == 5
+        assert len(gate.batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("not json", None),
+        (b"\x00\xff", None),
+        ('{"prompt": "x", "steps": 9}', "steps"),
+        ('{"prompt": "x", "seed": "1"}', "seed"),
+        ('{"prompt": "a\\u0000b"}', "prompt"),
+        ('{"prompt": "x", "hint": 1}', "hint"),
+        ('{"prompt": "x", "image": "%%%"}', None),
+        ('{"prompt": "x", "image": "aGVsbG8="}', None),
+        ('{"prompt": "x", "strength": 2}', "strength"),
+        ("[" * 100000, None),
+        ("{}", "prompt"),
+    ],
+)
+def test_a_bad_message_is_answered_in_openais_shape_and_the_stream_goes_on(server, message, param):
+    with connect(address(server)) as socket:
+        socket.send(message)
+        answer = json.loads(socket.recv(10))
+        assert (answer["type"], answer["frame"]) == ("error", 1)
+        assert answer["error"]["type"] == "invalid_request_error"
+        assert answer["error"]["param"] == param
+        ask(socket, "x", seed=1)
+        assert frame(socket)[0]["frame"] == 2
+
+
+def test_a_flood_closes_the_stream_and_nothing_else(server):
+    with connect(address(server)) as socket, pytest.raises(ConnectionClosed) as closed:
+        for _ in range(2000):
+            socket.send('{"prompt": "x"}')
+        while True:
+            socket.recv(10)
+    assert closed.value.rcvd.code == 1008
+    with connect(address(server)) as socket:
+        ask(socket, "x")
+        assert frame(socket)[0]["frame"] == 1
+
+
+def test_too_many_streams_and_wrong_origins_and_keys_are_turned_away(bare):
+    def status(url, **options):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(address(url), **options)
+        body = json.loads(refused.value.response.body)
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        return refused.value.response.status_code
+
+    def key(text):
+        return [SUBPROTOCOL, KEY_PROTOCOL + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")]
+
+    with listening(bare, api_keys=("correct horse".replace(" ", "-"),), max_live=1) as url:
+        assert status(url) == 401
+        assert status(url, subprotocols=key("wrong-horse")) == 401
+        assert status(url, subprotocols=[SUBPROTOCOL, KEY_PROTOCOL + "!"]) == 401
+        with connect(address(url), subprotocols=key("correct-horse"), origin=url) as socket:
+            ask(socket, "x")
+            assert frame(socket)[0]["frame"] == 1
+            assert socket.subprotocol == SUBPROTOCOL
+            assert status(url, subprotocols=key("correct-horse")) == 429
+        assert status(url, subprotocols=key("correct-horse"), origin="https://elsewhere.example") == 403

@@ -1,0 +1,80 @@
+"""The official client against a real server."""
+
+import base64
+import io
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from serving import listening, png
+
+
+@pytest.fixture
+def ai(server):
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0)
+
+
+def pixels(datum):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(datum.b64_json))))
+
+
+def test_generate(ai, bare):
+    answer = ai.images.generate(
+        prompt="a fox", n=2, size="64x64", output_format="png", model="fake", extra_body={"seed": 7, "steps": 2}
+    )
+    expected = bare(["a fox"] * 2, seed=7, num_inference_steps=2, output_type="np").images
+    assert all(np.array_equal(pixels(a), b) for a, b in zip(answer.data, expected, strict=True))
+    assert answer.sdturbo["backend"] == bare.backend.name
+    assert [one.seed for one in answer.data] == [7, 8]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_edit(ai, bare, tmp_path, as_list):
+    (tmp_path / "x.png").write_bytes(png(80, 40))
+    with (tmp_path / "x.png").open("rb") as file:
+        image = [file] if as_list else file
+        answer = ai.images.edit(image=image, prompt="a fox", extra_body={"seed": 3, "steps": 2, "strength": 0.5})
+    expected = bare("a fox", tmp_path / "x.png", seed=3, num_inference_steps=2, strength=0.5, output_type="np")
+    assert np.array_equal(pixels(answer.data[0]), expected.images[0])
+
+
+def test_models(ai):
+    assert [one.id for one in ai.models.list()] == ["fake"]
+    assert ai.models.retrieve("fake").owned_by == "sdturbo"
+
+
+def test_errors_are_the_clients_own_types(ai, bare):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ai.images.generate(prompt="x", size="1024x1024")
+    assert (refused.value.param, refused.value.type) == ("size", "invalid_request_error")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        ai.images.generate(prompt="x", model="dall-e-3")
+    assert unknown.value.code == "model_not_found"
+    with listening(bare, api_keys=("correct-horse",)) as url:
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong-horse").models.list()
+        assert openai.OpenAI(base_url=f"{url}/v1", api_key="correct-horse").models.list().data
+
+
+def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(gated):
+    pipeline, gate = gated
+    with listening(pipeline, max_queue=1) as url:
+        gate.shut()
+        waiting = [
+            openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=4, timeout=30)
+            .with_options()
+            .images.with_raw_response
+            for _ in range(3)
+        ]
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(3) as pool:
+            answers = [pool.submit(one.generate, prompt="x") for one in waiting]
+            gate.wait_for_entry()
+            with pytest.raises(openai.RateLimitError) as refused:
+                for _ in range(20):
+                    openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0).images.generate(prompt="x", n=1)
+            gate.open.set()
+            assert [one.result(30).status_code for one in answers] == [200, 200, 200]
+    assert int(refused.value.response.headers["retry-after"]) >= 1

@@ -1,0 +1,201 @@
+"""The page in a real browser (Debian's chromium, headless). `make test-page` runs it; screenshots go to build/page/.
+
+Needs the package chromium; where it is missing these tests fail, they do not skip.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+from serving import listening, png
+
+pytestmark = pytest.mark.page
+
+SHOTS = Path(__file__).parents[2] / "build/page"
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = shutil.which("chromium")
+    assert found, "no chromium here: `make test-page` installs it with apt-get"
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(url, **options): a page in a context of its own; at the end no error may stand in its console."""
+    contexts, problems = [], []
+
+    def open_one(url, **options):
+        context = browser.new_context(**{"viewport": {"width": 1180, "height": 820}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "request", lambda request: request.url.startswith((url, "blob:", "data:")) or problems.append(request.url)
+        )
+        page.goto(url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def url():
+    """A server to look at: SDTURBO_PAGE_URL, or one with the hand-made bundle."""
+    return os.environ.get("SDTURBO_PAGE_URL")
+
+
+@pytest.fixture
+def page(open_page, url, server):
+    return open_page(url or server)
+
+
+def picture(page):
+    expect(page.locator("#picture")).to_have_attribute("src", re.compile("blob:"), timeout=30000)
+    return page.locator("#picture").get_attribute("src")
+
+
+def next_picture(page, old):
+    expect(page.locator("#picture")).not_to_have_attribute("src", old, timeout=30000)
+    return page.locator("#picture").get_attribute("src")
+
+
+def test_typing_draws_and_tells_how_long_it_took(page):
+    page.get_by_label("Prompt").press_sequentially("a red cat in the snow", delay=30)
+    old = picture(page)
+    page.wait_for_timeout(1500)
+    expect(page.locator("#latency")).to_have_text(re.compile(r"\d+ ms"))
+    expect(page.locator("#detail")).to_have_text(re.compile(r"engine \d+ ms · seed 0 · 1 step"))
+    expect(page.locator("#history li")).to_have_count(1, timeout=30000)
+    page.screenshot(path=SHOTS / "typing.png")
+    page.get_by_label("Prompt").press_sequentially(" at night", delay=30)
+    next_picture(page, old)
+
+
+def test_seed_steps_and_history(page):
+    page.get_by_label("Prompt").fill("a blue boat on the beach")
+    first = picture(page)
+    expect(page.locator("#history li")).to_have_count(1, timeout=30000)
+    page.get_by_role("button", name="Another seed").click()
+    second = next_picture(page, first)
+    assert page.locator("#seed").input_value() != "0"
+    page.locator(".steps span").nth(3).click()
+    next_picture(page, second)
+    expect(page.locator("#detail")).to_contain_text("4 steps")
+    expect(page.locator("#history li")).to_have_count(2, timeout=30000)
+    page.screenshot(path=SHOTS / "history.png")
+    page.locator("#history button").last.click()
+    assert page.locator("#seed").input_value() == "0"
+    expect(page.locator("#picture")).to_have_attribute("src", first)
+
+
+def test_drawing_and_dropping_a_picture_start_a_frame(page, tmp_path):
+    page.get_by_label("Prompt").fill("a green house")
+    old = picture(page)
+    page.get_by_text("Start from a drawing").click()
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 160, steps=5)
+    page.mouse.up()
+    old = next_picture(page, old)
+    page.locator("#strength").fill("1")
+    old = next_picture(page, old)
+    page.screenshot(path=SHOTS / "drawing.png", full_page=True)
+    (tmp_path / "start.png").write_bytes(png(300, 200))
+    page.locator("#file").set_input_files(tmp_path / "start.png")
+    old = next_picture(page, old)
+    (tmp_path / "start.txt").write_text("no picture")
+    page.locator("#file").set_input_files(tmp_path / "start.txt")
+    expect(page.get_by_role("alert")).to_contain_text("start.txt is not a picture")
+
+
+def test_the_download_is_a_png_that_says_how_it_was_made(page, tmp_path):
+    page.get_by_label("Prompt").fill("a red cat, 灯台")
+    page.locator("#seed").fill("7")
+    picture(page)
+    expect(page.locator("#detail")).to_contain_text("seed 7", timeout=30000)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "a-red-cat-灯台-7.png"
+    download.value.save_as(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.text["parameters"].startswith("a red cat, 灯台\nSteps: 1, ")
+        assert "Seed: 7," in image.text["parameters"]
+
+
+def test_everything_can_be_reached_and_done_with_the_keyboard(page):
+    expect(page.get_by_label("Prompt")).to_be_focused()
+    page.keyboard.type("a car")
+    old = picture(page)
+    expect(page.locator("#download")).to_be_visible()
+    seen = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        if seen[-1] == "SUMMARY":
+            page.keyboard.press("Enter")
+        if seen[-1] == "canvas":
+            page.keyboard.press("Shift+ArrowRight")
+            old = next_picture(page, old)
+    assert {"seed", "dice", "lock", "SUMMARY", "canvas", "colour", "brush", "clear"} <= set(seen)
+    page.keyboard.press("Alt+r")
+    next_picture(page, old)
+
+
+def test_dark_and_phone_layouts_fit(open_page, url, server):
+    dark = open_page(url or server, color_scheme="dark")
+    dark.get_by_label("Prompt").fill("a yellow robot in the city")
+    picture(dark)
+    dark.wait_for_timeout(1000)
+    dark.screenshot(path=SHOTS / "dark.png")
+    lightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
+    assert dark.evaluate(lightness) < 60
+    phone = open_page(url or server, viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
+    assert phone.evaluate(lightness) > 200
+    phone.get_by_label("Prompt").fill("a red cat in the snow")
+    picture(phone)
+    phone.wait_for_timeout(1000)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for control in ("#prompt", "#dice", "#seed"):
+        box = phone.locator(control).bounding_box()
+        assert box["height"] >= 40, f"{control} is too small for a finger"
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE["width"]
+    phone.screenshot(path=SHOTS / "phone.png")
+
+
+def test_a_key_is_asked_for_and_used(open_page, bare):
+    with listening(bare, api_keys=("correct-horse",)) as url:
+        page = open_page(url)
+        page.locator("#key").fill("wrong-horse")
+        page.get_by_role("button", name="Use").click()
+        expect(page.get_by_role("alert")).to_contain_text("Wrong API key")
+        page.screenshot(path=SHOTS / "key.png")
+        page.locator("#key").fill("correct-horse")
+        page.keyboard.press("Enter")
+        page.get_by_label("Prompt").fill("a cat")
+        picture(page)
+        expect(page.locator("#key-row")).to_be_hidden()
+
+
+def test_the_page_recovers_when_its_server_was_gone(open_page, bare):
+    with listening(bare) as url:
+        page = open_page(url)
+        page.get_by_label("Prompt").fill("a cat")
+        old = picture(page)
+    expect(page.locator("#state")).to_contain_text("not connected", timeout=15000)
+    assert page.locator("#picture").get_attribute("src") == old

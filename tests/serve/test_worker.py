@@ -1,0 +1,200 @@
+"""Queue, batches, deadlines and cancellation, with an engine that is held back."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import numpy as np
+import pytest
+from serving import GENERATIONS, client_of, listening, wait_until
+
+from sdturbo import Cancelled, OutputError
+from sdturbo_serve.metrics import Metrics
+from sdturbo_serve.picture import Picture
+from sdturbo_serve.worker import QueueFull, Worker
+
+
+@pytest.fixture
+def worker(gated):
+    """(worker, gate), the engine busy with a first picture until the gate opens."""
+    pipeline, gate = gated
+    worker = Worker(pipeline, 8, Metrics())
+    gate.shut()
+    worker.start()
+    worker.submit([Picture("the first", 0, 1)])
+    gate.wait_for_entry()
+    yield worker, gate
+    gate.open.set()
+    worker.stop()
+
+
+def pixels(picture):
+    return np.asarray(picture.drawn.result(10).image)
+
+
+def test_what_waits_is_drawn_in_the_bundles_batch_sizes_and_equals_the_bare_engine(worker, bare):
+    worker, gate = worker
+    pictures = [Picture(f"number {i}", 10 + i, 2) for i in range(7)]
+    for one in pictures:
+        worker.submit([one])
+    gate.open.set()
+    for one in pictures:
+        expected = bare(one.prompt, seed=one.seed, num_inference_steps=2, output_type="np").images[0]
+        assert np.array_equal(pixels(one), expected)
+    assert gate.batches == [1, 4, 4, 2, 2, 1, 1]  # two steps each
+    assert [one.drawn.result().batch_size for one in pictures] == [4, 4, 4, 4, 2, 2, 1]
+
+
+def test_pictures_that_do_not_go_together_are_drawn_apart_and_in_order(worker, bare):
+    worker, gate = worker
+    start = np.full((64, 64, 3), 90, np.uint8)
+    pictures = [Picture("x", 1, 1), Picture("x", 1, 2), Picture("x", 1, 2, start, 0.5), Picture("x", 2, 1)]
+    worker.submit(pictures)
+    gate.open.set()
+    expected = [
+        bare("x", seed=1, output_type="np"),
+        bare("x", seed=1, num_inference_steps=2, output_type="np"),
+        bare("x", start, seed=1, num_inference_steps=2, strength=0.5, output_type="np"),
+        bare("x", seed=2, output_type="np"),
+    ]
+    assert all(np.array_equal(pixels(a), b.images[0]) for a, b in zip(pictures, expected, strict=True))
+    assert gate.batches == [1, 2, 1, 1, 1]
+
+
+def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_again(worker):
+    worker, _ = worker
+    worker.submit([Picture("x", i, 1) for i in range(6)])
+    with pytest.raises(QueueFull) as refused:
+        worker.submit([Picture("x", i, 1) for i in range(3)])
+    assert refused.value.retry_after >= 1
+    assert worker.waiting() == 6
+    worker.submit([Picture("x", i, 1) for i in range(2)])
+
+
+def test_a_cancelled_picture_leaves_the_queue_and_makes_room(worker):
+    worker, gate = worker
+    pictures = [Picture("x", i, 1) for i in range(8)]
+    worker.submit(pictures)
+    for one in pictures[:4]:
+        one.cancel()
+    worker.submit([Picture("x", 9, 1) for _ in range(4)])
+    with pytest.raises(Cancelled):
+        pictures[0].drawn.result(1)
+    gate.open.set()
+    assert pixels(pictures[4]).shape == (64, 64, 3)
+
+
+def test_a_picture_nobody_waits_for_stops_between_two_stages(gated):
+    pipeline, gate = gated
+    worker = Worker(pipeline, 8, Metrics())
+    worker.start()
+    gate.shut()
+    picture = Picture("x", 0, 4)
+    worker.submit([picture])
+    gate.wait_for_entry()
+    picture.cancel()
+    gate.open.set()
+    with pytest.raises(Cancelled):
+        picture.drawn.result(10)
+    assert gate.batches == [1]  # of four steps
+    worker.stop()
+
+
+def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(worker):
+    worker, gate = worker
+    pictures = [Picture("x", i, 2) for i in range(4)]
+    worker.submit(pictures)
+    gate.open.set()
+    gate.shut()
+    gate.open.set()
+    pictures[0].cancel()
+    assert pixels(pictures[3]).shape == (64, 64, 3)
+
+
+def test_a_newer_picture_takes_the_place_in_the_queue_until_the_engine_begins(worker, bare):
+    worker, gate = worker
+    old, new, behind = Picture("old", 1, 1), Picture("new", 2, 2), Picture("behind", 3, 2)
+    worker.submit([old, behind])
+    assert worker.swap(old, new)
+    assert worker.waiting() == 2
+    gate.open.set()
+    assert np.array_equal(pixels(new), bare("new", seed=2, num_inference_steps=2, output_type="np").images[0])
+    with pytest.raises(Cancelled):
+        old.drawn.result(1)
+    assert not worker.swap(new, Picture("too late", 4, 1))
+
+
+def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
+    worker, gate = worker
+    pipeline = worker._pipeline
+    decode = pipeline.decode
+
+    def decode_or_fail(latents):
+        images = decode(latents)
+        if any(np.array_equal(one, spoilt) for one in images):
+            raise OutputError("no picture")
+        return images
+
+    spoilt = pipeline("x", seed=2, output_type="np").images[0] if gate.open.set() is None else None
+    gate.shut()
+    monkeypatch.setattr(type(pipeline), "decode", lambda self, latents: decode_or_fail(latents))
+    worker.submit([Picture("hold", 0, 4)])
+    gate.wait_for_entry()
+    pictures = [Picture("x", i, 1) for i in range(4)]
+    worker.submit(pictures)
+    gate.open.set()
+    with pytest.raises(OutputError):
+        pictures[2].drawn.result(10)
+    assert all(pixels(pictures[i]).shape == (64, 64, 3) for i in (0, 1, 3))
+
+
+def test_a_full_queue_is_429_with_retry_after(gated):
+    pipeline, gate = gated
+    with client_of(pipeline, max_queue=2) as client, ThreadPoolExecutor(3) as pool:
+        gate.shut()
+        first = pool.submit(client.post, GENERATIONS, json={"prompt": "x"})
+        gate.wait_for_entry()
+        rest = pool.submit(client.post, GENERATIONS, json={"prompt": "x", "n": 2})
+        wait_until(lambda: "sdturbo_queue_pictures 2.0" in client.get("/metrics").text)
+        refused = client.post(GENERATIONS, json={"prompt": "x"})
+        gate.open.set()
+        assert (first.result().status_code, rest.result().status_code) == (200, 200)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "queue_full"
+
+
+def test_a_deadline_answers_in_time_and_gives_the_work_up(gated):
+    pipeline, gate = gated
+    with client_of(pipeline, deadline_s=0.3) as client:
+        gate.shut()
+        answer = client.post(GENERATIONS, json={"prompt": "x", "steps": 4})
+        gate.open.set()
+        wait_until(lambda: 'sdturbo_cancelled_total{where="engine"} 1.0' in client.get("/metrics").text)
+        assert client.post(GENERATIONS, json={"prompt": "x"}).status_code == 200
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    assert len(gate.batches) == 2  # one step of four, and the second request's
+
+
+def test_a_client_that_goes_away_cancels_its_work_in_the_queue_and_in_the_engine(gated):
+    pipeline, gate = gated
+    with listening(pipeline) as url:
+        gate.shut()
+
+        def give_up():
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(url + GENERATIONS, json={"prompt": "x", "steps": 4}, timeout=0.5)
+
+        threads = [threading.Thread(target=give_up) for _ in range(2)]
+        for one in threads:
+            one.start()
+        gate.wait_for_entry()
+        for one in threads:
+            one.join()
+        wait_until(lambda: "sdturbo_requests_total{" in httpx2.get(f"{url}/metrics").text)
+        wait_until(lambda: 'status="499"} 2.0' in httpx2.get(f"{url}/metrics").text)
+        gate.open.set()
+        wait_until(lambda: 'sdturbo_cancelled_total{where="engine"} 1.0' in httpx2.get(f"{url}/metrics").text)
+        wait_until(lambda: 'sdturbo_cancelled_total{where="queue"} 1.0' in httpx2.get(f"{url}/metrics").text)
+        assert gate.batches == [1]  # the first step of the first request, nothing else
