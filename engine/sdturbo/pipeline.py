@@ -87,7 +87,7 @@ class Pipeline:
         path: str | Path = EMBEDDED,
         backend: str = "auto",
         *,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         num_threads: int | None = None,
         image_to_image: bool = True,
@@ -95,13 +95,13 @@ class Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
         path: a bundle's directory; by default `tiny`, the toy model that comes with this package.
-        backend: "auto", "openvino", "onnxruntime" or "null" (tests). precision: "fp32", "bf16", or None for the fastest
-        that the device has. num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and
-        saves its memory.
+        backend: "auto", or one of `backends.MODULES`. device: "cpu", "cuda:0", …; None is the backend's first.
+        precision: "fp32", "fp16", "bf16", or None for the fastest that the device makes of the bundle's graphs.
+        num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and saves its memory.
         Raises BundleError, BackendUnavailable, InvalidRequest.
         """
         bundle = Bundle.load(path)
-        chosen = connect(backend, device=device, precision=precision, num_threads=num_threads)
+        chosen = connect(backend, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         return cls(bundle, chosen, image_to_image=image_to_image)
 
     def __init__(self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True) -> None:

@@ -25,7 +25,7 @@ from sdturbo_export.stages import StagePlan
 MANIFEST = "stage.json"
 OUTPUT = "output.npy"
 # what decides the bytes of an exported graph, besides the checkpoint
-_SOURCES = ("stages.py", "schedule.py", "onnx_from_torch.py", "rewrites/time_tables.py")
+_SOURCES = ("stages.py", "schedule.py", "onnx_from_torch.py", "rewrites/time_tables.py", "rewrites/half.py")
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
 

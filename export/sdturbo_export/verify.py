@@ -40,19 +40,19 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
             checkpoint.source,
             "the weights the bundle was made from",
         )
-    for backend in _backends():
+    for backend in _backends(bundle):
         yield _golden(bundle, backend)
         if checkpoint is not None:
             yield from _stages(bundle, checkpoint, backend)
-    if checkpoint is not None:
+    if checkpoint is not None and bundle.precision == "fp32":
         yield from compare_with_diffusers(bundle, checkpoint)
 
 
-def _backends() -> Iterator[Backend]:
+def _backends(bundle: Bundle) -> Iterator[Backend]:
     for name in backends.AUTO_ORDER:
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "fp16", "bf16"):
             try:
-                yield backends.connect(name, precision=precision)
+                yield backends.connect(name, precision=precision, bundle=bundle)
             except BackendUnavailable:
                 continue  # `sdturbo doctor` says why
 

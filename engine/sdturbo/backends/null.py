@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Tensors
-from sdturbo.bundle import Stage, TensorSpec
+from sdturbo.bundle import Bundle, Stage, TensorSpec
 from sdturbo.errors import BackendUnavailable
 
 
@@ -21,8 +21,10 @@ def unavailable() -> str | None:
     return None
 
 
-def connect(*, device: str, precision: str | None, num_threads: int | None) -> NullBackend:
-    if device != "cpu":
+def connect(
+    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
+) -> NullBackend:
+    if device not in (None, "cpu"):
         raise BackendUnavailable(f"The null backend has no device {device!r}; it has cpu.")
     return NullBackend()
 
