@@ -38,6 +38,14 @@ class Session(Protocol):
         ...
 
 
+class Program(Protocol):
+    """A whole text-to-image request of one step count and batch size that stays on the device between stages."""
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """`input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes."""
+        ...
+
+
 class Backend(Protocol):
     """A library, a device and a precision, chosen once."""
 
@@ -52,6 +60,10 @@ class Backend(Protocol):
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> Session:
         """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""
+        ...
+
+    def program(self, sessions: Mapping[str, Session], steps: range) -> Program | None:
+        """The stages of a request joined into one, from this backend's own sessions; None if it has nothing to gain."""
         ...
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors, check_tensors
+from sdturbo.backends import Session, Tensors, check_tensors
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -78,6 +79,9 @@ class OpenVinoBackend:
         found = {min(declared & port.names, default=port.any_name): tuple(port.shape) for port in ports}
         check_tensors(graph, stage, batch_size, found)
         return OpenVinoSession(compiled, stage, batch_size)
+
+    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
+        return None  # copies between stages cost nothing next to the stages on a CPU
 
 
 class OpenVinoSession:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors, check_precision, check_tensors
+from sdturbo.backends import Session, Tensors, check_precision, check_tensors
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -55,6 +56,9 @@ class OrtBackend:
         found = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
         check_tensors(graph, stage, batch_size, found)
         return OrtSession(session, stage, batch_size)
+
+    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
+        return None  # copies between stages cost nothing next to the stages on a CPU
 
 
 class OrtSession:
