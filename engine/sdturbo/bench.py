@@ -11,7 +11,7 @@ import numpy as np
 
 from sdturbo.pipeline import Pipeline
 
-ENGINES = ("text_encoder", "encoder", "denoiser", "decoder")
+ENGINES = ("text_encoder", "encoder", "denoiser", "decoder", "engines")
 
 
 def measure(

@@ -121,7 +121,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
     """Validate a bundle, hashes included, and say what it holds."""
     from sdturbo.bundle import Bundle
 
-    found = Bundle.load(_bundle_path(bundle))
+    found = Bundle.load(bundle_path(bundle))
     size = sum(size for _, size in found.files.values())
     document = {
         "path": str(found.path),
@@ -205,7 +205,7 @@ def bench(
     print_json(found)
 
 
-def _bundle_path(bundle: Path | None) -> Path:
+def bundle_path(bundle: Path | None) -> Path:
     if bundle is None:
         raise InvalidRequest("No bundle was named. Pass --bundle DIR or set SDTURBO_BUNDLE; `make engines` builds one.")
     return bundle
@@ -217,7 +217,7 @@ def _load(
     from sdturbo.pipeline import Pipeline
 
     return Pipeline.load(
-        _bundle_path(bundle), backend, precision=precision, num_threads=threads, image_to_image=image_to_image
+        bundle_path(bundle), backend, precision=precision, num_threads=threads, image_to_image=image_to_image
     )
 
 

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import request
-from sdturbo.backends import Backend, Session, connect
+from sdturbo.backends import Backend, Program, Session, connect
 from sdturbo.bundle import TOKENIZER, Bundle
-from sdturbo.errors import BundleError, Cancelled, InvalidRequest, OutputError
+from sdturbo.clock import CancelToken, Clock, Either
+from sdturbo.errors import BundleError, InvalidRequest, OutputError
 from sdturbo.image import ImageInput, to_pixels
 from sdturbo.noise import TorchGenerator
 from sdturbo.tokenizer import PromptTokenizer, Tokens
@@ -30,12 +29,6 @@ from sdturbo.tokenizer import PromptTokenizer, Tokens
 F32 = NDArray[np.float32]
 MAX_LATENT = 1e4  # a standard normal stays below 10
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
-
-
-class CancelToken(Protocol):
-    """Anything with `is_set`, such as `threading.Event`."""
-
-    def is_set(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +52,6 @@ class Result:
     bundle_id: str
 
 
-@dataclass(slots=True)
-class _Clock:
-    """Milliseconds a part, summed; honours cancellation before each part."""
-
-    cancel: CancelToken | None
-    timings: dict[str, float] = field(default_factory=dict[str, float])
-    start: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def part(self, name: str) -> Generator[None]:
-        if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled(f"Cancelled before {name}; no picture was made.")
-        start = time.perf_counter()
-        yield
-        self.timings[name] = self.timings.get(name, 0.0) + (time.perf_counter() - start) * 1e3
-
-    def stop(self) -> dict[str, float]:
-        return {**self.timings, "total": (time.perf_counter() - self.start) * 1e3}
-
-
 class Pipeline:
     """One bundle on one backend. Immutable after `load`: any number of threads may call it."""
 
@@ -88,20 +61,20 @@ class Pipeline:
         path: str | Path,
         backend: str = "auto",
         *,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         num_threads: int | None = None,
         image_to_image: bool = True,
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
-        backend: "auto", "openvino", "onnxruntime" or "null" (tests). precision: "fp32", "bf16", or None for the fastest
-        that the device has. num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and
-        saves its memory.
+        backend: "auto", or one of `backends.MODULES`. device: "cpu", "cuda:0", …; None is the backend's first.
+        precision: "fp32", "fp16", "bf16", or None for the fastest that the device makes of the bundle's graphs.
+        num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and saves its memory.
         Raises BundleError, BackendUnavailable, InvalidRequest.
         """
         bundle = Bundle.load(path)
-        chosen = connect(backend, device=device, precision=precision, num_threads=num_threads)
+        chosen = connect(backend, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         return cls(bundle, chosen, image_to_image=image_to_image)
 
     def __init__(self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True) -> None:
@@ -117,6 +90,13 @@ class Pipeline:
             for size in bundle.batch_sizes
             if image_to_image or name != "encoder"
         }
+        self._programs: dict[tuple[int, int], Program] = {}
+        for size in bundle.batch_sizes:
+            sessions = {name: session for (name, batch_size), session in self._sessions.items() if batch_size == size}
+            for count in self._step_counts:
+                program = backend.program(sessions, bundle.steps(count))
+                if program is not None:
+                    self._programs[count, size] = program
         self._image_to_image = image_to_image
         self._latents_shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
         self._prompt_cache: OrderedDict[bytes, F32] = OrderedDict()
@@ -143,7 +123,8 @@ class Pipeline:
         seed: image i of the call takes seed + i, or its own from a list with one for each image; 0 to 2⁶⁴−1. The noise
         equals torch.randn((1, 4, H/8, W/8)) on a CPU generator with that seed; image i equals the same seed drawn alone.
         latents: text-to-image noise to use instead, float32 (N, 4, H/8, W/8), standard normal as in diffusers.
-        output_type: "pil", "np" (uint8) or "latent". cancel: looked at between stages.
+        output_type: "pil", "np" (uint8) or "latent". cancel: looked at between stages; on a device that runs the request as
+        one, before each batch.
         Raises InvalidRequest, Cancelled, OutputError.
         """
         prompts = request.check_prompts(prompt)
@@ -162,7 +143,7 @@ class Pipeline:
             rows = rows[request.first_step(steps, strength) :]
         elif strength is not None:
             raise InvalidRequest(f"Got strength={strength} without an image; strength belongs to image-to-image.")
-        clock = _Clock(cancel)
+        clock = Clock(cancel)
 
         with clock.part("tokenizer"):
             tokens = [self._tokenizer(text) for text in prompts]
@@ -176,16 +157,24 @@ class Pipeline:
                 noises = self.prepare_image_noise(seeds)
             with clock.part("encoder"):
                 x = self.encode_image(pixels, noises, rows[0])
-        with clock.part("text_encoder"):
-            embeds = self.encode_prompts(tokens)
-        prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
-        for step in rows:
-            with clock.part("denoiser"):
-                x = self.denoise(x, prompt_embeds, step)
-        images: Any = x
-        if output_type != "latent":
-            with clock.part("decoder"):
-                images = self.decode(x)
+        images: Any
+        if self._programs and image is None and output_type != "latent":
+            parts: list[NDArray[np.uint8]] = []
+            for size, part in self._parts(len(seeds)):
+                with clock.part("engines"):
+                    parts.append(self.draw([tokens[i // per_prompt] for i in part], x[part], steps, size))
+            images = np.concatenate(parts)[: len(seeds)]
+        else:
+            with clock.part("text_encoder"):
+                embeds = self.encode_prompts(tokens)
+            prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
+            for step in rows:
+                with clock.part("denoiser"):
+                    x = self.denoise(x, prompt_embeds, step)
+            images = x
+            if output_type != "latent":
+                with clock.part("decoder"):
+                    images = self.decode(x)
         if output_type == "pil":
             with clock.part("output"):
                 images = [
@@ -213,11 +202,19 @@ class Pipeline:
         """The same call on a worker thread. Cancelling the task stops the work before its next stage."""
         stop = threading.Event()
         outer: CancelToken | None = options.pop("cancel", None)
-        token = _Either(stop, outer) if outer is not None else stop
+        token = Either(stop, outer) if outer is not None else stop
         try:
             return await asyncio.to_thread(self, prompt, image, cancel=token, **options)
         finally:
             stop.set()
+
+    def draw(self, tokens: Sequence[Tokens], latents: F32, steps: int, batch_size: int) -> NDArray[np.uint8]:
+        """A batch of pictures uint8 (B, H, W, 3) in one go, where the backend keeps tensors on its device."""
+        inputs = {"input_ids": np.concatenate([one.input_ids for one in tokens]), "latents": latents}
+        outputs = self._programs[steps, batch_size].run(inputs)
+        _require_finite(outputs["latents"], "denoiser")
+        self._require_pictures(outputs["image"])
+        return outputs["image"]
 
     def encode_prompts(self, tokens: Sequence[Tokens]) -> list[F32]:
         """prompt_embeds float32 (77, 1024) of each prompt, from the cache or the text encoder."""
@@ -272,28 +269,34 @@ class Pipeline:
     def decode(self, latents: F32) -> NDArray[np.uint8]:
         """Pictures uint8 (N, H, W, 3)."""
         images = self._run("decoder", {"latents": latents})
+        self._require_pictures(images)
+        return images
+
+    def _require_pictures(self, images: NDArray[np.uint8]) -> None:
         for i, one in enumerate(images):
             if one.min() == one.max():
                 raise OutputError(
                     f"The decoder drew image {i} in the single value {one.flat[0]}, which no picture is: its numbers"
                     f" overflowed. Use another precision than {self.backend.precision}, or `sdturbo-export verify`."
                 )
-        return images
 
     def _run(self, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
-        """Run a stage over N rows in the bundle's batch sizes, the largest first; a last part is filled up."""
+        """Run a stage over N rows, in the parts that `_parts` makes."""
         count = len(next(iter(batched.values())))
         outputs: list[NDArray[Any]] = []
-        start = 0
-        while start < count:
-            left = count - start
-            size = max((b for b in self.bundle.batch_sizes if b <= left), default=self.bundle.batch_sizes[0])
-            rows = [min(start + i, count - 1) for i in range(size)]
+        for size, rows in self._parts(count):
             inputs = {name: np.stack([values[row] for row in rows]) for name, values in batched.items()}
             (output,) = self._sessions[stage, size].run({**inputs, **scalars}).values()
-            outputs.append(output[:left])
+            outputs.append(output)
+        return (np.concatenate(outputs) if len(outputs) > 1 else outputs[0])[:count]
+
+    def _parts(self, count: int) -> Iterator[tuple[int, list[int]]]:
+        """(batch size, its rows) over N rows in the bundle's batch sizes, the largest first; a last part is filled up."""
+        start = 0
+        while start < count:
+            size = max((b for b in self.bundle.batch_sizes if b <= count - start), default=self.bundle.batch_sizes[0])
+            yield size, [min(start + i, count - 1) for i in range(size)]
             start += size
-        return np.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
     def _to_pil(
         self, pixels: NDArray[np.uint8], prompt: str, seed: int | None, steps: int, strength: float | None
@@ -312,17 +315,6 @@ class Pipeline:
     @property
     def _step_counts(self) -> list[int]:
         return sorted({row.num_inference_steps for row in self.bundle.schedule})
-
-
-@dataclass(frozen=True, slots=True)
-class _Either:
-    """Set when one of two tokens is."""
-
-    first: CancelToken
-    second: CancelToken
-
-    def is_set(self) -> bool:
-        return self.first.is_set() or self.second.is_set()
 
 
 def _require_finite(values: F32, who: str) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import click
 
 from sdturbo import __version__
-from sdturbo.cli import bundle_option, engine_options
+from sdturbo.cli import bundle_option, bundle_path, engine_options
 from sdturbo.console import run
 from sdturbo_serve.settings import Settings, check_listen, read_keys
 
 
 @click.command(
-    epilog="Examples:\n\n  sdturbo-serve\n\n  sdturbo-serve --bundle build/sd-turbo --port 9000\n\n"
-    "  sdturbo-serve --host 0.0.0.0 --api-key-file keys.txt"
+    epilog="Examples:\n\n  sdturbo-serve --bundle build/sd-turbo --port 9000\n\n"
+    "  sdturbo-serve --bundle build/sd-turbo --host 0.0.0.0 --api-key-file keys.txt"
 )
 @bundle_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -53,13 +53,12 @@ def cli(
     settings = Settings(api_keys=keys, allow_origins=allow_origin, max_queue=max_queue, deadline_s=deadline)
 
     from sdturbo import Pipeline
-    from sdturbo.bundle import EMBEDDED
     from sdturbo_serve import logs
     from sdturbo_serve.app import create_app
     from sdturbo_serve.server import serve
 
     logs.configure()
-    pipeline = Pipeline.load(bundle or EMBEDDED, backend, precision=precision, num_threads=threads)
+    pipeline = Pipeline.load(bundle_path(bundle), backend, precision=precision, num_threads=threads)
     engine = {
         "backend": pipeline.backend.name,
         "precision": pipeline.backend.precision,

@@ -27,13 +27,14 @@ from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.golden import GOLDEN, GoldenRun
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.parity import BOUNDS, engine_output, relative_l2, stage_parity, torch_output
+from sdturbo_export.parity import BOUNDS, engine_output, half_output, relative_l2, stage_parity, torch_output
 from sdturbo_export.progress import Progress
+from sdturbo_export.rewrites.half import Half
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import PLANS, StagePlan, example_inputs
 from sdturbo_export.tokenizer_files import tokenizer_json
 
-PRECISION = "fp32"
+PRECISIONS = ("fp32", "fp16")
 _PARTS = [
     ("hash the weights", 4),
     ("text_encoder", 12),
@@ -49,19 +50,23 @@ def build(
     out: Path,
     *,
     batch_sizes: Sequence[int] = (1,),
+    precision: str = "fp32",
     store: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `checkpoint` to the bundle directory `out` and return it; an older bundle there is replaced at the end.
 
-    batch_sizes: static batch sizes to hold. store: where finished stages are noted for the next build, by default
-    `.stages` beside `out`. say: takes lines of progress.
+    batch_sizes: static batch sizes to hold. precision: of all graphs, "fp32" or "fp16" (NVIDIA GPUs).
+    store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
+    progress.
     A stage whose inputs did not change is taken from the store. Whatever stops the build, `out` is whole or untouched; a
     kill between the two renames at the end leaves the old bundle beside it, and the next build puts it back.
     Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
     """
     if not batch_sizes or any(size < 1 for size in batch_sizes):
         raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
+    if precision not in PRECISIONS:
+        raise InvalidRequest(f"Got precision {precision!r}; expected {' or '.join(PRECISIONS)}.")
     batch_sizes = sorted(set(batch_sizes))
     out = out.resolve()
     store = (store or out.parent / ".stages").resolve()
@@ -75,16 +80,16 @@ def build(
         stages: dict[str, StoredStage] = {}
         for plan in PLANS:
             with progress.part(plan.name):
-                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, PRECISION)
+                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, precision)
                 found = stage_store.find(store, key)
-                stages[plan.name] = found or _export_stage(plan, checkpoint, batch_sizes, golden, store, key)
-                golden.outputs[plan.name] = _golden_output(plan, checkpoint, stages[plan.name], golden)
+                stages[plan.name] = found or _export_stage(plan, checkpoint, batch_sizes, precision, golden, store, key)
+                golden.outputs[plan.name] = _golden_output(plan, checkpoint, stages[plan.name], precision, golden)
                 origin = "not changed, reused" if found else "exported"
                 say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
         with progress.part("bundle"):
             partial, old = _beside(out)
             try:
-                write_bundle(partial, checkpoint, hashes, stages, golden.picture(), PRECISION, replaces=out)
+                write_bundle(partial, checkpoint, hashes, stages, golden.picture(), precision, replaces=out)
                 if out.exists():
                     out.replace(old)
                 partial.replace(out)
@@ -97,19 +102,25 @@ def build(
 
 
 def _export_stage(
-    plan: StagePlan, checkpoint: Checkpoint, batch_sizes: Sequence[int], golden: GoldenRun, store: Path, key: str
+    plan: StagePlan,
+    checkpoint: Checkpoint,
+    batch_sizes: Sequence[int],
+    precision: str,
+    golden: GoldenRun,
+    store: Path,
+    key: str,
 ) -> StoredStage:
     """Export the stage at every batch size, compare each graph with PyTorch, and put it into the store."""
     _require_space(store, plan, checkpoint)
     partial = store / f".{key}.partial"
     partial.mkdir()
     try:
-        graphs = _write_graphs(plan, checkpoint, batch_sizes, partial)
+        graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, partial)
         inputs = golden.inputs(plan.name)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         expected = torch_output(plan, checkpoint, inputs)
         gc.collect()
-        backend = backends.connect("onnxruntime")
+        backend = backends.connect("onnxruntime", precision=precision)
         with tempfile.TemporaryDirectory(dir=store, prefix=".parity-") as workspace:
             output = engine_output(
                 plan, checkpoint, partial / graphs[golden.batch_size], inputs, backend, Path(workspace)
@@ -118,9 +129,11 @@ def _export_stage(
             distance = max(
                 relative_l2(output, expected), stage_parity(plan, checkpoint, others, backend, Path(workspace))
             )
-        if distance > BOUNDS[PRECISION]:
+        if precision == "fp16":
+            distance = max(distance, relative_l2(half_output(plan, checkpoint, inputs), expected))
+        if distance > BOUNDS[precision]:
             raise ParityError(
-                f"The exported {plan.name} is {distance:.1e} (relative L2) from PyTorch, more than {BOUNDS[PRECISION]:.0e}."
+                f"The exported {plan.name} is {distance:.1e} (relative L2) from PyTorch, more than {BOUNDS[precision]:.0e}."
                 " No bundle was written. Please report this with the versions that `sdturbo doctor` prints."
             )
         return stage_store.publish(
@@ -137,16 +150,19 @@ def _export_stage(
 
 
 def _write_graphs(
-    plan: StagePlan, checkpoint: Checkpoint, batch_sizes: Sequence[int], directory: Path
+    plan: StagePlan, checkpoint: Checkpoint, batch_sizes: Sequence[int], precision: str, directory: Path
 ) -> dict[int, str]:
     """One ONNX file a batch size, and one file of weights for all of them."""
     graphs: dict[int, str] = {}
     module = plan.graph(checkpoint.module(plan.component), checkpoint)
+    if precision == "fp16":
+        module = Half(module)
     with WeightFile(directory / f"{plan.name}.weights") as weights:
         for size in batch_sizes:
             graphs[size] = f"{plan.name}.onnx" if size == 1 else f"{plan.name}.b{size}.onnx"
             inputs = example_inputs(plan, checkpoint, size)
-            onnx_from_torch(module, inputs, [plan.output(checkpoint).name], directory / graphs[size], weights)
+            outputs = [plan.output(checkpoint).name]
+            onnx_from_torch(module, inputs, outputs, directory / graphs[size], weights, pack=precision == "fp32")
     return graphs
 
 
@@ -157,13 +173,15 @@ def _golden_ids(checkpoint: Checkpoint) -> NDArray[np.int64]:
     return PromptTokenizer(text)(GOLDEN.prompt).input_ids
 
 
-def _golden_output(plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, golden: GoldenRun) -> NDArray[Any]:
+def _golden_output(
+    plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, precision: str, golden: GoldenRun
+) -> NDArray[Any]:
     """The stage's output for the golden request: stored if its inputs are the same, else computed."""
     if stored.inputs_sha256 == golden.digest(plan.name):
         return stored.output()
     graph = stored.path / stored.graphs[golden.batch_size]
     with tempfile.TemporaryDirectory(dir=stored.note.parent, prefix=".parity-") as workspace:
-        backend = backends.connect("onnxruntime")
+        backend = backends.connect("onnxruntime", precision=precision)
         return engine_output(plan, checkpoint, graph, golden.inputs(plan.name), backend, Path(workspace))
 
 

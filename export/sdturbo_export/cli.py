@@ -53,6 +53,9 @@ def cli() -> None:
 @click.option(
     "--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable."
 )
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16: NVIDIA GPUs."
+)
 @workspace_option
 @json_option
 def build(
@@ -62,6 +65,7 @@ def build(
     accept_license: bool,
     loras: tuple[str, ...],
     batch_sizes: tuple[int, ...],
+    precision: str,
     workspace: Path,
     as_json: bool,
 ) -> None:
@@ -80,6 +84,7 @@ def build(
         checkpoint,
         out,
         batch_sizes=batch_sizes,
+        precision=precision,
         store=workspace / "stages",
         say=lambda line: click.echo(line, err=True),
     )

@@ -1,7 +1,7 @@
 """A torch module to an ONNX file with static shapes; graphs of different batch size share one file of weights.
 
-Weights that float16 holds exactly, such as those of an fp16 checkpoint, are stored in float16, and a Cast in the graph
-gives them back: half the bytes, the same numbers. Engines fold the Cast when they load.
+Float32 weights that float16 holds exactly, such as those of an fp16 checkpoint, may be stored in float16 with a Cast in
+the graph that gives them back: half the bytes, the same numbers. Engines fold the Cast when they load.
 """
 
 from __future__ import annotations
@@ -62,12 +62,18 @@ class WeightFile:
 
 
 def onnx_from_torch(
-    module: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str], path: Path, weights: WeightFile
+    module: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    weights: WeightFile,
+    *,
+    pack: bool = True,
 ) -> None:
     """Export `module`, called with `inputs` in order, to `path`; large tensors go to `weights`, in the same directory.
 
-    Shapes are those of `inputs`. The file holds no path, stack trace or name of this machine, so that the same model
-    gives the same bytes.
+    Shapes are those of `inputs`. pack: store float32 weights in float16 where that is exact.
+    The file holds no path, stack trace or name of this machine, so that the same model gives the same bytes.
     """
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
     with warnings.catch_warnings(), torch.no_grad():
@@ -89,7 +95,7 @@ def onnx_from_torch(
     _strip(model)
     for value in list(model.graph.initializers.values()):
         if value.const_value is not None and value.const_value.nbytes >= INLINE_BYTES:
-            half = _exact_half(value.const_value)
+            half = _exact_half(value.const_value) if pack else None
             if half is None:
                 value.const_value = weights.put(value.const_value)
             else:

@@ -32,6 +32,7 @@ _SOURCES = (
     "schedule.py",
     "onnx_from_torch.py",
     "rewrites/time_tables.py",
+    "rewrites/half.py",
 )
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 

@@ -1,7 +1,8 @@
 """The four stages: what each graph computes, in the words of diffusers (reference) and as it is exported (graph module).
 
 The reference is diffusers' own modules and scheduler, untouched; parity is measured against it. The graph module folds in
-the arithmetic around the model, so that the runtime only copies. Latents cross stage borders in float32.
+the arithmetic around the model, so that the runtime only copies. Latents and embeddings cross stage borders in float32,
+whatever the precision inside (`rewrites/half.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class TextEncoder(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.text_encoder(input_ids).last_hidden_state
+        return self.text_encoder(input_ids).last_hidden_state.float()
 
 
 class Denoiser(nn.Module):
@@ -62,7 +63,8 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         c_in, a, b = self.coefficients[step].unbind()
-        out = self.unet(latents * c_in, step, prompt_embeds, return_dict=False)[0]
+        x, prompt_embeds = _cast(self.unet, latents * c_in, prompt_embeds)
+        out = self.unet(x, step, prompt_embeds, return_dict=False)[0].float()
         return a * latents + b * out
 
 
@@ -94,7 +96,8 @@ class Decoder(nn.Module):
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """The picture before rounding: float32 (B, 3, H, W), 0 to 255."""
-        image = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0]
+        (z,) = _cast(self.vae, latents / self.scaling_factor)
+        image = self.vae.decode(z, return_dict=False)[0].float()
         return (image * 0.5 + 0.5).clamp(0, 1) * 255
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -113,8 +116,8 @@ class Encoder(nn.Module):
     def forward(
         self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
     ) -> torch.Tensor:
-        x = image.permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        moments = self.vae.quant_conv(self.vae.encoder(x))
+        (x,) = _cast(self.vae, image.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        moments = self.vae.quant_conv(self.vae.encoder(x)).float()
         mean, logvar = moments.chunk(2, dim=1)
         z = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * posterior_noise
         return z * self.scaling_factor + self.sigmas[step] * noise
@@ -138,6 +141,12 @@ class EncoderReference(nn.Module):
         self.scheduler.set_timesteps(row.num_inference_steps)
         timesteps = self.scheduler.timesteps[row.index].repeat(len(image))
         return self.scheduler.add_noise(latents, noise, timesteps)
+
+
+def _cast(module: nn.Module, *tensors: torch.Tensor) -> Tensors:
+    """The tensors in the type of the module's weights; nothing happens to float32 in a float32 module."""
+    dtype = next(module.parameters()).dtype
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def _latents(name: str = "latents") -> TensorSpec:

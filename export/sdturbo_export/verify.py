@@ -50,11 +50,11 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
                 ", ".join(f"{one['file']} x {one['scale']:g}" for one in some) or "none" for some in (loras, made_with)
             ]
             yield _line("LoRAs", _without_names(loras) == _without_names(made_with), *names)
-    for backend in _backends():
+    for backend in _backends(bundle):
         yield _golden(bundle, backend)
         if checkpoint is not None:
             yield from _stages(bundle, checkpoint, backend)
-    if checkpoint is not None:
+    if checkpoint is not None and bundle.precision == "fp32":
         yield from compare_with_diffusers(bundle, checkpoint)
 
 
@@ -62,18 +62,20 @@ def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]
     return [(lora["sha256"], lora["scale"]) for lora in loras]
 
 
-def _backends() -> Iterator[Backend]:
+def _backends(bundle: Bundle) -> Iterator[Backend]:
     """Every backend and precision that runs here. Raises BackendUnavailable if none does: nothing would be verified."""
     reasons: list[str] = []
+    found = False
     for name in backends.AUTO_ORDER:
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "fp16", "bf16"):
             try:
-                backend = backends.connect(name, precision=precision)
+                backend = backends.connect(name, precision=precision, bundle=bundle)
             except BackendUnavailable as error:
                 reasons.append(f"  - {error}")
             else:
+                found = True
                 yield backend
-    if len(reasons) == 2 * len(backends.AUTO_ORDER):
+    if not found:
         raise BackendUnavailable("No backend can run here, so nothing was drawn:\n" + "\n".join(reasons))
 
 

@@ -31,5 +31,10 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def half_bundle(small_checkpoint, store, tmp_path_factory):
+    return build(small_checkpoint, tmp_path_factory.mktemp("bundles") / "half", precision="fp16", store=store)
+
+
+@pytest.fixture(scope="session")
 def small_bundle(small_checkpoint, store, tmp_path_factory):
     return build(small_checkpoint, tmp_path_factory.mktemp("bundles") / "small", store=store)

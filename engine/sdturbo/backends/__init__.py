@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
-from sdturbo.bundle import Stage
+from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable, BundleError, InvalidRequest
 
 log = logging.getLogger("sdturbo")
@@ -38,6 +38,14 @@ class Session(Protocol):
         ...
 
 
+class Program(Protocol):
+    """A whole text-to-image request of one step count and batch size that stays on the device between stages."""
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """`input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes."""
+        ...
+
+
 class Backend(Protocol):
     """A library, a device and a precision, chosen once."""
 
@@ -54,10 +62,16 @@ class Backend(Protocol):
         """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""
         ...
 
+    def program(self, sessions: Mapping[str, Session], steps: range) -> Program | None:
+        """The stages of a request joined into one, from this backend's own sessions; None if it has nothing to gain."""
+        ...
+
 
 class _Module(Protocol):
     def unavailable(self) -> str | None: ...
-    def connect(self, *, device: str, precision: str | None, num_threads: int | None) -> Backend: ...
+    def connect(
+        self, *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
+    ) -> Backend: ...
 
 
 def unavailable(name: str) -> str | None:
@@ -65,11 +79,19 @@ def unavailable(name: str) -> str | None:
     return _module(name).unavailable()
 
 
-def connect(name: str, *, device: str = "cpu", precision: str | None = None, num_threads: int | None = None) -> Backend:
+def connect(
+    name: str,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    num_threads: int | None = None,
+    bundle: Bundle | None = None,
+) -> Backend:
     """The backend `name`, or with "auto" the first of `AUTO_ORDER` that runs here; never another than was asked for.
 
-    precision: "fp32" or "bf16"; None lets the backend take its fastest on this device.
-    num_threads: CPU threads to use, at most the number of CPUs; None means all.
+    device: "cpu", "cuda:0", …; None is the backend's first. precision: "fp32", "fp16" or "bf16"; None lets the backend
+    take the fastest that it makes of the bundle's graphs. num_threads: CPU threads to use, at most the number of CPUs;
+    None means all. bundle: what will run, for backends that cannot run every bundle.
     Raises InvalidRequest for an unknown name or thread count, BackendUnavailable if it cannot run.
     """
     cpus = available_cpus()
@@ -82,7 +104,7 @@ def connect(name: str, *, device: str = "cpu", precision: str | None = None, num
         if reason:
             raise BackendUnavailable(f"The backend {name!r} cannot run here: {reason}")
         try:
-            return _module(name).connect(device=device, precision=precision, num_threads=num_threads)
+            return _module(name).connect(device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         except (ImportError, OSError, RuntimeError) as error:  # what broken installations of the libraries raise
             raise BackendUnavailable(
                 f"The backend {name!r} cannot run here: its library is installed but does not load ({error})."
@@ -91,7 +113,7 @@ def connect(name: str, *, device: str = "cpu", precision: str | None = None, num
     reasons: list[str] = []
     for candidate in AUTO_ORDER:
         try:
-            backend = connect(candidate, device=device, precision=precision, num_threads=num_threads)
+            backend = connect(candidate, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         except BackendUnavailable as error:
             reasons.append(f"  - {error}")
             continue
@@ -106,6 +128,26 @@ def check_tensors(graph: Path, stage: Stage, batch_size: int, found: Mapping[str
     shapes = {name: tuple(shape) for name, shape in found.items()}
     if shapes != declared:
         raise BundleError(graph, [f"its tensors are {shapes}, but the bundle declares {declared}: build it again"])
+
+
+def check_precision(
+    name: str, precision: str | None, offered: Sequence[str], bundle: Bundle | None, *, default: str = "fp32"
+) -> str:
+    """The precision that a backend computes in which leaves it to the graphs: theirs.
+
+    Raises BackendUnavailable if it offers no such precision, or the caller asked for another.
+    """
+    graphs = bundle.precision if bundle is not None else precision or default
+    if graphs not in offered:
+        raise BackendUnavailable(
+            f"The backend {name!r} has no precision {graphs!r} here; expected {' or '.join(offered)}."
+        )
+    if precision not in (None, graphs):
+        raise BackendUnavailable(
+            f"The backend {name!r} computes this bundle in {graphs}, as its graphs say, not in {precision!r}; leave the"
+            f" precision out, or build a bundle with `sdturbo-export build --precision {precision}`."
+        )
+    return graphs
 
 
 def available_cpus() -> int:

@@ -1,30 +1,36 @@
 """Numbers from a hash of the inputs instead of a model: the pipeline's own logic, tested without a heavy library.
 
-Row i of an output depends on row i of the batched inputs and on all unbatched ones, as in a real stage.
+Row i of an output depends on row i of the batched inputs and on all unbatched ones, as in a real stage. The device "null"
+has memory of its own and records: what GPU backends share (`device.py`) runs on it.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors
-from sdturbo.bundle import Stage, TensorSpec
-from sdturbo.errors import BackendUnavailable
+from sdturbo.backends import Program, Session, Tensors
+from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
+from sdturbo.bundle import Bundle, Stage, TensorSpec
+
+DEVICES = 2
 
 
 def unavailable() -> str | None:
     return None
 
 
-def connect(*, device: str, precision: str | None, num_threads: int | None) -> NullBackend:
-    if device != "cpu":
-        raise BackendUnavailable(f"The null backend has no device {device!r}; it has cpu.")
-    return NullBackend()
+def connect(
+    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
+) -> NullBackend | NullDeviceBackend:
+    if device in (None, "cpu"):
+        return NullBackend()
+    return NullDeviceBackend(device_index("null", device, "null", DEVICES))
 
 
 class NullBackend:
@@ -32,6 +38,9 @@ class NullBackend:
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> NullSession:
         return NullSession(stage, batch_size)
+
+    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
+        return None
 
 
 class NullSession:
@@ -49,6 +58,65 @@ class NullSession:
             value = inputs[spec.name]
             seed = zlib.crc32((value[row] if spec.is_batched else value).tobytes(), seed)
         return seed
+
+
+class NullDeviceBackend:
+    name, version, precision = "null", "1", "none"
+
+    def __init__(self, index: int) -> None:
+        self.device = f"null:{index}"
+
+    def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
+        return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullStream())
+
+    def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
+        return DeviceProgram(sessions, steps, NullStream())
+
+
+class NullStream:
+    """Device memory is an array of its own. Nothing runs before `synchronize`, and nothing at all while recording."""
+
+    def __init__(self) -> None:
+        self._queue: list[Work] = []
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        return Buffer(np.zeros(shape, dtype), np.zeros(shape, dtype))
+
+    def enqueue(self, work: Work) -> None:
+        self._queue.append(work)
+
+    def upload(self, buffer: Buffer) -> None:
+        self.enqueue(lambda: np.copyto(buffer.device, buffer.host))
+
+    def download(self, buffer: Buffer) -> None:
+        self.enqueue(lambda: np.copyto(buffer.host, buffer.device))
+
+    def record(self, work: Work) -> Work:
+        before, self._queue = self._queue, []
+        try:
+            work()
+            recorded = tuple(self._queue)
+        finally:
+            self._queue = before
+        return lambda: self._queue.extend(recorded)
+
+    def synchronize(self) -> None:
+        while self._queue:
+            self._queue.pop(0)()
+
+
+class NullEngine:
+    def __init__(self, stage: Stage, batch_size: int) -> None:
+        self._stage = stage
+        self._session = NullSession(stage, batch_size)
+
+    def bind(self, buffers: Mapping[str, Buffer], stream: NullStream) -> Work:
+        def run() -> None:
+            outputs = self._session.run({spec.name: buffers[spec.name].device for spec in self._stage.inputs})
+            for name, value in outputs.items():
+                np.copyto(buffers[name].device, value)
+
+        return lambda: stream.enqueue(run)
 
 
 def _draw(spec: TensorSpec, seed: int) -> NDArray[Any]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors, check_tensors
-from sdturbo.bundle import Stage
+from sdturbo.backends import Session, Tensors, check_tensors
+from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -27,11 +28,18 @@ def unavailable() -> str | None:
     return None
 
 
-def connect(*, device: str, precision: str | None, num_threads: int | None) -> OpenVinoBackend:
-    if device != "cpu":
+def connect(
+    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
+) -> OpenVinoBackend:
+    if device not in (None, "cpu"):
         raise BackendUnavailable(f"The backend 'openvino' has no device {device!r} here; expected cpu.")
     if precision is not None and precision not in PRECISIONS:
         raise BackendUnavailable(f"The backend 'openvino' has no precision {precision!r}; expected fp32 or bf16.")
+    if bundle is not None and bundle.precision != "fp32":
+        raise BackendUnavailable(
+            f"The backend 'openvino' takes bundles whose graphs are in fp32, not in {bundle.precision}; build one without"
+            " --precision."
+        )
     import openvino
 
     core = openvino.Core()
@@ -71,6 +79,9 @@ class OpenVinoBackend:
         found = {min(declared & port.names, default=port.any_name): tuple(port.shape) for port in ports}
         check_tensors(graph, stage, batch_size, found)
         return OpenVinoSession(compiled, stage, batch_size)
+
+    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
+        return None  # copies between stages cost nothing next to the stages on a CPU
 
 
 class OpenVinoSession:

@@ -1,0 +1,186 @@
+"""Stages whose tensors live on a device: buffers made once at load, then only copy in, launch, copy out.
+
+`DeviceSession` runs one stage, `DeviceProgram` a whole request: text encoder, denoiser × n and decoder, recorded once and
+replayed. Knows no library: a backend supplies a `Stream` and an `Engine` for each stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdturbo.backends import Tensors
+from sdturbo.bundle import Stage, TensorSpec
+from sdturbo.errors import BackendUnavailable
+
+log = logging.getLogger("sdturbo")
+
+Work = Callable[[], None]
+PROGRAM_STAGES = ("text_encoder", "denoiser", "decoder")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffer:
+    """A tensor's place on the device, in the library's terms, and its twin in host memory. Neither ever moves."""
+
+    host: NDArray[Any]
+    device: Any
+
+
+class Stream(Protocol):
+    """A queue of work on a device that is done in order. One thread at a time."""
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer: ...
+    def upload(self, buffer: Buffer) -> None:
+        """Enqueue the copy host -> device."""
+        ...
+
+    def download(self, buffer: Buffer) -> None:
+        """Enqueue the copy device -> host."""
+        ...
+
+    def record(self, work: Work) -> Work:
+        """What `work` enqueues, as a function that enqueues it again at once. Raises RuntimeError if that fails."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything enqueued is done."""
+        ...
+
+
+class Engine(Protocol):
+    """A compiled stage."""
+
+    def bind(self, buffers: Mapping[str, Buffer], stream: Any) -> Work:
+        """A function that enqueues one run on these buffers, named after the stage's tensors."""
+        ...
+
+
+class DeviceSession:
+    """One stage at one batch size. Calls from several threads take turns."""
+
+    def __init__(self, engine: Engine, stage: Stage, batch_size: int, stream: Stream) -> None:
+        self.engine, self.stage, self.batch_size, self.lock = engine, stage, batch_size, threading.Lock()
+        self._stream = stream
+        self._inputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.inputs}
+        self._outputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.outputs}
+        self._launch = engine.bind({**self._inputs, **self._outputs}, stream)
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        with self.lock:
+            for name, buffer in self._inputs.items():
+                buffer.host[...] = inputs[name]
+                self._stream.upload(buffer)
+            self._launch()
+            for buffer in self._outputs.values():
+                self._stream.download(buffer)
+            self._stream.synchronize()
+            return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
+
+
+class DeviceProgram:
+    """text encoder -> denoiser for each of `steps` -> decoder; embeddings and latents never leave the device in between.
+
+    At construction it runs once launched plainly and once replayed. If recording fails or the two differ, that is logged
+    and it is launched plainly from then on: `replays` says which. Takes turns with its sessions, whose engines it uses.
+    """
+
+    def __init__(self, sessions: Mapping[str, DeviceSession], steps: range, stream: Stream) -> None:
+        text, denoiser, decoder = self._sessions = [sessions[name] for name in PROGRAM_STAGES]
+        size = text.batch_size
+        self._stream = stream
+        self._input_ids = _buffer(stream, text.stage.inputs[0], size)
+        embeds = _buffer(stream, text.stage.outputs[0], size)
+        latents = [_buffer(stream, denoiser.stage.outputs[0], size) for _ in range(2)]
+        self._first, self._last = latents[0], latents[len(steps) % 2]
+        self._image = _buffer(stream, decoder.stage.outputs[0], size)
+        self._launches = [
+            text.engine.bind({text.stage.inputs[0].name: self._input_ids, text.stage.outputs[0].name: embeds}, stream)
+        ]
+        for i, step in enumerate(steps):
+            row = stream.buffer((), "int64")
+            row.host[...] = step
+            stream.upload(row)  # once: it stays on the device
+            buffers = {"latents": latents[i % 2], "prompt_embeds": embeds, "step": row}
+            output = {denoiser.stage.outputs[0].name: latents[(i + 1) % 2]}
+            self._launches.append(denoiser.engine.bind(buffers | output, stream))
+        ends = {decoder.stage.inputs[0].name: self._last, decoder.stage.outputs[0].name: self._image}
+        self._launches.append(decoder.engine.bind(ends, stream))
+        self.replays = False
+        self._replay: Work = self._work
+        with self._turn():
+            self._record(f"{len(steps)} steps at batch size {size}")
+
+    def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
+        """input_ids int64 (B, 77) and latents float32 (B, 4, H/8, W/8) to the last `latents` and `image` uint8 (B, H, W, 3).
+
+        replay: False launches plainly (measurements).
+        """
+        with self._turn():
+            self._input_ids.host[...] = inputs["input_ids"]
+            self._first.host[...] = inputs["latents"]
+            return self._go(self._replay if replay else self._work)
+
+    def _work(self) -> None:
+        self._stream.upload(self._input_ids)
+        self._stream.upload(self._first)
+        for launch in self._launches:
+            launch()
+        self._stream.download(self._last)
+        self._stream.download(self._image)
+
+    def _go(self, work: Work) -> dict[str, NDArray[Any]]:
+        work()
+        self._stream.synchronize()
+        return {"latents": self._last.host.copy(), "image": self._image.host.copy()}
+
+    def _record(self, what: str) -> None:
+        """Record the work, and keep the recording if it does what the plain launches did."""
+        first = np.random.default_rng(0).standard_normal(self._first.host.shape, np.float32)
+        self._first.host[...] = first
+        plain = self._go(self._work)
+        try:
+            replay = self._stream.record(self._work)
+        except RuntimeError as error:
+            log.warning("%s are launched stage by stage: recording them failed (%s)", what, error)
+            return
+        for buffer in (self._first, self._last, self._image):
+            buffer.host[...] = 0
+        self._first.host[...] = first
+        replayed = self._go(replay)
+        if not all(np.array_equal(plain[name], replayed[name], equal_nan=name == "latents") for name in plain):
+            log.warning("%s are launched stage by stage: a replay gave other values than plain launches", what)
+            return
+        self._replay, self.replays = replay, True
+
+    def _turn(self) -> ExitStack:
+        """Holds the locks of all sessions, always in the same order."""
+        stack = ExitStack()
+        for session in self._sessions:
+            stack.enter_context(session.lock)
+        return stack
+
+
+def device_index(backend: str, device: str | None, kind: str, count: int) -> int:
+    """The index in "cuda", "cuda:0", … (None: 0). Raises BackendUnavailable if it is none of `count` devices."""
+    name, colon, number = (kind if device is None else device).partition(":")
+    if name != kind or not (number.isdecimal() or not colon):
+        raise BackendUnavailable(f"The backend {backend!r} has no device {device!r}; expected {kind} or {kind}:0, …")
+    index = int(number or 0)
+    if index >= count:
+        there = ", ".join(f"{kind}:{i}" for i in range(count)) or "none"
+        raise BackendUnavailable(
+            f"The backend {backend!r} has no device {kind}:{index} here; this machine has {there}."
+        )
+    return index
+
+
+def _buffer(stream: Stream, spec: TensorSpec, batch_size: int) -> Buffer:
+    return stream.buffer(spec.shape_at(batch_size), spec.dtype)

@@ -1,0 +1,174 @@
+"""Device buffers, sessions and recorded programs, on the null backend's device: what every GPU backend shares."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from sdturbo import BackendUnavailable, Bundle, Cancelled, OutputError, Pipeline
+from sdturbo.backends.device import DeviceProgram, DeviceSession, device_index
+from sdturbo.backends.null import NullEngine, NullStream
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle):
+    return Bundle.load(make_bundle((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def on_device(bundle):
+    return Pipeline.load(bundle.path, "null", device="null")
+
+
+def program(bundle, stream, steps=3, size=2):
+    sessions = {
+        name: DeviceSession(NullEngine(stage, size), stage, size, NullStream()) for name, stage in bundle.stages.items()
+    }
+    return DeviceProgram(sessions, bundle.steps(steps), stream)
+
+
+def inputs(bundle, seed=0, size=2):
+    rng = np.random.default_rng(seed)
+    shape = bundle.stages["decoder"].inputs[0].shape_at(size)
+    return {"input_ids": rng.integers(0, 49408, (size, 77)), "latents": rng.standard_normal(shape, np.float32)}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_pictures_on_the_device_are_those_of_the_host(bundle, on_device, steps, count):
+    host = Pipeline.load(bundle.path, "null")
+    request = {"num_inference_steps": steps, "num_images_per_prompt": count, "seed": 5, "output_type": "np"}
+    found, expected = on_device(["a cat", "a dog"], **request), host(["a cat", "a dog"], **request)
+    assert np.array_equal(found.images, expected.images)
+    assert "engines" in found.timings
+    assert "denoiser" in expected.timings
+    assert (found.device, expected.device) == ("null:0", "cpu")
+
+
+def test_image_to_image_and_latents_run_stage_by_stage(bundle, on_device):
+    host = Pipeline.load(bundle.path, "null")
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for request in ({"image": picture, "num_inference_steps": 4}, {"output_type": "latent", "num_inference_steps": 2}):
+        options = {"output_type": "np"} | request
+        assert np.array_equal(on_device("a cat", **options).images, host("a cat", **options).images)
+
+
+def test_a_replay_takes_new_inputs_and_moves_no_buffer(bundle):
+    joined = program(bundle, NullStream())
+    assert joined.replays
+    buffers = (joined._input_ids, joined._first, joined._last, joined._image)
+    addresses = [(one.host.ctypes.data, one.device.ctypes.data) for one in buffers]
+    first, second = joined.run(inputs(bundle, 1)), joined.run(inputs(bundle, 2))
+    assert not np.array_equal(first["image"], second["image"])
+    assert all(np.array_equal(first[name], joined.run(inputs(bundle, 1))[name]) for name in first)
+    plain = joined.run(inputs(bundle, 2), replay=False)
+    assert all(np.array_equal(plain[name], second[name]) for name in plain)
+    assert [(one.host.ctypes.data, one.device.ctypes.data) for one in buffers] == addresses
+
+
+def test_results_are_the_callers_own(bundle):
+    joined = program(bundle, NullStream())
+    first = joined.run(inputs(bundle, 1))
+    kept = {name: value.copy() for name, value in first.items()}
+    joined.run(inputs(bundle, 2))
+    assert all(np.array_equal(first[name], kept[name]) for name in first)
+
+
+def test_nothing_is_allocated_after_load(bundle, monkeypatch):
+    stream = NullStream()
+    joined = program(bundle, stream)
+    monkeypatch.setattr(NullStream, "buffer", lambda *_: pytest.fail("a buffer was made after load"))
+    joined.run(inputs(bundle))
+
+
+def test_recording_runs_nothing():
+    stream = NullStream()
+    ran = []
+    replay = stream.record(lambda: stream.enqueue(lambda: ran.append(1)))
+    stream.synchronize()
+    assert ran == []
+    replay()
+    replay()
+    stream.synchronize()
+    assert ran == [1, 1]
+
+
+class Failing(NullStream):
+    def record(self, work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class Forgetful(NullStream):
+    """Its recordings lack the last copy to the host."""
+
+    def record(self, work):
+        replay = super().record(work)
+
+        def short():
+            replay()
+            self._queue.pop()
+
+        return short
+
+
+@pytest.mark.parametrize(("stream", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])
+def test_what_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, stream, why):
+    with caplog.at_level(logging.WARNING, "sdturbo"):
+        joined = program(bundle, stream())
+    assert not joined.replays
+    assert why in caplog.text
+    expected = program(bundle, NullStream()).run(inputs(bundle, 4))
+    assert all(np.array_equal(value, expected[name]) for name, value in joined.run(inputs(bundle, 4)).items())
+
+
+def test_threads_sharing_a_device_get_their_own_pictures(on_device):
+    def draw(i):
+        picture = None if i % 3 else np.full((64, 64, 3), i, np.uint8)  # every third stage by stage
+        return on_device(f"cat {i % 5}", picture, seed=i, num_inference_steps=2, output_type="np").images
+
+    expected = [draw(i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.array_equal(a, b) for a, b in zip(pool.map(draw, range(40)), expected, strict=True))
+
+
+def test_cancellation_is_honoured_before_each_batch(on_device, monkeypatch):
+    stop = threading.Event()
+    draw = on_device.draw
+    monkeypatch.setattr(on_device, "draw", lambda *arguments: (stop.set(), draw(*arguments))[1])
+    with pytest.raises(Cancelled, match="before engines"):
+        on_device("a cat", num_images_per_prompt=3, cancel=stop)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"), [("latents", np.nan, "non-finite"), ("image", 7, "single value 7")]
+)
+def test_what_cannot_be_a_picture_is_an_error(on_device, monkeypatch, name, value, match):
+    run = DeviceProgram.run
+
+    def spoilt(self, inputs):
+        outputs = run(self, inputs)
+        outputs[name][...] = value
+        return outputs
+
+    monkeypatch.setattr(DeviceProgram, "run", spoilt)
+    with pytest.raises(OutputError, match=match):
+        on_device("a cat")
+
+
+@pytest.mark.parametrize(("device", "index"), [(None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_devices_are_named_with_their_index(device, index):
+    assert device_index("tensorrt", device, "cuda", 2) == index
+
+
+@pytest.mark.parametrize("device", ["", "cpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1:1", "CUDA", "gpu:0"])
+def test_a_device_of_another_kind_is_refused(device):
+    with pytest.raises(BackendUnavailable, match=f"no device {device!r}; expected cuda or cuda:0"):
+        device_index("tensorrt", device, "cuda", 2)
+
+
+@pytest.mark.parametrize(("count", "there"), [(0, "none"), (1, "cuda:0"), (2, "cuda:0, cuda:1")])
+def test_a_device_out_of_range_is_refused_with_those_there(count, there):
+    with pytest.raises(BackendUnavailable, match=f"no device cuda:2 here; this machine has {there}\\."):
+        device_index("tensorrt", "cuda:2", "cuda", count)
