@@ -4,7 +4,7 @@ PROMPT  ?= a photo of a cat
 STEPS   ?= 1
 SEED    ?= 0
 RUNS    ?= 10
-SECONDS ?= 60
+LOAD_S  ?= 60
 PYTHON  ?= python3
 BUNDLE  ?= build/$(notdir $(patsubst %/,%,$(MODEL)))
 
@@ -37,9 +37,9 @@ serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: 
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/sdturbo-serve --bundle "$(BUNDLE)"
 
-serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (SECONDS=600 for the long run)
+serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (LOAD_S=600 for the long run)
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	$(BIN)/python benchmarks/serve_load.py --bundle "$(BUNDLE)" --seconds $(SECONDS)
+	$(BIN)/python benchmarks/serve_load.py --bundle "$(BUNDLE)" --seconds $(LOAD_S)
 
 test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 	$(BIN)/pytest
