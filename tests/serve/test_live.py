@@ -3,11 +3,13 @@
 import base64
 import io
 import json
+import re
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
-from serving import listening, png
+from serving import listening, png, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -27,6 +29,12 @@ def frame(socket):
 
 def ask(socket, prompt, **more):
     socket.send(json.dumps({"prompt": prompt, "output_format": "png", **more}))
+
+
+def superseded(url):
+    """How many frames the server has set aside for newer ones."""
+    found = re.search(r'sdturbo_live_frames_total{outcome="superseded"} ([\d.]+)', httpx2.get(f"{url}/metrics").text)
+    return float(found[1]) if found else 0
 
 
 def test_every_request_of_a_patient_client_is_answered_with_the_bare_engines_picture(server, bare):
@@ -58,7 +66,7 @@ def test_while_the_engine_is_busy_only_the_newest_request_waits(gated, bare):
         gate.wait_for_entry()
         for number in range(2, 30):
             ask(socket, f"number {number}", seed=number)
-        socket.ping().wait(10)
+        wait_until(lambda: superseded(url) == 27)
         gate.open.set()
         assert frame(socket)[0]["frame"] == 1
         numbers = []
@@ -78,7 +86,7 @@ def test_in_a_queue_behind_others_the_newest_request_keeps_the_place(gated):
         gate.wait_for_entry()
         for number in range(1, 6):
             ask(socket, f"number {number}", seed=number)
-            socket.ping().wait(10)
+        wait_until(lambda: superseded(url) == 4)
         gate.open.set()
         assert frame(busy)[0]["frame"] == 1
         assert frame(socket)[0]["frame"] == 5
