@@ -2,7 +2,7 @@
 
 Chosen by CPU time on one core for 512x512 (Pillow 13; a rendered scene / the same with film grain):
 PNG level 0: 4.5 / 8.9 ms, 787 kB; 1: 6.0 / 17.4 ms, 31 / 287 kB; 3: 6.1 / 25.6 ms; 6 (Pillow's own): 9.5 / 67 ms, 25 / 263 kB.
-JPEG 90: 0.7 / 0.9 ms, 31 / 58 kB. WebP 80, method 0: 5.2 ms, 24 kB; 2: 8.9 ms; 4 (Pillow's own): 21.9 ms, 18 kB.
+JPEG 90: 0.7 / 0.9 ms, 31 / 58 kB. WebP 80 of the second, method 0: 5.2 ms, 24 kB; 2: 8.9 ms; 4 (Pillow's own): 21.9 ms, 18 kB.
 """
 
 from __future__ import annotations

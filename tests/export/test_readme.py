@@ -7,7 +7,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_example_runs_and_draws(small_bundle, tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[0]
     assert len(code.strip().splitlines()) <= 12
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "small").symlink_to(small_bundle.path)

@@ -27,6 +27,18 @@ print(result.images[0].size)
     assert python(code, str(bundle_dir), str(tmp_path / "cat.png")) == "(64, 64)"
 
 
+def test_the_server_needs_no_training_library(bundle_dir):
+    code = """
+import sys
+for name in ("torch", "diffusers", "transformers", "onnx", "sdturbo_export", "openvino"):
+    sys.modules[name] = None
+import sdturbo, sdturbo_serve.cli
+from sdturbo_serve import create_app
+print(create_app(sdturbo.Pipeline.load(sys.argv[1], backend="null")).title)
+"""
+    assert python(code, str(bundle_dir)) == "sdturbo"
+
+
 def test_importing_the_package_loads_no_library():
     code = "import sys, sdturbo; print(*sorted({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
     loaded = python(code).split()

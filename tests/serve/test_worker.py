@@ -104,10 +104,9 @@ def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(worker):
     worker, gate = worker
     pictures = [Picture("x", i, 2) for i in range(4)]
     worker.submit(pictures)
-    gate.open.set()
-    gate.shut()
-    gate.open.set()
+    gate.wait_for_entry()
     pictures[0].cancel()
+    gate.open.set()
     assert pixels(pictures[3]).shape == (64, 64, 3)
 
 
