@@ -100,14 +100,19 @@ def test_a_picture_nobody_waits_for_stops_between_two_stages(gated):
     worker.stop()
 
 
-def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(worker):
-    worker, gate = worker
+def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(gated):
+    pipeline, gate = gated
+    worker = Worker(pipeline, 8, Metrics())
+    gate.shut()
+    worker.start()
     pictures = [Picture("x", i, 2) for i in range(4)]
     worker.submit(pictures)
     gate.wait_for_entry()
     pictures[0].cancel()
     gate.open.set()
     assert pixels(pictures[3]).shape == (64, 64, 3)
+    assert gate.batches == [4, 4]
+    worker.stop()
 
 
 def test_a_newer_picture_takes_the_place_in_the_queue_until_the_engine_begins(worker, bare):
