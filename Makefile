@@ -12,10 +12,10 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench serve serve-load test test-page test-full tiny tiny-eval lint format clean
+.PHONY: help engines image verify bench serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 engines: $(VENV)/.export  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
@@ -47,6 +47,12 @@ test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 test-page: $(VENV)/.dev  ## The page in Debian's chromium, which is installed if missing; screenshots in build/page
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core)
 	$(BIN)/pytest -m page tests/serve
+
+# what onnxruntime-gpu does where it finds no GPU: its own directory, for it and the CPU build exclude each other
+GPU_SITE := build/onnxruntime-gpu
+test-gpu-refusals: $(VENV)/.dev  ## With onnxruntime-gpu and no GPU: asking for CUDA is an error, never a fall-back (256 MB)
+	test -d $(GPU_SITE) || $(BIN)/pip install --quiet --target $(GPU_SITE) --no-deps "onnxruntime-gpu==1.31.1" cuda-bindings cuda-pathfinder
+	SDTURBO_GPU_SITE=$(GPU_SITE) $(BIN)/pytest tests/runtime/test_cuda.py
 
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s

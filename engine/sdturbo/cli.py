@@ -38,8 +38,12 @@ bundle_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 engine_options = _options(
-    click.option("--backend", default="auto", show_default=True, help="auto, openvino or onnxruntime."),
-    click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: the fastest the device has."),
+    click.option(
+        "--backend", default="auto", show_default=True, help="auto, cuda, cuda-tensorrt, openvino or onnxruntime."
+    ),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: the fastest the device has."
+    ),
     click.option("--threads", type=int, help="CPU threads. Default: all."),
 )
 

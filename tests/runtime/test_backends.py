@@ -10,6 +10,7 @@ import pytest
 from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline
 from sdturbo.backends import AUTO_ORDER, MODULES, available_cpus, connect, unavailable
 
+ON_CPU = ("auto", "openvino", "onnxruntime", "null")
 LIBRARIES = ("openvino", "onnxruntime")  # backends named after their library
 
 
@@ -106,7 +107,7 @@ def test_a_graph_that_the_library_refuses_is_a_typed_error(bundle_dir, tmp_path,
 
 @pytest.mark.parametrize("name", ["", "tensorflow", "Null", None])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(InvalidRequest, match="expected auto, openvino, onnxruntime, null"):
+    with pytest.raises(InvalidRequest, match=r"expected auto, cuda, .*openvino, onnxruntime, null"):
         connect(name)
 
 
@@ -117,13 +118,13 @@ def test_impossible_thread_counts_are_refused(backend, threads):
         connect(backend, num_threads=threads)
 
 
-@pytest.mark.parametrize("backend", ["auto", *MODULES])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_possible_thread_counts_are_taken(bundle_dir, backend):
     pipe = Pipeline.load(bundle_dir, backend, num_threads=1)
     assert pipe("a cat").images[0].size == (64, 64)
 
 
-@pytest.mark.parametrize("backend", ["auto", *MODULES])
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("device", ["cuda", "gpu", "CPU", ""])
 def test_an_unknown_device_is_refused(backend, device):
     with pytest.raises(BackendUnavailable, match=repr(device)):
@@ -179,7 +180,7 @@ def test_a_library_that_does_not_load_is_a_typed_error(monkeypatch, tmp_path, ba
 
 def test_auto_takes_the_first_that_runs_and_logs_it(hide, caplog):
     with caplog.at_level(logging.INFO, "sdturbo"):
-        assert connect("auto").name == AUTO_ORDER[0] == "openvino"
+        assert connect("auto").name == "openvino"
     assert "openvino" in caplog.text
     hide("openvino")
     assert connect("auto").name == "onnxruntime"

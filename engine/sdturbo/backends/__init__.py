@@ -23,11 +23,13 @@ log = logging.getLogger("sdturbo")
 Tensors = Mapping[str, NDArray[Any]]
 
 MODULES = {
+    "cuda": "sdturbo.backends.cuda",
+    "cuda-tensorrt": "sdturbo.backends.cuda_tensorrt",
     "openvino": "sdturbo.backends.openvino",
     "onnxruntime": "sdturbo.backends.ort",
     "null": "sdturbo.backends.null",
 }
-AUTO_ORDER = ("openvino", "onnxruntime")  # fastest first: README, "What runs where"
+AUTO_ORDER = ("cuda", "openvino", "onnxruntime")  # fastest first: README, "What runs where"
 
 
 class Session(Protocol):

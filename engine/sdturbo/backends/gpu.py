@@ -1,0 +1,91 @@
+"""Which NVIDIA GPUs this process may use, asked of CUDA itself; shared by the backends that run on them.
+
+Uses `cuda-bindings` (CUDA's runtime API in Python). Not yet run on a GPU; without one it is tested for its errors.
+"""
+
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from sdturbo.errors import BackendUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """compute_capability: "8.9". Memory in bytes, `free` when asked. driver: the CUDA version it supports, "13.0"."""
+
+    index: int
+    name: str
+    compute_capability: str
+    memory: int
+    free: int
+    driver: str
+
+
+class CudaError(RuntimeError):
+    """A call of CUDA's runtime failed."""
+
+
+def missing_bindings(extra: str) -> str | None:
+    """Why CUDA cannot be asked at all, with the remedy."""
+    try:
+        found = importlib.util.find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:
+        found = False
+    return None if found else f"the package cuda-bindings is not installed; `pip install 'sdturbo[{extra}]'`"
+
+
+def check(result: tuple[Any, ...]) -> Any:
+    """The value in what a function of cuda.bindings.runtime returns: (error, value…). Raises CudaError."""
+    error, *values = result
+    if int(error):
+        raise CudaError(f"{error.name} ({int(error)})")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def find_gpus() -> list[Gpu]:
+    """Every GPU that CUDA shows to this process. Raises BackendUnavailable if there is no driver, or it is too old."""
+    from cuda.bindings import runtime
+
+    try:
+        count = check(runtime.cudaGetDeviceCount())
+        driver = _version(check(runtime.cudaDriverGetVersion()))
+        return [_gpu(index, driver) for index in range(count)]
+    except CudaError as error:
+        raise BackendUnavailable(f"No NVIDIA GPU can be used here: {_reason(error)}") from error
+
+
+def _reason(error: CudaError) -> str:
+    from cuda.bindings import runtime
+
+    needs = _version(check(runtime.cudaRuntimeGetVersion()))
+    driver = check(runtime.cudaDriverGetVersion())
+    if not driver:
+        return f"there is no NVIDIA driver ({error}); install one for CUDA {needs} or newer, or use another backend."
+    if driver < check(runtime.cudaRuntimeGetVersion()):
+        return (
+            f"the driver supports CUDA {_version(driver)}, the installed libraries are of CUDA {needs} ({error}); update the"
+            " driver, or install cuda-bindings of the driver's version."
+        )
+    return f"CUDA says {error}; look at CUDA_VISIBLE_DEVICES and nvidia-smi."
+
+
+def _gpu(index: int, driver: str) -> Gpu:
+    from cuda.bindings import runtime
+
+    check(runtime.cudaSetDevice(index))
+    properties = check(runtime.cudaGetDeviceProperties(index))
+    free, _ = check(runtime.cudaMemGetInfo())
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    capability = f"{properties.major}.{properties.minor}"
+    return Gpu(index, name.rstrip("\0"), capability, int(properties.totalGlobalMem), int(free), driver)
+
+
+def _version(number: int) -> str:
+    """13020 -> "13.2"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
