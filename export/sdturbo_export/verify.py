@@ -107,9 +107,11 @@ def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[L
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
     gc.collect()  # diffusers' pipelines hold reference cycles; the weights are gigabytes
     for name in backends.AUTO_ORDER:
-        if backends.unavailable(name):
-            continue
-        pipe = Pipeline(bundle, backends.connect(name, precision="fp32"))
+        try:
+            backend = backends.connect(name, precision="fp32", bundle=bundle)
+        except BackendUnavailable:
+            continue  # `sdturbo doctor` says why
+        pipe = Pipeline(bundle, backend)
         for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
             image = start if strength is not None else None
             result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")

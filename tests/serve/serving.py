@@ -72,10 +72,15 @@ def client_of(pipeline, **settings):
 def listening(pipeline, **settings):
     """The address of a real server on a free loopback port, in a thread of this process."""
     config = uvicorn.Config(
-        create_app(pipeline, Settings(**settings)), port=0, http=TimedProtocol, log_config=None, access_log=False
+        create_app(pipeline, Settings(**settings)),
+        port=0,
+        http=TimedProtocol,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,  # a connection that a test left open must not hold up the others
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         wait_until(lambda: server.started)
@@ -86,6 +91,7 @@ def listening(pipeline, **settings):
     finally:
         server.should_exit = True
         thread.join(20)
+        assert not thread.is_alive(), "the server did not end"
 
 
 def wait_until(true, seconds=20.0):
