@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def prompts():
 @pytest.fixture
 def one_second_a_step(monkeypatch):
     now = iter(range(10**6))
-    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    clock = SimpleNamespace(monotonic=lambda: float(next(now)))  # not the module's own: event loops live by that one
+    monkeypatch.setattr("sdturbo_export.tiny.training.time", clock)
 
 
 @pytest.fixture(scope="module")
