@@ -96,7 +96,7 @@ class Service:
         Raises ApiError, and the engine's own errors.
         """
         self.submit(pictures)
-        drawn = asyncio.gather(*(asyncio.wrap_future(one.drawn) for one in pictures))
+        drawn = asyncio.create_task(all_drawn(pictures))
         left = asyncio.create_task(gone())
         try:
             with tracing.span("sdturbo.draw", pictures=len(pictures), steps=pictures[0].steps) as span:
@@ -114,6 +114,10 @@ class Service:
             left.cancel()
             for one in pictures:
                 one.cancel()
+
+
+async def all_drawn(pictures: Sequence[Picture]) -> list[Drawn]:
+    return await asyncio.gather(*(asyncio.wrap_future(one.drawn) for one in pictures))
 
 
 def deadline_exceeded(seconds: float) -> ApiError:

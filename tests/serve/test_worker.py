@@ -181,7 +181,7 @@ def test_a_deadline_answers_in_time_and_gives_the_work_up(gated):
     assert len(gate.batches) == 2  # one step of four, and the second request's
 
 
-def test_a_client_that_goes_away_cancels_its_work_in_the_queue_and_in_the_engine(gated):
+def test_a_client_that_goes_away_cancels_its_work_in_the_queue_and_in_the_engine(gated, caplog):
     pipeline, gate = gated
     with listening(pipeline) as url:
         gate.shut()
@@ -190,15 +190,15 @@ def test_a_client_that_goes_away_cancels_its_work_in_the_queue_and_in_the_engine
             with pytest.raises(httpx2.ReadTimeout):
                 httpx2.post(url + GENERATIONS, json={"prompt": "x", "steps": 4}, timeout=0.5)
 
-        threads = [threading.Thread(target=give_up) for _ in range(2)]
-        for one in threads:
-            one.start()
+        in_the_engine, in_the_queue = threading.Thread(target=give_up), threading.Thread(target=give_up)
+        in_the_engine.start()
         gate.wait_for_entry()
-        for one in threads:
-            one.join()
-        wait_until(lambda: "sdturbo_requests_total{" in httpx2.get(f"{url}/metrics").text)
+        in_the_queue.start()
+        in_the_engine.join()
+        in_the_queue.join()
         wait_until(lambda: 'status="499"} 2.0' in httpx2.get(f"{url}/metrics").text)
         gate.open.set()
         wait_until(lambda: 'sdturbo_cancelled_total{where="engine"} 1.0' in httpx2.get(f"{url}/metrics").text)
         wait_until(lambda: 'sdturbo_cancelled_total{where="queue"} 1.0' in httpx2.get(f"{url}/metrics").text)
         assert gate.batches == [1]  # the first step of the first request, nothing else
+    assert not [one for one in caplog.records if one.name == "asyncio"]
