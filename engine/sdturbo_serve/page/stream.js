@@ -33,8 +33,7 @@ export class Stream {
 
   // Open, and open again after a break, ever less often.
   open() {
-    if (this.#socket) this.#socket.onclose = null;
-    this.#socket?.close();
+    this.#drop();
     this.#socket = socket();
     this.#sent = 0;
     let head = null;
@@ -53,6 +52,13 @@ export class Stream {
       this.#pause = Math.min(this.#pause * 2, 8000);
       setTimeout(() => this.open(), this.#pause);
     };
+  }
+
+  // Close the stream before; what it still delivers has that stream's frame numbers and is not heard.
+  #drop() {
+    if (!this.#socket) return;
+    this.#socket.onclose = this.#socket.onmessage = null;
+    this.#socket.close();
   }
 
   // The number of the frame that answers, or 0 if there is no stream now.
