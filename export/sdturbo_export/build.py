@@ -25,6 +25,7 @@ from sdturbo_export import stage_store
 from sdturbo_export.bundle_writer import write_bundle
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.errors import BuildError, ParityError
+from sdturbo_export.exchange import exchange, waiting_name
 from sdturbo_export.golden import GOLDEN, GoldenRun
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.parity import BOUNDS, engine_output, half_output, relative_l2, stage_parity, torch_output
@@ -59,8 +60,8 @@ def build(
     batch_sizes: static batch sizes to hold. precision: of all graphs, "fp32" or "fp16" (NVIDIA GPUs).
     store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
     progress.
-    A stage whose inputs did not change is taken from the store. Whatever stops the build, `out` is whole or untouched; a
-    kill between the two renames at the end leaves the old bundle beside it, and the next build puts it back.
+    A stage whose inputs did not change is taken from the store. Whatever stops the build, and whenever, `out` is the new
+    bundle or the old one (but see `exchange` for odd file systems: there the next build puts the old one back).
     Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
     """
     if not batch_sizes or any(size < 1 for size in batch_sizes):
@@ -87,15 +88,15 @@ def build(
                 origin = "not changed, reused" if found else "exported"
                 say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
         with progress.part("bundle"):
-            partial, old = _beside(out)
+            partial = _partial(out)
             try:
                 write_bundle(partial, checkpoint, hashes, stages, golden.picture(), precision, replaces=out)
                 if out.exists():
-                    out.replace(old)
-                partial.replace(out)
+                    exchange(partial, out)
+                else:
+                    partial.replace(out)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
             for stage in stages.values():
                 stage_store.hand_over(stage, out / "onnx")
             return Bundle.load(out)
@@ -213,17 +214,17 @@ def _require_space(store: Path, plan: StagePlan, checkpoint: Checkpoint) -> None
         )
 
 
-def _beside(out: Path) -> tuple[Path, Path]:
-    """The names under which a new bundle is made and the old one waits to be deleted."""
-    return out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+def _partial(out: Path) -> Path:
+    """The name under which a new bundle is made."""
+    return out.with_name(f".{out.name}.partial")
 
 
 def _clear_remains(store: Path, out: Path) -> None:
     """Put right what a killed build left: half-made directories go, a bundle that was on its way out comes back."""
-    partial, old = _beside(out)
+    old = waiting_name(out)
     if old.exists() and not out.exists():
         old.replace(out)
-    for path in (partial, old, *store.glob(".*.partial"), *store.glob(".parity-*")):
+    for path in (_partial(out), old, *store.glob(".*.partial"), *store.glob(".parity-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,0 +1,32 @@
+"""Two directories change names in one step, so that nobody ever finds neither."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+
+
+def exchange(new: Path, old: Path) -> None:
+    """`new` and `old`, both there and on one file system, swap names: renameat2(2) of Linux.
+
+    File systems without it (some network ones) get two renames by way of `.old`. Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(new), None, str(old))
+    between = waiting_name(old)
+    old.replace(between)
+    new.replace(old)
+    between.replace(new)
+
+
+def waiting_name(path: Path) -> Path:
+    """Where an old directory waits while its successor takes its place in two renames."""
+    return path.with_name(f".{path.name}.old")
