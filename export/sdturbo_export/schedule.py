@@ -17,7 +17,7 @@ from sdturbo.bundle import MAX_STEPS, ScheduleRow
 EXPECTED = {
     "_class_name": ("EulerDiscreteScheduler",),
     "timestep_spacing": ("trailing",),
-    "prediction_type": ("epsilon", "v_prediction"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
     "beta_schedule": ("scaled_linear",),
     "interpolation_type": ("linear", None),
     "timestep_type": ("discrete", None),
@@ -34,7 +34,7 @@ EXPECTED = {
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`rows` in order of (num_inference_steps, index), and what the UNet predicts: "epsilon" or "v_prediction"."""
+    """`rows` in order of (num_inference_steps, index), and what the UNet predicts: "epsilon", "v_prediction" or "sample"."""
 
     rows: tuple[ScheduleRow, ...]
     prediction_type: str
@@ -89,13 +89,15 @@ def step_coefficients(schedule: Schedule) -> NDArray[np.float32]:
     """float32 (rows, 3): (c_in, a, b) with model input c_in·x and update x' = a·x + b·out.
 
     c_in = 1/√(σ²+1). epsilon: a = 1, b = σ' - σ. v_prediction, x0 = x/(σ²+1) - v·σ/√(σ²+1) and x' = x + (x - x0)/σ·(σ' - σ):
-    a = 1 + (σ' - σ)/σ·(1 - 1/(σ²+1)), b = (σ' - σ)/√(σ²+1).
+    a = 1 + (σ' - σ)/σ·(1 - 1/(σ²+1)), b = (σ' - σ)/√(σ²+1). sample, x0 itself: a = σ'/σ, b = 1 - σ'/σ.
     """
     sigma = np.array([row.sigma for row in schedule.rows])
     delta = np.array([row.sigma_next for row in schedule.rows]) - sigma
     c_in = 1 / np.sqrt(sigma**2 + 1)
     if schedule.prediction_type == "epsilon":
         a, b = np.ones_like(sigma), delta
+    elif schedule.prediction_type == "sample":
+        a, b = 1 + delta / sigma, -delta / sigma
     else:
         a, b = 1 + delta / sigma * (1 - 1 / (sigma**2 + 1)), delta * c_in
     return np.stack([c_in, a, b], axis=1).astype(np.float32)

@@ -27,7 +27,7 @@ def test_sd_turbo_table_to_the_bit(steps):
     assert [row.index for row in rows] == list(range(steps))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_coefficients_give_the_step_of_diffusers(prediction_type):
     config = CONFIG | {"prediction_type": prediction_type}
     schedule = schedule_from_config(config)
@@ -57,7 +57,7 @@ def test_other_noise_range_follows_the_config():
     [
         ("_class_name", "PNDMScheduler"),
         ("timestep_spacing", "leading"),
-        ("prediction_type", "sample"),
+        ("prediction_type", "flow_prediction"),
         ("use_karras_sigmas", True),
         ("beta_schedule", "squaredcos_cap_v2"),
     ],

@@ -12,7 +12,7 @@ def relative(found, expected):
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_time_tables_equal_diffusers_at_every_row(copied, prediction_type):
     file = copied / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": prediction_type}))

@@ -100,7 +100,7 @@ def test_first_and_last_layers_and_embeddings_are_not_muons():
 def test_the_configs_build_sd_turbos_classes_for_the_same_latents():
     config = tiny_configs()
     assert scheduler_faults(config["scheduler"]) == []
-    assert schedule_from_config(config["scheduler"]).prediction_type == "v_prediction"
+    assert schedule_from_config(config["scheduler"]).prediction_type == "sample"
     parameters = {
         component: sum(p.numel() for p in empty_module(component, config[component]).parameters())
         for component in ("text_encoder", "unet", "vae")

@@ -297,7 +297,7 @@ def test_the_sampler_steps_as_diffusers_does(checkpoint, model, prompts, count):
 
 def test_the_checkpoint_opens_and_holds_what_was_trained(checkpoint, model):
     opened = open_checkpoint(checkpoint)
-    assert opened.schedule.prediction_type == "v_prediction"
+    assert opened.schedule.prediction_type == "sample"
     for name, value in opened.module("unet").state_dict().items():
         torch.testing.assert_close(value, model.unet.state_dict()[name], atol=1e-3, rtol=1e-3)
     assert {name.split(".")[0] for name in opened.state_dict("text_encoder")} == {"text_model"}

@@ -34,8 +34,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "sample_size": 512,
         "scaling_factor": 1.0,  # latents are normalised in quant_conv and post_quant_conv
     },
-    # at sigma 14.6 an error of epsilon would weigh 14.6 times
-    "scheduler": {"prediction_type": "v_prediction"},
+    # x0 itself: at sigma 14.6 an error of epsilon would weigh 14.6 times, and at small sigma the noise would have to pass
+    # through a network that at first learns to ignore it
+    "scheduler": {"prediction_type": "sample"},
 }
 FILES = {component: f"{component}/config.json" for component in ("text_encoder", "unet", "vae")} | {
     "scheduler": "scheduler/scheduler_config.json",

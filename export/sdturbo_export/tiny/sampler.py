@@ -19,10 +19,9 @@ def schedule_rows() -> tuple[ScheduleRow, ...]:
 
 
 def denoised(unet: UNet2DConditionModel, x: Tensor, embeds: Tensor, row: ScheduleRow) -> Tensor:
-    """x (n, 4, h, w) with noise of sigma -> the x0 that the network sees in it: x·c² - v·sigma·c, c = 1/√(sigma²+1)."""
-    c = (row.sigma**2 + 1) ** -0.5
-    v = unet(x * c, torch.tensor(row.timestep), embeds, return_dict=False)[0].float()
-    return x * c**2 - v * (row.sigma * c)
+    """x (n, 4, h, w) with noise of sigma -> the x0 that the network sees in it; it takes x/√(sigma²+1)."""
+    scaled = x * (row.sigma**2 + 1) ** -0.5
+    return unet(scaled, torch.tensor(row.timestep), embeds, return_dict=False)[0].float()
 
 
 @torch.no_grad()
