@@ -146,7 +146,10 @@ def _parse(entry: Any, where: str, faults: list[str]) -> Plan | None:
     known = len(faults)
     plan = _fields(entry, Plan, where, faults)
     key = _fields(plan.get("key"), PlanKey, f"{where}.key", faults)
-    return None if len(faults) > known else Plan(**{**plan, "key": PlanKey(**key)})
+    if len(faults) > known:
+        return None
+    plan["key"] = PlanKey(**key)
+    return Plan(**plan)
 
 
 _KINDS: Mapping[str, Any] = {

@@ -23,13 +23,14 @@ log = logging.getLogger("sdturbo")
 Tensors = Mapping[str, NDArray[Any]]
 
 MODULES = {
+    "tensorrt": "sdturbo.backends.trt",
     "cuda": "sdturbo.backends.cuda",
     "cuda-tensorrt": "sdturbo.backends.cuda_tensorrt",
     "openvino": "sdturbo.backends.openvino",
     "onnxruntime": "sdturbo.backends.ort",
     "null": "sdturbo.backends.null",
 }
-AUTO_ORDER = ("cuda", "openvino", "onnxruntime")  # fastest first: README, "What runs where"
+AUTO_ORDER = ("tensorrt", "cuda", "openvino", "onnxruntime")  # fastest first: README, "What runs where"
 
 
 class Session(Protocol):
@@ -117,6 +118,7 @@ def connect(
         try:
             backend = connect(candidate, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         except BackendUnavailable as error:
+            log.info("passed over: %s", error)
             reasons.append(f"  - {error}")
             continue
         log.info("backend %s %s on %s in %s", backend.name, backend.version, backend.device, backend.precision)

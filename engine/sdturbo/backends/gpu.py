@@ -3,9 +3,6 @@
 Uses `cuda-bindings` (CUDA's runtime API in Python). Not yet run on a GPU; without one it is tested for its errors.
 """
 
-# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
-
 from __future__ import annotations
 
 import importlib.util
