@@ -80,14 +80,14 @@ class TrtBackend:
 
     def __init__(self, gpu: Gpu, version: str, precision: str, bundle: Bundle | None) -> None:
         self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision
-        self._gpu = gpu
+        self.gpu = gpu
         self._bundle = bundle
         self._plans = read_plans(bundle) if bundle is not None else []
 
     def plan(self, stage: str, batch_size: int) -> Plan:
         """The bundle's plan for a stage on this machine. Raises PlanMismatch."""
         bundle = self._require_bundle()
-        machine = machine_key(self.version, self._gpu, bundle, stage, batch_size)
+        machine = machine_key(self.version, self.gpu, bundle, stage, batch_size)
         return choose_plan(bundle, self._plans, stage, batch_size, machine)
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
@@ -100,7 +100,7 @@ class TrtBackend:
         return self.open(plan_bytes(bundle, plan), stage, batch_size, graph, host_code=plan.key.version_compatible)
 
     def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
-        return DeviceProgram(sessions, steps, CudaStream(self._gpu.index))
+        return DeviceProgram(sessions, steps, CudaStream(self.gpu.index))
 
     def open(
         self, data: bytes, stage: Stage, batch_size: int, graph: Path, *, host_code: bool = False
@@ -110,7 +110,7 @@ class TrtBackend:
         host_code: let the plan bring the runtime that it was compiled with (version-compatible plans).
         Raises BackendUnavailable if TensorRT refuses it, BundleError if its tensors are not the stage's.
         """
-        stream = CudaStream(self._gpu.index)
+        stream = CudaStream(self.gpu.index)
         stream.handle()  # makes the GPU current: TensorRT loads the plan there
         engine = TrtEngine(data, f"the plan of {graph.name} on {self.device}", host_code=host_code)
         check_tensors(graph, stage, batch_size, engine.shapes)
