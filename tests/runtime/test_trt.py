@@ -173,7 +173,7 @@ def test_only_a_version_compatible_plan_may_bring_code_for_the_host(make_bundle,
     nvidia[1].__version__ = "10.17.0.1" if compatible else nvidia[1].__version__
     backend = backends.connect("tensorrt", bundle=bundle)
     session = backend.session(bundle.graph("decoder", 1), bundle.stages["decoder"], 1)
-    assert session.engine._runtime.engine_host_code_allowed is compatible
+    assert session.engine._loader.engine_host_code_allowed is compatible
 
 
 def test_a_plan_with_other_tensors_is_refused(bundle, nvidia):

@@ -139,9 +139,9 @@ class TrtEngine:
         self._what = what
         self._messages = Messages()
         self._logger = self._messages.logger()
-        self._runtime = tensorrt.Runtime(self._logger)
-        self._runtime.engine_host_code_allowed = host_code
-        engine = self._runtime.deserialize_cuda_engine(data)
+        self._loader = tensorrt.Runtime(self._logger)
+        self._loader.engine_host_code_allowed = host_code
+        engine = self._loader.deserialize_cuda_engine(data)
         context = engine.create_execution_context() if engine is not None else None
         if engine is None or context is None:
             raise BackendUnavailable(
