@@ -105,6 +105,7 @@ class Cuda(types.ModuleType):
 
     def cudaSetDevice(self, index):
         assert 0 <= index < self.gpus
+        self.current = index
 
     def cudaGetDeviceProperties(self, index):
         return Properties()
@@ -199,6 +200,7 @@ class Trt(types.ModuleType):
         super().__init__("tensorrt")
         self.__version__, self.cuda = version, cuda
         self.refuses, self.configs, self.distort = None, [], 0.0
+        self.used_gpus = set()  # by building and loading
         for name, kind in (("Runtime", Runtime), ("Builder", Builder), ("OnnxParser", OnnxParser)):
             setattr(self, name, type(name, (kind,), {"trt": self}))
 
@@ -221,6 +223,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, data):
         self.trt.deserialised = data
+        self.trt.used_gpus.add(self.trt.cuda.current)
         return (
             None
             if self.trt.refuse(self.logger, "deserialize")
@@ -300,6 +303,7 @@ class Builder:
         return config
 
     def build_serialized_network(self, network, config):
+        self.trt.used_gpus.add(self.trt.cuda.current)
         monitor = config.progress_monitor
         monitor.phase_start("Building Engine", None, 2)
         for step in range(2):

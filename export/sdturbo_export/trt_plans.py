@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sdturbo import backends
 from sdturbo.backends.device import DeviceSession
-from sdturbo.backends.gpu import Gpu, find_gpus
+from sdturbo.backends.gpu import Gpu, find_gpus, make_current
 from sdturbo.backends.trt import TrtBackend, TrtEngine, machine_key
 from sdturbo.bundle import TOKENIZER, Bundle, Stage
 from sdturbo.files import atomic_write
@@ -150,6 +150,7 @@ def _best_try(
     stored = cache.read_bytes() if cache.is_file() else b""
     found: list[_Try] = []
     for i in range(tries):
+        make_current(backend.gpu.index)
         compiled = trt_from_onnx(
             graph, options, b"" if i else stored, lambda done, i=i: progress.share((i + done) / tries)
         )

@@ -53,6 +53,14 @@ def test_compiled_plans_draw_the_graphs_pictures(bundle, store):
     assert sum("relative L2 to the CPU" in line for line in lines) == 8
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_plans_are_compiled_and_loaded_on_the_gpu_that_was_named(make_bundle, tmp_path, store, nvidia, index):
+    root = shutil.copytree(make_bundle(), tmp_path / "bundle")
+    compile_plans(Bundle.load(root), device=f"cuda:{index}", store=store)
+    Pipeline.load(root, "tensorrt", device=f"cuda:{index}")("a cat")
+    assert nvidia[1].used_gpus == {index}
+
+
 def test_layers_are_reported_beside_each_plan(bundle, store):
     compiled = compile_plans(bundle, store=store)
     for plan in read_plans(compiled):

@@ -57,6 +57,13 @@ def find_gpus() -> list[Gpu]:
         raise BackendUnavailable(f"No NVIDIA GPU can be used here: {_reason(error)}") from error
 
 
+def make_current(index: int) -> None:
+    """Let what this thread asks of CUDA, and libraries with it, go to GPU `index`. Raises CudaError."""
+    from cuda.bindings import runtime
+
+    check(runtime.cudaSetDevice(index))
+
+
 def _reason(error: CudaError) -> str:
     from cuda.bindings import runtime
 
