@@ -147,7 +147,7 @@ def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
     before = _free(plan)
     start = time.perf_counter()
     pipe = Pipeline.load(bundle.path, plan.backend, device=plan.device, image_to_image=False)
-    yield Line("load time", f"{time.perf_counter() - start:.1f} s")
+    yield Line("load time", plan.figure(f"{time.perf_counter() - start:.1f} s"))
     yield Line("GPU memory taken", plan.figure(f"{(before - _free(plan)) / 1e9:.2f} GB"))
     psnr, least = golden_distance(pipe), bundle.golden.min_psnr
     yield Line("golden picture", plan.figure(f"{psnr:.1f} dB"), f">= {least:.0f} dB", plan.verdict(psnr >= least))
@@ -172,6 +172,8 @@ def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
 
 def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
     """Every line of the report; what breaks is a line that failed, and the rest goes on."""
+    bundle = Bundle.load(path)
+    yield Line("model", f"{bundle.model['name']}, {bundle.precision}, bundle {bundle.bundle_id}")
     yield from _guarded("machine", lambda: machine(plan))
     yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), plan, store))
     yield from _guarded("stages", lambda: stages(Bundle.load(path), plan))

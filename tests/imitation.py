@@ -68,7 +68,7 @@ class Cuda(types.ModuleType):
     def __init__(self, gpus=2, driver=13000):
         super().__init__("cuda.bindings.runtime")
         self.gpus, self.driver, self.free = gpus, driver, 12 << 30
-        self.things, self.calls, self.fail = {}, [], {}
+        self.things, self.calls, self.fail, self.current = {}, [], {}, 0
         for name in vars(Cuda):
             if isinstance(vars(Cuda)[name], types.FunctionType) and name.startswith("cuda"):
                 setattr(self, name, self._returning_errors(name, getattr(self, name)))

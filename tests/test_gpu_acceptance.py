@@ -15,7 +15,7 @@ from sdturbo.files import sha256_file
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu_acceptance.py"
 LINES = [
-    *("sdturbo", "GPU", "TensorRT"),
+    *("model", "sdturbo", "GPU", "TensorRT"),
     *(f"plan and parity, {name}" for name in ("text_encoder", "denoiser", "decoder", "encoder")),
     *(f"latency, {name}" for name in ("text_encoder", "denoiser", "decoder")),
     *("stages joined and replayed as one", "joined against stage by stage", "run 1 equals run 2"),
