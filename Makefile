@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
+.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench serve serve-load test test-page test-gpu-refusals test-tensorrt-bindings test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -73,6 +73,12 @@ GPU_SITE := build/onnxruntime-gpu
 test-gpu-refusals: $(VENV)/.dev  ## With onnxruntime-gpu and no GPU: asking for CUDA is an error, never a fall-back (256 MB)
 	test -d $(GPU_SITE) || $(BIN)/pip install --quiet --target $(GPU_SITE) --no-deps "onnxruntime-gpu==1.31.1" cuda-bindings cuda-pathfinder
 	SDTURBO_GPU_SITE=$(GPU_SITE) $(BIN)/pytest tests/runtime/test_cuda.py
+
+# the real bindings, without the libraries behind them: what can be made of them on a CPU
+test-tensorrt-bindings: $(VENV)/.dev  ## With the real TensorRT 10 and 11 bindings and no GPU: classes, callbacks, refusals (30 MB)
+	test -d build/tensorrt10 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==10.16.1.11 cuda-bindings==12.9.5 --site build/tensorrt10
+	test -d build/tensorrt11 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==11.4.0.106 cuda-bindings==13.5.0 --site build/tensorrt11
+	SDTURBO_TRT_SITES=build/tensorrt10:build/tensorrt11 $(BIN)/pytest tests/runtime/test_trt_bindings.py
 
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s

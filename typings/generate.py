@@ -11,10 +11,12 @@ is not kept is `Any` in signatures; use of one is an error of the type checker u
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import inspect
 import keyword
+import os
 import re
 import subprocess
 import sys
@@ -42,25 +44,40 @@ HEADER = (
 
 
 def main() -> None:
-    tensorrt, cuda = sys.argv[1:]
-    major = tensorrt.partition("==")[2].partition(".")[0]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("tensorrt", help="tensorrt-cu12-bindings==VERSION")
+    parser.add_argument("cuda", help="cuda-bindings==VERSION")
+    parser.add_argument(
+        "--site", type=Path, help="only make the packages importable in this directory, and write no stubs"
+    )
+    given = parser.parse_args()
+    major = given.tensorrt.partition("==")[2].partition(".")[0]
+    if given.site:
+        unpack(given.site, given.tensorrt, given.cuda, major)
+        return
     out = Path(__file__).parent / f"tensorrt{major}"
     with tempfile.TemporaryDirectory() as directory:
         site = Path(directory)
-        run("pip", "install", "--quiet", "--no-deps", "--target", site, tensorrt, cuda, "cuda-pathfinder")
-        for name, functions in LIBRARIES.items():
-            compile_empty(site / "tensorrt_bindings" / f"{name}.so.{major}", functions)
+        unpack(site, given.tensorrt, given.cuda, major)
         sys.path.insert(0, str(site))
         command = ("pybind11_stubgen", "tensorrt_bindings", "--ignore-all-errors", "-o", site / "stubs")
         run(*command, PYTHONPATH=f"{site}:{':'.join(sys.path)}")
         source = (site / "stubs/tensorrt_bindings/tensorrt.pyi").read_text(encoding="utf-8")
-        write(out / "tensorrt/__init__.pyi", HEADER.format(package=tensorrt) + tensorrt_stub(source))
-        write(out / "cuda/bindings/runtime.pyi", HEADER.format(package=cuda) + cuda_stub())
+        write(out / "tensorrt/__init__.pyi", HEADER.format(package=given.tensorrt) + tensorrt_stub(source))
+        write(out / "cuda/bindings/runtime.pyi", HEADER.format(package=given.cuda) + cuda_stub())
+
+
+def unpack(site: Path, tensorrt: str, cuda: str, major: str) -> None:
+    """The packages, and `tensorrt` importable as with its libraries: nothing can be compiled or run with it."""
+    run("pip", "install", "--quiet", "--no-deps", "--target", site, tensorrt, cuda, "cuda-pathfinder")
+    for name, functions in LIBRARIES.items():
+        compile_empty(site / "tensorrt_bindings" / f"{name}.so.{major}", functions)
+    package = site / "tensorrt"
+    package.mkdir()
+    (package / "__init__.py").write_text("from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
 
 
 def run(*command: object, **environment: str) -> None:
-    import os
-
     subprocess.run([sys.executable, "-m", *map(str, command)], check=True, env={**os.environ, **environment})
 
 

@@ -51,7 +51,10 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
 
     messages = Messages()
     logger = messages.logger()
-    builder = tensorrt.Builder(logger)
+    try:
+        builder = tensorrt.Builder(logger)
+    except TypeError as error:  # pybind11's, when TensorRT gives none
+        raise BuildError(f"TensorRT {tensorrt.__version__} does not start: {messages.last()}") from error
     typed = tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
     parser = tensorrt.OnnxParser(network, logger)

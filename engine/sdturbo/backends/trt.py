@@ -139,7 +139,12 @@ class TrtEngine:
         self._what = what
         self._messages = Messages()
         self._logger = self._messages.logger()
-        self._loader = tensorrt.Runtime(self._logger)
+        try:
+            self._loader = tensorrt.Runtime(self._logger)
+        except TypeError as error:  # pybind11's, when TensorRT gives none
+            raise BackendUnavailable(
+                f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
+            ) from error
         self._loader.engine_host_code_allowed = host_code
         engine = self._loader.deserialize_cuda_engine(data)
         context = engine.create_execution_context() if engine is not None else None
