@@ -171,9 +171,14 @@ def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
 
 
 def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
-    """Every line of the report; what breaks is a line that failed, and the rest goes on."""
+    """Every line of the report. A machine that cannot run it ends it; of what breaks later, a line tells, and it goes on."""
     bundle = Bundle.load(path)
     yield Line("model", f"{bundle.model['name']}, {bundle.precision}, bundle {bundle.bundle_id}")
+    try:
+        backends.connect(plan.backend, device=plan.device)
+    except SDTurboError as error:
+        yield Line("machine", str(error), "no error", False)
+        return
     yield from _guarded("machine", lambda: machine(plan))
     yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), plan, store))
     yield from _guarded("stages", lambda: stages(Bundle.load(path), plan))
@@ -209,12 +214,18 @@ def _summary(times: list[float]) -> str:
 def _gpu(plan: Plan) -> Any:
     from sdturbo.backends.gpu import find_gpus
 
-    return find_gpus()[int(plan.device.partition(":")[2] or 0)]
+    return find_gpus()[_index(plan)]
 
 
 def _free(plan: Plan) -> int:
     """Free bytes on the GPU; 0 in a dry run, where nothing is made of it."""
-    return 0 if plan.dry else _gpu(plan).free
+    from sdturbo.backends.gpu import free_memory
+
+    return 0 if plan.dry else free_memory(_index(plan))
+
+
+def _index(plan: Plan) -> int:
+    return int(plan.device.partition(":")[2] or 0)
 
 
 def _resident() -> int:

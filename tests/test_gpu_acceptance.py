@@ -125,9 +125,19 @@ def test_a_run_that_changes_between_replays_fails(script, bundle, monkeypatch):
 def test_without_a_gpu_the_run_fails_with_the_reason(script, bundle, tmp_path):
     status, report = report_of(script, bundle, tmp_path / "out")
     assert status == 1
-    failed = [line for line in report["lines"] if line["ok"] is False]
-    assert [line["what"] for line in failed] == ["machine", "plans", "stages", "requests"]
-    assert all("install" in line["found"] or "No NVIDIA GPU" in line["found"] for line in failed)
+    (failed,) = (line for line in report["lines"] if line["ok"] is False)
+    assert failed["what"] == "machine"
+    assert "pip install 'sdturbo[tensorrt]'" in failed["found"]
+
+
+def test_what_breaks_is_a_line_that_failed_and_the_rest_goes_on(script, bundle, tmp_path, monkeypatch, short):
+    _, trt = imitation.install(monkeypatch)
+    trt.distort = 0.5
+    status, report = report_of(script, bundle, tmp_path / "out")
+    failed = {line["what"]: line["found"] for line in report["lines"] if line["ok"] is False}
+    assert status == 1
+    assert "None of 2 plans of the text_encoder is right" in failed["plans"]
+    assert "holds no TensorRT plan" in failed["requests"]
 
 
 @pytest.mark.parametrize(

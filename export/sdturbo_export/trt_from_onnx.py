@@ -76,10 +76,10 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
     }[options.hardware]
     if options.version_compatible:
         config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
-    cache = config.create_timing_cache(timings)
-    if not config.set_timing_cache(cache, False):  # of another GPU or version
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
+    for data in (timings, b""):  # those of another GPU or version are refused
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            break
     stop: list[BaseException] = []
     monitor = _monitor(Phases(tell), stop)
     config.progress_monitor = monitor
@@ -91,7 +91,8 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
             f"TensorRT {tensorrt.__version__} cannot compile {graph.name}: {messages.last()} If it is out of memory, close what"
             f" else uses the GPU, or lower --workspace-gb and --optimization-level (now {options.optimization_level})."
         )
-    return Compiled(bytes(plan), bytes(config.get_timing_cache().serialize()))
+    used = config.get_timing_cache()
+    return Compiled(bytes(plan), b"" if used is None else bytes(used.serialize()))
 
 
 def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMonitor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sdturbo import backends
 from sdturbo.backends.device import DeviceSession
-from sdturbo.backends.gpu import Gpu, find_gpus, make_current
+from sdturbo.backends.gpu import Gpu, free_memory, make_current
 from sdturbo.backends.trt import TrtBackend, TrtEngine, machine_key
 from sdturbo.bundle import TOKENIZER, Bundle, Stage
 from sdturbo.files import atomic_write
@@ -80,7 +80,7 @@ def compile_plans(
                 if (stage.name, size, key) in known:
                     say("      there already")
                     continue
-                room = require_room(bundle, stage, size, find_gpus()[backend.gpu.index], workspace)
+                room = require_room(bundle, stage, size, backend.gpu, free_memory(backend.gpu.index), workspace)
                 limited = replace(options, workspace=room)
                 best = _best_try(bundle, stage, size, backend, limited, tries, store, (inputs, expected), progress)
                 bundle = _publish(bundle, stage.name, size, key, best)
@@ -110,18 +110,21 @@ def references(bundle: Bundle, batch_size: int) -> Iterator[tuple[Stage, Arrays,
     yield run("encoder", picture[2], noise, noise[::-1].copy(), step)
 
 
-def require_room(bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, workspace: int | None) -> int:
-    """The workspace in bytes. Raises BuildError if weights twice (TensorRT's copy and the plan's) and workspace do not fit
-    into the GPU's free memory, or the plan not onto the disk."""
+def require_room(bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: int, workspace: int | None) -> int:
+    """The workspace in bytes. free: bytes on the GPU.
+
+    Raises BuildError if weights twice (TensorRT's copy and the plan's) and workspace do not fit into it, or the plan not
+    onto the disk.
+    """
     graph = PurePosixPath(stage.graphs[batch_size])
     names = [str(graph), *(str(graph.parent / one) for one in external_locations(bundle.path / graph))]
     weights = sum(bundle.files[name][1] for name in names)
-    room = min(MOST_WORKSPACE, gpu.free - 2 * weights) if workspace is None else workspace
-    if room < LEAST_WORKSPACE or gpu.free < 2 * weights + room:
+    room = min(MOST_WORKSPACE, free - 2 * weights) if workspace is None else workspace
+    if room < LEAST_WORKSPACE or free < 2 * weights + room:
         need = 2 * weights + max(room, LEAST_WORKSPACE)
         raise BuildError(
             f"Compiling the {stage.name} needs about {need / 1e9:.1f} GB on the {gpu.name} (cuda:{gpu.index}), and"
-            f" {gpu.free / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB are free. nvidia-smi shows who holds it; or lower"
+            f" {free / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB are free. nvidia-smi shows who holds it; or lower"
             " --workspace-gb (0.25 at least)."
         )
     disk = shutil.disk_usage(bundle.path).free

@@ -254,5 +254,18 @@ def test_without_the_library_the_backend_says_what_to_install():
         backends.connect("tensorrt")
 
 
-def test_memory_of_every_gpu_is_asked(nvidia):
-    assert [(one.index, one.free) for one in gpu.find_gpus()] == [(0, 12 << 30), (1, 12 << 30)]
+def test_a_gpu_that_is_full_does_not_hide_the_others(nvidia):
+    cuda, _ = nvidia
+    assert [one.index for one in gpu.find_gpus()] == [0, 1]
+    assert "cudaSetDevice" not in cuda.calls  # it would take memory on each
+    assert gpu.free_memory(1) == 12 << 30
+    cuda.fail["cudaSetDevice"] = (Error.cudaErrorMemoryAllocation, 0)
+    assert len(gpu.find_gpus()) == 2
+    with pytest.raises(BackendUnavailable, match="cuda:1 cannot be used: cudaErrorMemoryAllocation"):
+        gpu.free_memory(1)
+
+
+def test_an_installed_gpu_library_that_auto_passes_over_is_a_warning(bundle_dir, nvidia, caplog):
+    with caplog.at_level(logging.WARNING, "sdturbo"):
+        backends.connect("auto", bundle=Bundle.load(bundle_dir))
+    assert "passed over: The bundle" in caplog.text

@@ -32,6 +32,8 @@ MODULES = {
 }
 AUTO_ORDER = ("tensorrt", "cuda", "openvino", "onnxruntime")  # fastest first: README, "What runs where"
 
+ON_GPU = ("tensorrt", "cuda")
+
 
 class Session(Protocol):
     """One stage at one batch size, compiled, with buffers of its own. Calls from several threads take turns."""
@@ -118,7 +120,8 @@ def connect(
         try:
             backend = connect(candidate, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         except BackendUnavailable as error:
-            log.info("passed over: %s", error)
+            there = candidate in ON_GPU and unavailable(candidate) is None  # its library is installed: it was wanted
+            log.log(logging.WARNING if there else logging.INFO, "passed over: %s", error)
             reasons.append(f"  - {error}")
             continue
         log.info("backend %s %s on %s in %s", backend.name, backend.version, backend.device, backend.precision)
