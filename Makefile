@@ -12,18 +12,38 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
+.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench serve serve-load test test-page test-gpu-refusals test-tensorrt-bindings test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
-engines: $(VENV)/.export  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
+DRAW = $(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
+
+# ENGINES=cpu, tensorrt or cuda overrules what the NVIDIA driver, or its absence, decides
+engines:  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
+	@$(MAKE) --no-print-directory engines-$(or $(ENGINES),$(shell $(PYTHON) export/sdturbo_export/machine.py))
+
+engines-cpu: $(VENV)/.export
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
-	$(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
+	$(DRAW)
+
+engines-tensorrt: $(VENV)/.tensorrt
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
+	$(BIN)/sdturbo-export trt "$(BUNDLE)"
+	$(DRAW) --backend tensorrt
+
+engines-cuda: $(VENV)/.cuda
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
+	$(DRAW) --backend cuda
+
+# a dry run needs no GPU: it shows the report and runs all but CUDA's calls
+gpu-acceptance: MODEL = $(if $(DRY),small,seeded)
+gpu-acceptance: $(VENV)/$(if $(DRY),.export,.tensorrt)  ## On an NVIDIA GPU: engines, parity, latency, memory, soak; DRY=1 anywhere
+	$(BIN)/python benchmarks/gpu_acceptance.py --model "$(MODEL)" --bundle "$(BUNDLE)" $(if $(DRY),--dry)
 
 image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	$(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
+	$(DRAW)
 
 verify: $(VENV)/.export  ## Compare the engines of MODEL with PyTorch and diffusers, stage by stage and picture by picture
 	$(BIN)/sdturbo-export verify "$(BUNDLE)" --model "$(MODEL)"
@@ -54,6 +74,12 @@ test-gpu-refusals: $(VENV)/.dev  ## With onnxruntime-gpu and no GPU: asking for 
 	test -d $(GPU_SITE) || $(BIN)/pip install --quiet --target $(GPU_SITE) --no-deps "onnxruntime-gpu==1.31.1" cuda-bindings cuda-pathfinder
 	SDTURBO_GPU_SITE=$(GPU_SITE) $(BIN)/pytest tests/runtime/test_cuda.py
 
+# the real bindings, without the libraries behind them: what can be made of them on a CPU
+test-tensorrt-bindings: $(VENV)/.dev  ## With the real TensorRT 10 and 11 bindings and no GPU: classes, callbacks, refusals (30 MB)
+	test -d build/tensorrt10 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==10.16.1.11 cuda-bindings==12.9.5 --site build/tensorrt10
+	test -d build/tensorrt11 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==11.4.0.106 cuda-bindings==13.5.0 --site build/tensorrt11
+	SDTURBO_TRT_SITES=build/tensorrt10:build/tensorrt11 $(BIN)/pytest tests/runtime/test_trt_bindings.py
+
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
 
@@ -76,6 +102,7 @@ lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundarie
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python -p typings/tensorrt10.json
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev  ## Format the code
@@ -88,6 +115,16 @@ clean:  ## Remove everything that was built, the environment included
 $(VENV)/.export: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export]"
+	touch $@
+
+$(VENV)/.tensorrt: $(VENV)/.export
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[tensorrt]"
+	touch $@
+
+# onnxruntime-gpu and onnxruntime are the same Python module: the one replaces the other
+$(VENV)/.cuda: $(VENV)/.export
+	$(BIN)/pip uninstall --quiet --yes onnxruntime
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cuda]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export

@@ -39,8 +39,12 @@ bundle_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 engine_options = _options(
     click.option(
-        "--backend", default="auto", show_default=True, help="auto, cuda, cuda-tensorrt, openvino or onnxruntime."
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="auto, tensorrt, cuda, cuda-tensorrt, openvino or onnxruntime.",
     ),
+    click.option("--device", help="cpu, cuda:0, cuda:1, … Default: the backend's first."),
     click.option(
         "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: the fastest the device has."
     ),
@@ -81,6 +85,7 @@ def generate(
     image: Path | None,
     strength: float | None,
     backend: str,
+    device: str | None,
     precision: str | None,
     threads: int | None,
     as_json: bool,
@@ -94,7 +99,7 @@ def generate(
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
         raise InvalidRequest(f"Got --out {out}, a directory; expected the name of a PNG file.")
     check_seeds(seed, count)
-    pipe = _load(bundle, backend, precision, threads, image_to_image=image is not None)
+    pipe = _load(bundle, backend, device, precision, threads, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
     written: list[dict[str, Any]] = []
     dropped = ""
@@ -187,6 +192,7 @@ def bench(
     runs: int,
     steps: int,
     backend: str,
+    device: str | None,
     precision: str | None,
     threads: int | None,
     as_json: bool,
@@ -196,7 +202,7 @@ def bench(
 
     with _bar(runs + 1, "pictures", as_json) as tick:
         found = measure(
-            lambda: _load(bundle, backend, precision, threads, image_to_image=False),
+            lambda: _load(bundle, backend, device, precision, threads, image_to_image=False),
             runs=runs,
             num_inference_steps=steps,
             tick=tick,
@@ -216,12 +222,23 @@ def bundle_path(bundle: Path | None) -> Path:
 
 
 def _load(
-    bundle: Path | None, backend: str, precision: str | None, threads: int | None, *, image_to_image: bool
+    bundle: Path | None,
+    backend: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    *,
+    image_to_image: bool,
 ) -> Pipeline:
     from sdturbo.pipeline import Pipeline
 
     return Pipeline.load(
-        bundle_path(bundle), backend, precision=precision, num_threads=threads, image_to_image=image_to_image
+        bundle_path(bundle),
+        backend,
+        device=device,
+        precision=precision,
+        num_threads=threads,
+        image_to_image=image_to_image,
     )
 
 

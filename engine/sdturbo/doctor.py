@@ -13,7 +13,10 @@ import sdturbo
 from sdturbo import backends
 from sdturbo.errors import BackendUnavailable
 
-PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "openvino", "torch", "diffusers", "transformers", "onnx")
+PACKAGES = (
+    *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "openvino"),
+    *("torch", "diffusers", "transformers", "onnx"),
+)
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 

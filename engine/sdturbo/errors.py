@@ -37,6 +37,14 @@ class BackendUnavailable(SDTurboError):
     exit_code = 4
 
 
+class PlanMismatch(BackendUnavailable):
+    """No compiled plan of the bundle may run here. `differs` names the fields of its key that do not match."""
+
+    def __init__(self, message: str, differs: Sequence[str]) -> None:
+        self.differs = tuple(differs)
+        super().__init__(message)
+
+
 class OutputError(SDTurboError):
     """An engine produced values that cannot be a picture: non-finite latents or a constant image."""
 

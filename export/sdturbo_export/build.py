@@ -24,11 +24,12 @@ from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.bundle_writer import write_bundle
 from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.distance import BOUNDS, relative_l2
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.exchange import exchange, waiting_name
 from sdturbo_export.golden import GOLDEN, GoldenRun
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.parity import BOUNDS, engine_output, half_output, relative_l2, stage_parity, torch_output
+from sdturbo_export.parity import engine_output, half_output, stage_parity, torch_output
 from sdturbo_export.progress import Progress
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.stage_store import StoredStage

@@ -19,8 +19,8 @@ from sdturbo import save_png
 from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.distance import BOUNDS
 from sdturbo_export.golden import GOLDEN
-from sdturbo_export.parity import BOUNDS
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
 from sdturbo_export.tokenizer_files import tokenizer_json

@@ -150,6 +150,62 @@ def verify(
     return 0 if all(line["ok"] for line in lines) else OutputError.exit_code
 
 
+@cli.command(
+    epilog="Examples:\n\n  sdturbo-export trt build/seeded\n\n"
+    "  sdturbo-export trt build/seeded --device cuda:1 --hardware ampere_plus --version-compatible"
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", default="cuda:0", show_default=True, help="GPU to compile for, and on.")
+@click.option(
+    "--workspace-gb", type=click.FloatRange(0.25), help="GPU memory a layer may use. Default: what is free, to 4."
+)
+@click.option("--optimization-level", type=click.IntRange(0, 5), default=4, show_default=True, help="TensorRT's.")
+@click.option(
+    "--tries", type=click.IntRange(1), default=2, show_default=True, help="Builds a graph; the fastest is kept."
+)
+@click.option(
+    "--hardware",
+    type=click.Choice(["none", "same_compute_capability", "ampere_plus"]),
+    default="none",
+    show_default=True,
+    help="Which other GPUs the plans are for; slower.",
+)
+@click.option("--version-compatible", is_flag=True, help="Also for later TensorRT of this major version; slower.")
+@workspace_option
+@json_option
+def trt(
+    bundle: Path,
+    device: str,
+    workspace_gb: float | None,
+    optimization_level: int,
+    tries: int,
+    hardware: str,
+    version_compatible: bool,
+    workspace: Path,
+    as_json: bool,
+) -> None:
+    """Compile BUNDLE's graphs to TensorRT plans for this machine's GPU and put them into the bundle. Minutes."""
+    from sdturbo.plans import read_plans
+    from sdturbo_export.trt_plans import compile_plans
+
+    compiled = compile_plans(
+        Bundle.load(bundle),
+        device=device,
+        workspace=None if workspace_gb is None else int(workspace_gb * 2**30),
+        optimization_level=optimization_level,
+        hardware=hardware,
+        version_compatible=version_compatible,
+        tries=tries,
+        store=workspace / "tensorrt",
+        say=lambda line: click.echo(line, err=True),
+    )
+    plans = read_plans(compiled)
+    if as_json:
+        print_json({"path": str(bundle), "bundle_id": compiled.bundle_id, "plans": [plan.to_json() for plan in plans]})
+    else:
+        click.echo(f"{bundle}: bundle {compiled.bundle_id}, {len(plans)} plans")
+
+
 def _require_torch(what: str) -> None:
     missing = [
         name for name in ("torch", "diffusers", "transformers", "onnx") if importlib.util.find_spec(name) is None

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from sdturbo.backends import Backend
 from sdturbo.bundle import Stage, TensorSpec
 from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.distance import relative_l2
 from sdturbo_export.half_arithmetic import HalfArithmetic
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs
 
 Arrays = Mapping[str, NDArray[Any]]
-
-BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}  # relative L2 a stage
 
 
 def stage_of(plan: StagePlan, checkpoint: Checkpoint, graphs: Mapping[int, str]) -> Stage:
@@ -54,9 +53,13 @@ def engine_output(
 ) -> NDArray[Any]:
     """What `graph` makes of `inputs` on `backend`; for the decoder the float32 values before it rounds.
 
+    A backend that runs plans cannot be asked for those: its rounded pixels are off by 0.3 % of a picture's L2 at most.
     workspace: an existing directory for temporary files.
     """
     stage = stage_of(plan, checkpoint, {})
+    if plan.name == "decoder" and backend.name == "tensorrt":
+        (image,) = backend.session(graph, stage, len(next(iter(inputs.values())))).run(inputs).values()
+        return image.transpose(0, 3, 1, 2).astype(np.float32)
     if plan.name == "decoder":
         graph = _before_rounding(graph, workspace)
         stage = dataclasses.replace(stage, outputs=(TensorSpec("pixels", "float32", ("B", 3, HEIGHT, WIDTH)),))
@@ -75,13 +78,6 @@ def stage_parity(
         expected = torch_output(plan, checkpoint, inputs)
         worst = max(worst, relative_l2(engine_output(plan, checkpoint, graph, inputs, backend, workspace), expected))
     return worst
-
-
-def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """‖found - expected‖ / ‖expected‖ in float64; infinite if anything is not finite."""
-    difference = np.linalg.norm((found.astype(np.float64) - expected).ravel())
-    value = float(difference / np.linalg.norm(expected.astype(np.float64).ravel()))
-    return value if np.isfinite(value) else float("inf")
 
 
 def _before_rounding(path: Path, workspace: Path) -> Path:

@@ -17,14 +17,22 @@ class Progress:
     _start: float = field(default_factory=time.monotonic)
     _done: float = 0.0
     _count: int = 0
+    _tenth: int = 0
 
     @contextmanager
     def part(self, name: str) -> Generator[None]:
         """Announce a part when it begins; its weight counts as done when it ends."""
         self._count += 1
+        self._tenth = 0
         self.say(f"[{self._count}/{len(self.parts)}] {name}{self._left()}")
         yield
         self._done += dict(self.parts)[name]
+
+    def share(self, done: float) -> None:
+        """Say how much of the current part is done, 0 to 1, at every new tenth."""
+        if int(done * 10) > self._tenth:
+            self._tenth = int(done * 10)
+            self.say(f"      {self._tenth * 10} %")
 
     def _left(self) -> str:
         total = sum(weight for _, weight in self.parts)

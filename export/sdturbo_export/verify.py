@@ -87,7 +87,8 @@ def _golden(bundle: Bundle, backend: Backend) -> Line:
 
 
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
-    from sdturbo_export.parity import BOUNDS, stage_parity
+    from sdturbo_export.distance import BOUNDS
+    from sdturbo_export.parity import stage_parity
     from sdturbo_export.stages import PLANS
 
     bound = BOUNDS[backend.precision]

@@ -66,7 +66,8 @@ def test_verify_compares_the_loras(small_bundle, small_checkpoint, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bf16_is_within_its_bound_or_refused(small_bundle, small_checkpoint, backend, tmp_path):
     """On a CPU with bf16 instructions OpenVINO keeps the bound; elsewhere asking for bf16 is an error."""
-    from sdturbo_export.parity import BOUNDS, stage_parity
+    from sdturbo_export.distance import BOUNDS
+    from sdturbo_export.parity import stage_parity
     from sdturbo_export.stages import PLANS
 
     try:

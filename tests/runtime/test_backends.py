@@ -107,7 +107,7 @@ def test_a_graph_that_the_library_refuses_is_a_typed_error(bundle_dir, tmp_path,
 
 @pytest.mark.parametrize("name", ["", "tensorflow", "Null", None])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(InvalidRequest, match=r"expected auto, cuda, .*openvino, onnxruntime, null"):
+    with pytest.raises(InvalidRequest, match=r"expected auto, tensorrt, cuda, .*openvino, onnxruntime, null"):
         connect(name)
 
 

@@ -175,3 +175,12 @@ def test_an_output_name_that_is_too_long_is_said(sdturbo):
     status, _, stderr = sdturbo("generate", "a fox", "--out", "x" * 5000, "--backend", "null")
     assert status == 2
     assert "Choose another output path" in stderr
+
+
+def test_the_device_is_the_one_that_was_named(sdturbo, tmp_path):
+    out = tmp_path / "x.png"
+    status, stdout, _ = sdturbo("generate", "a cat", "--out", out, "--backend", "null", "--device", "null:1", "--json")
+    assert (status, json.loads(stdout)["device"]) == (0, "null:1")
+    status, _, stderr = sdturbo("bench", "--backend", "null", "--device", "null:7")
+    assert status == 4
+    assert "no device null:7 here; this machine has null:0, null:1" in stderr

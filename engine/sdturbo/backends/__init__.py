@@ -23,13 +23,16 @@ log = logging.getLogger("sdturbo")
 Tensors = Mapping[str, NDArray[Any]]
 
 MODULES = {
+    "tensorrt": "sdturbo.backends.trt",
     "cuda": "sdturbo.backends.cuda",
     "cuda-tensorrt": "sdturbo.backends.cuda_tensorrt",
     "openvino": "sdturbo.backends.openvino",
     "onnxruntime": "sdturbo.backends.ort",
     "null": "sdturbo.backends.null",
 }
-AUTO_ORDER = ("cuda", "openvino", "onnxruntime")  # fastest first: README, "What runs where"
+AUTO_ORDER = ("tensorrt", "cuda", "openvino", "onnxruntime")  # fastest first: README, "What runs where"
+
+ON_GPU = ("tensorrt", "cuda")
 
 
 class Session(Protocol):
@@ -117,6 +120,8 @@ def connect(
         try:
             backend = connect(candidate, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         except BackendUnavailable as error:
+            there = candidate in ON_GPU and unavailable(candidate) is None  # its library is installed: it was wanted
+            log.log(logging.WARNING if there else logging.INFO, "passed over: %s", error)
             reasons.append(f"  - {error}")
             continue
         log.info("backend %s %s on %s in %s", backend.name, backend.version, backend.device, backend.precision)

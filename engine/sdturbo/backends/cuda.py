@@ -22,7 +22,7 @@ import numpy as np
 
 from sdturbo.backends import Program, check_precision, check_tensors
 from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
-from sdturbo.backends.gpu import find_gpus, missing_bindings
+from sdturbo.backends.gpu import find_gpus, free_memory, missing_bindings
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -60,7 +60,7 @@ def connect_provider(
     gpu = gpus[device_index(name, device, "cuda", len(gpus))]
     chosen = check_precision(name, precision, ("fp16", "fp32"), bundle, default="fp16")
     onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries out of their Python packages
-    options = provider_options(provider, gpu.index, int(gpu.free * MEMORY_SHARE))
+    options = provider_options(provider, gpu.index, int(free_memory(gpu.index) * MEMORY_SHARE))
     return OrtGpuBackend(name, [(provider, options)], "cuda", gpu.index, chosen)
 
 

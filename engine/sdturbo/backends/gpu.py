@@ -3,9 +3,6 @@
 Uses `cuda-bindings` (CUDA's runtime API in Python). Not yet run on a GPU; without one it is tested for its errors.
 """
 
-# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
-
 from __future__ import annotations
 
 import importlib.util
@@ -17,13 +14,12 @@ from sdturbo.errors import BackendUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """compute_capability: "8.9". Memory in bytes, `free` when asked. driver: the CUDA version it supports, "13.0"."""
+    """compute_capability: "8.9". memory: bytes in all. driver: the CUDA version it supports, "13.0"."""
 
     index: int
     name: str
     compute_capability: str
     memory: int
-    free: int
     driver: str
 
 
@@ -49,7 +45,8 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 def find_gpus() -> list[Gpu]:
-    """Every GPU that CUDA shows to this process. Raises BackendUnavailable if there is no driver, or it is too old."""
+    """Every GPU that CUDA shows to this process; takes no memory on any. Raises BackendUnavailable if there is no driver, or
+    it is too old."""
     from cuda.bindings import runtime
 
     try:
@@ -58,6 +55,25 @@ def find_gpus() -> list[Gpu]:
         return [_gpu(index, driver) for index in range(count)]
     except CudaError as error:
         raise BackendUnavailable(f"No NVIDIA GPU can be used here: {_reason(error)}") from error
+
+
+def free_memory(index: int) -> int:
+    """Free bytes on GPU `index`, by all processes. Raises BackendUnavailable if it cannot be asked, as when it is full."""
+    from cuda.bindings import runtime
+
+    try:
+        make_current(index)
+        free, _ = check(runtime.cudaMemGetInfo())
+    except CudaError as error:
+        raise BackendUnavailable(f"The GPU cuda:{index} cannot be used: {error}; look at nvidia-smi.") from error
+    return int(free)
+
+
+def make_current(index: int) -> None:
+    """Let what this thread asks of CUDA, and libraries with it, go to GPU `index`. Raises CudaError."""
+    from cuda.bindings import runtime
+
+    check(runtime.cudaSetDevice(index))
 
 
 def _reason(error: CudaError) -> str:
@@ -78,12 +94,10 @@ def _reason(error: CudaError) -> str:
 def _gpu(index: int, driver: str) -> Gpu:
     from cuda.bindings import runtime
 
-    check(runtime.cudaSetDevice(index))
     properties = check(runtime.cudaGetDeviceProperties(index))
-    free, _ = check(runtime.cudaMemGetInfo())
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     capability = f"{properties.major}.{properties.minor}"
-    return Gpu(index, name.rstrip("\0"), capability, int(properties.totalGlobalMem), int(free), driver)
+    return Gpu(index, name.rstrip("\0"), capability, int(properties.totalGlobalMem), driver)
 
 
 def _version(number: int) -> str:

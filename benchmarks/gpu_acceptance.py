@@ -1,0 +1,287 @@
+"""Does this machine's NVIDIA GPU do what sdturbo promises? Engines, parity, latency, memory and a soak, in one report.
+
+    python benchmarks/gpu_acceptance.py --model seeded            # on a machine with a GPU, under 30 minutes
+    python benchmarks/gpu_acceptance.py --model small --dry       # anywhere: the same lines, figures that need a GPU left open
+
+Prints the report, saves it as text and JSON, and prints one JSON document as its last line. Exit code 0 if no line failed,
+1 otherwise. A dry run uses the null backend's device in the place of CUDA; its figures are no figures of a GPU, and neither
+pass nor fail. Has not been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sdturbo
+from sdturbo import Pipeline, backends
+from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram
+from sdturbo.bundle import Bundle
+from sdturbo.console import run
+from sdturbo.errors import BackendUnavailable, SDTurboError
+from sdturbo.golden import golden_distance
+from sdturbo_export.distance import BOUNDS, relative_l2
+from sdturbo_export.errors import BuildError
+
+NEEDS_GPU = "needs a GPU"
+# ms for text encoder, UNet and decoder, batch 1: per operator the greater of arithmetic and memory traffic, ideal fusion
+ROOFLINES = {"H100": 3.95, "A100": 11.3, "RTX 4090": 21.5, "T4": 56.0}
+LIMITS = {"A100": 36.0, "RTX 4090": 36.0}  # ms for a whole request, one step
+LIMIT = 100.0  # on every other GPU that TensorRT supports
+FULL_SIZE = 2e9  # bytes of graphs and weights: the limits are for the full-size model
+GROWTH = 16e6  # bytes that 1,000 requests may add to the GPU's memory, or 64 MB to the process's
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """ok None: neither pass nor fail, a figure to know or one that needs a GPU."""
+
+    what: str
+    found: str
+    expected: str = ""
+    ok: bool | None = None
+
+    def __str__(self) -> str:
+        verdict = {True: "pass", False: "FAIL", None: "    "}[self.ok]
+        return f"{verdict}  {self.what:<44} {self.found}{f'  ({self.expected})' if self.expected else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is run. backend, device: ("null", "null:0") in a dry run."""
+
+    backend: str
+    device: str
+    dry: bool
+    runs: int
+    soak: int
+
+    def verdict(self, ok: bool) -> bool | None:
+        """A figure's verdict; in a dry run it has none."""
+        return None if self.dry else bool(ok)
+
+    def figure(self, text: str) -> str:
+        return NEEDS_GPU if self.dry else text
+
+
+def machine(plan: Plan) -> Iterator[Line]:
+    yield Line("sdturbo", sdturbo.__version__)
+    if plan.dry:
+        yield Line("GPU", NEEDS_GPU)
+        yield Line("TensorRT", NEEDS_GPU)
+        return
+    gpu = _gpu(plan)
+    yield Line(
+        "GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.1f} GB, CUDA {gpu.driver}"
+    )
+    yield Line("backend", f"{plan.backend} {backends.connect(plan.backend, device=plan.device).version}")
+
+
+def compile_plans(bundle: Bundle, plan: Plan, store: Path) -> Iterator[Line]:
+    """Compile what is missing; each plan was compared with the graph on the CPU when it was made."""
+    if plan.dry or plan.backend != "tensorrt":
+        for name in bundle.stages:
+            yield Line(f"plan and parity, {name}", NEEDS_GPU if plan.dry else "none: the graph runs as it is")
+        return
+    from sdturbo.plans import read_plans
+    from sdturbo_export.trt_plans import compile_plans as compile_all
+
+    start = time.perf_counter()
+    compiled = compile_all(bundle, device=plan.device, store=store, say=lambda line: print(line, file=sys.stderr))
+    yield Line("plans compiled in", f"{time.perf_counter() - start:.0f} s")
+    bound = BOUNDS[bundle.precision]
+    for one in read_plans(compiled):
+        found = f"relative L2 {one.relative_l2:.1e}, {one.median_ms:.2f} ms"
+        what = f"plan and parity, {one.stage} at batch size {one.batch_size}"
+        yield Line(what, found, f"<= {bound:.0e} to ONNX Runtime's CPU", one.relative_l2 <= bound)
+
+
+def stages(bundle: Bundle, plan: Plan) -> Iterator[Line]:
+    """Each stage alone, copies in and out included; then joined, launched plainly and as one CUDA graph."""
+    backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
+    sessions: dict[str, Any] = {
+        name: backend.session(bundle.graph(name, 1), bundle.stages[name], 1) for name in PROGRAM_STAGES
+    }
+    rng = np.random.default_rng(0)
+    tensors: dict[str, Any] = {"input_ids": rng.integers(0, 49408, (1, 77)), "step": np.zeros((), np.int64)}
+    shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
+    tensors["latents"] = rng.standard_normal(shape, np.float32) * np.float32(bundle.schedule[0].sigma)
+    first = dict(tensors)
+    for name in PROGRAM_STAGES:
+        stage = bundle.stages[name]
+        inputs = {spec.name: tensors[spec.name] for spec in stage.inputs}
+        yield Line(f"latency, {name}", plan.figure(_times(lambda s=sessions[name], i=inputs: s.run(i), plan.runs)))
+        (output,) = sessions[name].run(inputs).values()
+        key = "prompt_embeds" if name == "text_encoder" else "latents"
+        tensors |= {key: output} if name != "decoder" else {}
+    program = backend.program(sessions, bundle.steps(1))
+    if not isinstance(program, DeviceProgram):
+        raise BackendUnavailable(f"The backend {plan.backend!r} does not keep a request on its device.")
+    yield Line("stages joined and replayed as one", str(program.replays), "True", program.replays)
+    expected = program.run(first)
+    plain = program.run(first, replay=False)
+    distance = relative_l2(plain["latents"], tensors["latents"])
+    yield Line("joined against stage by stage", f"relative L2 {distance:.1e}", "<= 1e-3", distance <= 1e-3)
+    again = program.run(first)
+    same = all(np.array_equal(expected[name], again[name]) for name in expected)
+    yield Line("run 1 equals run 2", str(same), "True", same)
+    for replay, text in ((False, "without CUDA graph"), (True, "with CUDA graph")):
+        yield Line(
+            f"latency, three stages {text}",
+            plan.figure(_times(lambda r=replay: program.run(first, replay=r), plan.runs)),
+        )
+
+
+def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
+    """Whole requests from prompt to pixels: golden picture, latency against the limit, memory, soak."""
+    before = _free(plan)
+    start = time.perf_counter()
+    pipe = Pipeline.load(bundle.path, plan.backend, device=plan.device, image_to_image=False)
+    yield Line("load time", plan.figure(f"{time.perf_counter() - start:.1f} s"))
+    yield Line("GPU memory taken", plan.figure(f"{(before - _free(plan)) / 1e9:.2f} GB"))
+    psnr, least = golden_distance(pipe), bundle.golden.min_psnr
+    yield Line("golden picture", plan.figure(f"{psnr:.1f} dB"), f">= {least:.0f} dB", plan.verdict(psnr >= least))
+    times = _samples(lambda i: pipe(f"picture number {i}", seed=i, output_type="np"), plan.runs)
+    name = "" if plan.dry else _gpu(plan).name
+    limit, floor = _known(LIMITS, name) or LIMIT, _known(ROOFLINES, name)
+    full = sum(size for _, size in bundle.files.values()) > FULL_SIZE
+    ok = plan.verdict(float(np.median(times)) <= limit) if full else None
+    expected = f"median <= {limit:.0f} ms" + ("" if full else ", for the full-size model")
+    yield Line("latency, whole request, one step", plan.figure(_summary(times)), expected, ok)
+    yield Line("roofline of this GPU", plan.figure(f"{floor:.2f} ms" if floor else "not known for this GPU"))
+    free, resident = _free(plan), _resident()
+    for i in range(plan.soak):
+        pipe(f"picture number {i}", seed=i, output_type="np")
+    grown, host = free - _free(plan), _resident() - resident
+    what = f"soak, {plan.soak} requests: memory of the"
+    yield Line(
+        f"{what} GPU", plan.figure(f"{grown / 1e6:+.1f} MB"), f"<= {GROWTH / 1e6:.0f} MB", plan.verdict(grown <= GROWTH)
+    )
+    yield Line(f"{what} process", f"{host / 1e6:+.1f} MB", "<= 64 MB", plan.verdict(host <= 64e6))
+
+
+def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
+    """Every line of the report. A machine that cannot run it ends it; of what breaks later, a line tells, and it goes on."""
+    bundle = Bundle.load(path)
+    yield Line("model", f"{bundle.model['name']}, {bundle.precision}, bundle {bundle.bundle_id}")
+    try:
+        backends.connect(plan.backend, device=plan.device)
+    except SDTurboError as error:
+        yield Line("machine", str(error), "no error", False)
+        return
+    yield from _guarded("machine", lambda: machine(plan))
+    yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), plan, store))
+    yield from _guarded("stages", lambda: stages(Bundle.load(path), plan))
+    gc.collect()  # the stages' engines, before the pipeline loads its own
+    yield from _guarded("requests", lambda: requests(Bundle.load(path), plan))
+
+
+def _guarded(name: str, part: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+    try:
+        yield from part()
+    except SDTurboError as error:
+        yield Line(name, str(error).splitlines()[0], "no error", False)
+
+
+def _times(call: Callable[[], Any], runs: int) -> str:
+    return _summary(_samples(lambda _: call(), runs))
+
+
+def _samples(call: Callable[[int], Any], runs: int) -> list[float]:
+    """Milliseconds of `runs` calls, after three that are not counted."""
+    times: list[float] = []
+    for i in range(runs + 3):
+        start = time.perf_counter()
+        call(i)
+        times.append((time.perf_counter() - start) * 1e3)
+    return times[3:]
+
+
+def _summary(times: list[float]) -> str:
+    return f"median {np.median(times):.2f} ms, p99 {np.percentile(times, 99):.2f} ms, {len(times)} runs"
+
+
+def _gpu(plan: Plan) -> Any:
+    from sdturbo.backends.gpu import find_gpus
+
+    return find_gpus()[_index(plan)]
+
+
+def _free(plan: Plan) -> int:
+    """Free bytes on the GPU; 0 in a dry run, where nothing is made of it."""
+    from sdturbo.backends.gpu import free_memory
+
+    return 0 if plan.dry else free_memory(_index(plan))
+
+
+def _index(plan: Plan) -> int:
+    return int(plan.device.partition(":")[2] or 0)
+
+
+def _resident() -> int:
+    """Resident bytes of this process."""
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
+
+
+def _known(table: dict[str, float], name: str) -> float | None:
+    return next((value for key, value in table.items() if re.search(rf"\b{key}\b", name)), None)
+
+
+def _bundle(model: str, path: Path) -> Bundle:
+    """The fp16 bundle at `path`, built from `model` if it is not there."""
+    if not path.exists():
+        from sdturbo_export.cli import cli
+
+        command = ["build", "--model", model, "--precision", "fp16", "--out", str(path)]
+        if status := run(cli, "sdturbo-export", command):
+            raise BuildError(f"`sdturbo-export {' '.join(command)}` ended with exit code {status}.")
+    return Bundle.load(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="seeded")
+    parser.add_argument("--bundle", type=Path, help="an fp16 bundle; built from --model if it is not there")
+    parser.add_argument("--backend", default="tensorrt", choices=["tensorrt", "cuda", "cuda-tensorrt"])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu-acceptance"), help="directory of the report")
+    parser.add_argument("--dry", action="store_true", help="everything but the calls of CUDA")
+    given = parser.parse_args(arguments)
+    plan = Plan(given.backend, given.device, dry=False, runs=200, soak=1000)
+    if given.dry:
+        plan = Plan("null", "null:0", dry=True, runs=5, soak=20)
+    name = Path(given.model.rstrip("/")).name
+    try:
+        bundle = _bundle(given.model, given.bundle or Path("build") / f"{name}-fp16")
+    except SDTurboError as error:
+        print(f"gpu_acceptance: {error}", file=sys.stderr)
+        return error.exit_code
+    lines: list[Line] = []
+    for line in acceptance(bundle.path, plan, given.out / "tensorrt"):
+        lines.append(line)
+        print(line, flush=True)
+    failed = sum(line.ok is False for line in lines)
+    open_lines = sum(line.found == NEEDS_GPU for line in lines)
+    verdict = f"{failed} lines failed, {sum(line.ok is True for line in lines)} passed, {open_lines} need a GPU"
+    print(verdict)
+    report = {"model": bundle.model["name"], "bundle_id": bundle.bundle_id, "dry": plan.dry, "verdict": verdict}
+    report |= {"backend": given.backend, "lines": [asdict(line) for line in lines]}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (given.out / "report.txt").write_text("\n".join([*map(str, lines), verdict, ""]), encoding="utf-8")
+    print(json.dumps(report))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Which engines `make engines` builds on this machine: the NVIDIA driver decides. Run as a file, before anything is installed.
+
+    python export/sdturbo_export/machine.py     # prints cpu, tensorrt or cuda; why, on standard error
+
+Standard library only. Not yet run beside a real driver: tested on what nvidia-smi prints.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+LEAST_DRIVER = 580  # CUDA 13, which the packages of the extras are for; source: CUDA 13 release notes
+LEAST_CAPABILITY = (7, 5)  # TensorRT 10 and 11, as in `sdturbo.backends.trt`
+QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
+
+
+def choose(ask: Callable[[], str | None]) -> tuple[str, str]:
+    """("cpu", "tensorrt" or "cuda", why). ask: what `QUERY` prints, None where there is no driver."""
+    told = ask()
+    if told is None:
+        return "cpu", "no NVIDIA driver is installed (nvidia-smi is not there, or fails)"
+    try:
+        name, capability, driver = (part.strip() for part in told.strip().splitlines()[0].split(","))
+        version = tuple(int(part) for part in capability.split("."))
+        major = int(driver.split(".", maxsplit=1)[0])
+    except (IndexError, ValueError):
+        return "cpu", f"nvidia-smi names no GPU: {told.strip()[:200]!r}"
+    if major < LEAST_DRIVER:
+        return (
+            "cpu",
+            f"the NVIDIA driver {driver} is older than {LEAST_DRIVER}, which CUDA 13 needs; update it for the {name}",
+        )
+    if version < LEAST_CAPABILITY:
+        return "cuda", f"TensorRT does not support the {name} (compute capability {capability}); ONNX Runtime does"
+    return "tensorrt", f"{name}, compute capability {capability}, driver {driver}"
+
+
+def ask_driver() -> str | None:
+    if shutil.which(QUERY[0]) is None:
+        return None
+    try:
+        done = subprocess.run(QUERY, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def main() -> None:
+    engines, reason = choose(ask_driver)
+    print(f"engines for {engines}: {reason}", file=sys.stderr)
+    print(engines)
+
+
+if __name__ == "__main__":
+    main()

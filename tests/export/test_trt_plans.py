@@ -1,0 +1,221 @@
+"""Compiling plans, on imitations of CUDA and TensorRT: what is asked of the builder, which try is kept, what is refused."""
+
+import json
+import shutil
+
+import imitation
+import numpy as np
+import pytest
+
+from sdturbo import Bundle, Pipeline
+from sdturbo.backends.gpu import Gpu
+from sdturbo.console import run
+from sdturbo.plans import plan_bytes, read_plans
+from sdturbo_export import trt_plans
+from sdturbo_export.cli import cli
+from sdturbo_export.errors import BuildError, ParityError
+from sdturbo_export.trt_from_onnx import Phases, PlanOptions, trt_from_onnx
+from sdturbo_export.trt_plans import compile_plans, require_room
+
+GB = 1 << 30
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    return imitation.install(monkeypatch)
+
+
+@pytest.fixture
+def bundle(make_bundle, tmp_path, nvidia):
+    return Bundle.load(shutil.copytree(make_bundle((1, 2)), tmp_path / "bundle"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "timings"
+
+
+def test_compiled_plans_draw_the_graphs_pictures(bundle, store):
+    lines = []
+    compiled = compile_plans(bundle, store=store, say=lines.append)
+    plans = read_plans(compiled)
+    assert {(plan.stage, plan.batch_size) for plan in plans} == {
+        (name, size) for name in bundle.stages for size in (1, 2)
+    }
+    assert all(plan.relative_l2 < 1e-6 and plan.median_ms > 0 for plan in plans)
+    assert compiled.bundle_id == bundle.bundle_id
+    found, expected = (
+        Pipeline.load(bundle.path, name)("a cat", num_images_per_prompt=3, output_type="np").images
+        for name in ("tensorrt", "onnxruntime")
+    )
+    assert np.array_equal(found, expected)
+    assert [line for line in lines if "%" in line][:3] == ["      10 %", "      20 %", "      30 %"]
+    assert sum("relative L2 to the CPU" in line for line in lines) == 8
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_plans_are_compiled_and_loaded_on_the_gpu_that_was_named(make_bundle, tmp_path, store, nvidia, index):
+    root = shutil.copytree(make_bundle(), tmp_path / "bundle")
+    compile_plans(Bundle.load(root), device=f"cuda:{index}", store=store)
+    Pipeline.load(root, "tensorrt", device=f"cuda:{index}")("a cat")
+    assert nvidia[1].used_gpus == {index}
+
+
+def test_layers_are_reported_beside_each_plan(bundle, store):
+    compiled = compile_plans(bundle, store=store)
+    for plan in read_plans(compiled):
+        report = plan.file.replace(".plan", ".layers.json")
+        assert report in compiled.files
+        assert json.loads((bundle.path / report).read_text())["Layers"]
+
+
+def test_what_is_compiled_already_is_kept(bundle, store, nvidia):
+    compile_plans(bundle, store=store)
+    count = len(nvidia[1].configs)
+    lines = []
+    compile_plans(Bundle.load(bundle.path), store=store, say=lines.append)
+    assert len(nvidia[1].configs) == count
+    assert lines.count("      there already") == 8
+    nvidia[1].__version__ = "10.17.0.1"
+    assert len(read_plans(compile_plans(Bundle.load(bundle.path), store=store, tries=1))) == 16
+    assert len(nvidia[1].configs) == count + 8
+
+
+def test_the_fastest_try_that_is_right_is_kept(bundle, store, monkeypatch):
+    measured = iter([(1e-5, 5.0), (1.0, 1.0), (2e-5, 3.0)] * 8)
+    kept = []
+    measure = trt_plans._measure
+
+    def pretend(session, inputs, expected, data, timings):
+        one = measure(session, inputs, expected, data, timings)
+        distance, median = next(measured)
+        kept.append(data)
+        return trt_plans._Try(one.data, one.timings, one.layers, distance, median)
+
+    monkeypatch.setattr(trt_plans, "_measure", pretend)
+    compiled = compile_plans(bundle, store=store, tries=3)
+    for i, plan in enumerate(read_plans(compiled)):
+        assert (plan.relative_l2, plan.median_ms) == (2e-5, 3.0)
+        assert plan_bytes(compiled, plan) == kept[3 * i + 2]
+
+
+def test_plans_that_are_wrong_are_refused_and_leave_the_bundle_as_it_was(bundle, store, nvidia):
+    nvidia[1].distort = 0.01
+    with pytest.raises(ParityError, match=r"None of 2 plans of the text_encoder is right: .* 1.0e-02, 1.0e-02"):
+        compile_plans(bundle, store=store)
+    assert Bundle.load(bundle.path).files == bundle.files
+
+
+def test_the_first_try_takes_the_stored_timings_and_the_others_measure_anew(bundle, store, nvidia):
+    compile_plans(bundle, store=store, tries=2)
+    (cache,) = store.iterdir()
+    assert cache.name == "tensorrt-10.16.1.11-cuda0.timings"
+    before = [config.timings for config in nvidia[1].configs]
+    assert before[1::2] == [b"+"] * 8  # second tries
+    assert before[0] == b"+"
+    cache.write_bytes(b"kept")
+    shutil.rmtree(bundle.path / "compiled")
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    manifest["files"] = {name: one for name, one in manifest["files"].items() if "compiled" not in name}
+    (bundle.path / "bundle.json").write_text(json.dumps({**manifest, "compiled": []}))
+    compile_plans(Bundle.load(bundle.path), store=store, tries=1)
+    assert nvidia[1].configs[16].timings == b"kept+"
+
+
+def test_timings_of_another_gpu_are_left_alone(bundle, nvidia):
+    compiled = trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB), b"of another GPU", lambda _: None)
+    assert compiled.timings == b"+"
+
+
+def test_the_builder_is_told_the_options(bundle, nvidia):
+    flags, levels = imitation.Trt.BuilderFlag, imitation.Trt.HardwareCompatibilityLevel
+    trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB, 3, "ampere_plus", True), b"", lambda _: None)
+    trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB), b"", lambda _: None)
+    compatible, plain = nvidia[1].configs
+    assert compatible.flags == {flags.VERSION_COMPATIBLE}
+    assert plain.flags == set()  # no TF32
+    assert (compatible.hardware_compatibility_level, plain.hardware_compatibility_level) == (
+        levels.AMPERE_PLUS,
+        levels.NONE,
+    )
+    assert compatible.limits == {imitation.Trt.MemoryPoolType.WORKSPACE: GB}
+    assert (compatible.builder_optimization_level, plain.builder_optimization_level) == (3, 5)
+    assert plain.max_aux_streams == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "match"),
+    [
+        ("parse", r"cannot read decoder\.1\.onnx: no importer for operator Fancy \(node fancy_1\)"),
+        (
+            "build",
+            r"cannot compile decoder\.1\.onnx: \[build\] out of memory.*--optimization-level \(now 5\)",
+        ),
+    ],
+)
+def test_what_the_builder_refuses_is_an_error_with_its_words(bundle, nvidia, what, match):
+    nvidia[1].refuses = what
+    with pytest.raises(BuildError, match=match):
+        trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB), b"", lambda _: None)
+
+
+def test_an_interrupt_in_the_monitor_stops_the_build_and_is_raised_after_it(bundle, nvidia, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    answers = []
+
+    def build(self, network, config):
+        config.progress_monitor.phase_start("Building", None, 2)
+        answers.append(config.progress_monitor.step_complete("Building", 0))
+
+    monkeypatch.setattr(imitation.Builder, "build_serialized_network", build)
+    with pytest.raises(KeyboardInterrupt):
+        trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB), b"", interrupt)
+    assert answers == [False]
+
+
+def test_nested_phases_are_one_share_that_only_grows():
+    told = []
+    phases = Phases(told.append)
+    phases.start("build", None, 2)
+    for outer in range(2):
+        phases.start("inner", "build", 4)
+        for inner in range(4):
+            phases.step("inner", inner)
+        phases.finish("inner")
+        phases.step("build", outer)
+    phases.finish("build")
+    assert told == [0.125, 0.25, 0.375, 0.5, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
+    phases.step("unknown", 3)
+    assert len(told) == 10
+
+
+def test_room_on_the_gpu_is_looked_at_first(bundle):
+    stage, card = bundle.stages["decoder"], Gpu(1, "GPU", "8.9", 16 * GB, "13.0")
+    assert require_room(bundle, stage, 1, card, 12 * GB, None) == 4 * GB
+    assert require_room(bundle, stage, 1, card, 12 * GB, GB) == GB
+    with pytest.raises(BuildError, match=r"needs about 0\.3 GB on the GPU \(cuda:1\), and 0\.1 GB of 17\.2 GB are"):
+        require_room(bundle, stage, 1, card, GB // 8, None)
+    with pytest.raises(BuildError, match=r"needs about 21\.5 GB"):
+        require_room(bundle, stage, 1, card, 12 * GB, 20 * GB)
+
+
+def test_room_on_the_disk_is_looked_at_first(bundle, store, monkeypatch):
+    monkeypatch.setattr(trt_plans.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(BuildError, match=r"The plan of the text_encoder needs .* and 0\.0 GB\s+are free"):
+        compile_plans(bundle, store=store)
+
+
+def test_the_command_compiles_and_says_what_it_did(bundle, tmp_path, capsys):
+    arguments = ["trt", str(bundle.path), "--workspace", str(tmp_path / "w"), "--tries", "1", "--json"]
+    assert run(cli, "sdturbo-export", arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["bundle_id"] == bundle.bundle_id
+    assert len(document["plans"]) == 8
+    assert run(cli, "sdturbo-export", ["trt", str(bundle.path), "--device", "cuda:7"]) == 4
+
+
+def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys):
+    assert run(cli, "sdturbo-export", ["trt", str(bundle_dir)]) == 4
+    assert "pip install 'sdturbo[tensorrt]'" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""Compiled plans: what they were made for is checked, and so is every byte, before any library sees them."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import shutil
+
+import pytest
+
+from sdturbo import BackendUnavailable, Bundle, BundleError
+from sdturbo.errors import PlanMismatch
+from sdturbo.plans import Plan, PlanKey, choose_plan, onnx_sha256, plan_bytes, read_plans
+from sdturbo_export import plan_writer
+from sdturbo_export.plan_writer import add_plans, plan_name
+
+KEY = PlanKey("10.16.1.11", "8.9", "NVIDIA GeForce RTX 4090", "13.0", "0" * 64, "fp16")
+
+
+@pytest.fixture
+def bundle(bundle_dir, tmp_path):
+    return Bundle.load(shutil.copytree(bundle_dir, tmp_path / "bundle"))
+
+
+def made(bundle, stage="decoder", data=b"a plan", median_ms=5.0, **key):
+    """A plan and its bytes."""
+    key = dataclasses.replace(KEY, **{"onnx_sha256": onnx_sha256(bundle, stage, 1)} | key)
+    return Plan(plan_name(key, stage, 1, data), stage, 1, key, 1e-3, median_ms), data
+
+
+def add(bundle, *plans, reports=()):
+    return add_plans(bundle, dict(plans), dict(reports))
+
+
+def edit(bundle, change):
+    """Change bundle.json by hand."""
+    path = bundle.path / "bundle.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_added_plans_are_read_back_and_change_nothing_else(bundle):
+    plan, data = made(bundle)
+    layers = plan.file.replace(".plan", ".layers.json")
+    after = add(bundle, (plan, data), reports=[(layers, b"[]")])
+    assert after.bundle_id == bundle.bundle_id
+    assert {name: after.files[name] for name in bundle.files} == dict(bundle.files)
+    assert set(after.files) - set(bundle.files) == {plan.file, layers}
+    assert read_plans(after) == [plan]
+    assert plan_bytes(after, plan) == data
+
+
+def test_a_bundle_without_plans_has_none(bundle):
+    assert read_plans(bundle) == []
+    with pytest.raises(PlanMismatch, match=r"no TensorRT plan for the decoder at batch size 1.*sdturbo-export trt"):
+        choose_plan(bundle, [], "decoder", 1, KEY)
+
+
+def test_a_plan_takes_the_place_of_the_one_with_its_key_and_no_other(bundle):
+    old, other = made(bundle, data=b"old"), made(bundle, data=b"other", gpu="NVIDIA A100")
+    new = made(bundle, data=b"new")
+    after = add(add(bundle, old, other, reports=[(old[0].file.replace(".plan", ".layers.json"), b"1")]), new)
+    assert read_plans(after) == [other[0], new[0]]
+    found = {
+        file.relative_to(bundle.path).as_posix() for file in (bundle.path / "compiled").rglob("*.*") if file.is_file()
+    }
+    assert found == {other[0].file, new[0].file}
+
+
+def test_a_writer_that_dies_before_the_manifest_leaves_the_bundle_whole(bundle, monkeypatch):
+    old, new = made(bundle, data=b"old"), made(bundle, data=b"new")
+    before = add(bundle, old)
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_writer.json, "dumps", die)
+    with pytest.raises(KeyboardInterrupt):
+        add(before, new)
+    monkeypatch.undo()
+    whole = Bundle.load(bundle.path)
+    assert read_plans(whole) == [old[0]]
+    assert plan_bytes(whole, old[0]) == b"old"
+    after = add(whole, new)
+    assert read_plans(after) == [new[0]]
+    assert len(list((bundle.path / "compiled").rglob("*.plan"))) == 1
+
+
+def _add_one(path, number):
+    bundle = Bundle.load(path)
+    add(bundle, made(bundle, data=b"%d" % number, gpu=f"GPU {number}"))
+
+
+def test_writers_wait_for_each_other(bundle):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_add_one, args=(bundle.path, number)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(plan.key.gpu for plan in read_plans(Bundle.load(bundle.path))) == [f"GPU {i}" for i in range(4)]
+
+
+OTHER = {
+    "tensorrt": "10.16.1.12",
+    "compute_capability": "8.6",
+    "gpu": "NVIDIA A10",
+    "driver": "13.1",
+    "onnx_sha256": "1" * 64,
+    "precision": "fp32",
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_each_field_of_the_key_is_checked_and_named(bundle, field):
+    plan, _ = made(bundle)
+    machine = dataclasses.replace(plan.key, **{field: OTHER[field]})
+    with pytest.raises(PlanMismatch) as error:
+        choose_plan(bundle, [plan], "decoder", 1, machine)
+    assert error.value.differs == (field,)
+    assert f"{field} is {OTHER[field]}, not {getattr(plan.key, field)}" in str(error.value)
+    assert f"sdturbo-export trt {bundle.path}" in str(error.value)
+    assert isinstance(error.value, BackendUnavailable)
+
+
+def test_the_nearest_plan_is_named_and_the_fastest_that_fits_is_taken(bundle):
+    slow, fast = made(bundle, data=b"slow", median_ms=9.0)[0], made(bundle, data=b"fast", median_ms=2.0)[0]
+    far = made(bundle, data=b"far", gpu="other", driver="12.0", median_ms=1.0)[0]
+    assert choose_plan(bundle, [far, slow, fast], "decoder", 1, slow.key) == fast
+    with pytest.raises(PlanMismatch) as error:
+        choose_plan(bundle, [far, slow], "decoder", 1, dataclasses.replace(slow.key, gpu="third"))
+    assert error.value.differs == ("gpu",)
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "differs"),
+    [
+        ({"hardware": "same_compute_capability"}, {"gpu": "x", "driver": "13.1"}, []),
+        ({"hardware": "same_compute_capability"}, {"compute_capability": "8.6"}, ["compute_capability"]),
+        ({"hardware": "ampere_plus"}, {"gpu": "x", "compute_capability": "12.0"}, []),
+        ({"hardware": "ampere_plus"}, {"gpu": "x", "compute_capability": "7.5"}, ["compute_capability"]),
+        ({"hardware": "ampere_plus"}, {"driver": "12.9"}, ["driver"]),
+        ({"hardware": "ampere_plus"}, {"tensorrt": "10.17.0.1"}, ["tensorrt"]),
+        ({"version_compatible": True}, {"tensorrt": "10.17.0.1", "driver": "13.1"}, []),
+        ({"version_compatible": True}, {"tensorrt": "10.9.0.1"}, ["tensorrt"]),
+        ({"version_compatible": True}, {"tensorrt": "11.4.0.106"}, ["tensorrt"]),
+        ({"version_compatible": True}, {"gpu": "x"}, ["gpu"]),
+        ({}, {"gpu": "x", "driver": "13.1"}, ["gpu", "driver"]),
+    ],
+)
+def test_compatible_plans_run_where_tensorrt_says_so(built, here, differs):
+    key = dataclasses.replace(KEY, **built)
+    assert key.differences(dataclasses.replace(KEY, **here)) == differs
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_a_damaged_plan_is_not_read(bundle, damage):
+    plan, data = made(bundle)
+    after = add(bundle, (plan, data))
+    path = bundle.path / plan.file
+    path.unlink() if damage == "missing" else path.write_bytes({"truncated": data[:-1], "altered": b"A plan"}[damage])
+    with pytest.raises(BundleError, match=plan.file):
+        plan_bytes(after, plan)
+    with pytest.raises(BundleError, match=plan.file):
+        Bundle.load(bundle.path)
+
+
+def test_a_plan_that_the_bundle_does_not_list_is_not_read(bundle):
+    plan, data = made(bundle)
+    (bundle.path / plan.file).parent.mkdir(parents=True)
+    (bundle.path / plan.file).write_bytes(data)
+    with pytest.raises(BundleError, match="not among its files"):
+        plan_bytes(bundle, plan)
+    edit(bundle, lambda manifest: manifest.update(compiled=[plan.to_json()]))
+    with pytest.raises(BundleError, match="not among the bundle's files"):
+        read_plans(Bundle.load(bundle.path))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda plan: "text", "is str, expected an object"),
+        (lambda plan: {**plan, "stage": None}, "stage is None, expected str"),
+        (lambda plan: {**plan, "stage": "upscaler"}, "no stage upscaler"),
+        (lambda plan: {**plan, "batch_size": 3}, "at batch size 3"),
+        (lambda plan: {**plan, "batch_size": True}, "batch_size is True, expected int"),
+        (lambda plan: {**plan, "key": []}, "key is list, expected an object|key is \\[\\], expected PlanKey"),
+        (lambda plan: {**plan, "key": {**plan["key"], "driver": "new"}}, "driver is 'new', expected a version"),
+        (lambda plan: {**plan, "key": {**plan["key"], "hardware": "any"}}, "hardware is 'any'"),
+        (
+            lambda plan: {**plan, "key": {**plan["key"], "version_compatible": 1}},
+            "version_compatible is 1, expected bool",
+        ),
+        (lambda plan: {**plan, "file": "compiled/other.plan"}, "compiled/other.plan is not among"),
+    ],
+)
+def test_a_faulty_list_is_refused_with_its_faults(bundle, change, match):
+    plan, data = made(bundle)
+    add(bundle, (plan, data))
+    edit(bundle, lambda manifest: manifest.update(compiled=[change(plan.to_json())]))
+    with pytest.raises(BundleError, match=match):
+        read_plans(Bundle.load(bundle.path))
+
+
+def test_the_list_must_be_a_list(bundle):
+    edit(bundle, lambda manifest: manifest.update(compiled={"a": 1}))
+    with pytest.raises(BundleError, match="compiled is dict, expected a list"):
+        read_plans(Bundle.load(bundle.path))
+
+
+def test_the_hash_of_a_graph_covers_its_weights(bundle):
+    digest = onnx_sha256(bundle, "text_encoder", 1)
+    graph, weights = "onnx/text_encoder.1.onnx", "onnx/weights.data"
+    assert digest == hashlib.sha256(f"{bundle.files[graph][0]}\n{bundle.files[weights][0]}".encode()).hexdigest()
+    other = dataclasses.replace(bundle, files={**bundle.files, weights: ("0" * 64, 1)})
+    assert onnx_sha256(other, "text_encoder", 1) != digest

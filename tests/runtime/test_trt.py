@@ -1,0 +1,271 @@
+"""The TensorRT backend on imitations of CUDA and TensorRT: what it makes, in which order, what it refuses and what it frees."""
+
+import dataclasses
+import gc
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import imitation
+import numpy as np
+import pytest
+from imitation import Error
+
+from sdturbo import BackendUnavailable, Bundle, BundleError, Pipeline, backends
+from sdturbo.backends import gpu, trt
+from sdturbo.backends.cuda_stream import CudaStream
+from sdturbo.errors import PlanMismatch
+from sdturbo.plans import Plan
+from sdturbo_export.plan_writer import add_plans, plan_name
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """(cuda, tensorrt), with two GPUs."""
+    return imitation.install(monkeypatch)
+
+
+def with_plans(bundle, **key):
+    """The bundle with a plan for every stage and batch size on the imitated GPU."""
+    version, here = trt.find_machine(None)
+    plans = {}
+    for name in bundle.stages:
+        for size in bundle.batch_sizes:
+            made_for = dataclasses.replace(trt.machine_key(version, here, bundle, name, size), **key)
+            data = json.dumps({"graph": str(bundle.graph(name, size)), "distort": 0}).encode()
+            plans[Plan(plan_name(made_for, name, size, data), name, size, made_for, 0.0, 1.0)] = data
+    return add_plans(bundle, plans, {})
+
+
+@pytest.fixture
+def bundle(make_bundle, tmp_path, nvidia):
+    return with_plans(Bundle.load(shutil.copytree(make_bundle((1, 2)), tmp_path / "bundle")))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_plans_draw_what_their_graphs_draw(bundle, steps):
+    device, host = Pipeline.load(bundle.path, "tensorrt"), Pipeline.load(bundle.path, "onnxruntime")
+    assert all(program.replays for program in device._programs.values())
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for image in (None, picture):
+        request = {"num_images_per_prompt": 3, "num_inference_steps": steps, "strength": None if image is None else 1.0}
+        found, expected = (pipe("a cat", image, **request, output_type="np") for pipe in (device, host))
+        assert np.array_equal(found.images, expected.images)
+    assert (found.backend, found.device) == ("tensorrt", "cuda:0")
+
+
+def test_a_request_is_one_graph_launch_and_nothing_else(bundle, nvidia):
+    cuda, _ = nvidia
+    pipe = Pipeline.load(bundle.path, "tensorrt", device="cuda:1")
+    pipe("a cat", num_inference_steps=4)
+    cuda.calls.clear()
+    pipe("a dog", num_inference_steps=4, output_type="np")
+    assert [name for name in cuda.calls if name != "cudaSetDevice"] == ["cudaGraphLaunch", "cudaStreamSynchronize"]
+    assert pipe.backend.device == "cuda:1"
+
+
+def test_everything_is_freed_with_the_pipeline(bundle, nvidia):
+    cuda, _ = nvidia
+    pipe = Pipeline.load(bundle.path, "tensorrt")
+    result = pipe("a cat", output_type="np").images
+    kept = result.copy()
+    assert cuda.things
+    del pipe
+    gc.collect()
+    assert cuda.things == {}
+    assert np.array_equal(result, kept)
+
+
+def test_threads_sharing_a_pipeline_get_their_own_pictures(bundle):
+    pipe = Pipeline.load(bundle.path, "tensorrt")
+
+    def draw(i):
+        picture = None if i % 3 else np.full((64, 64, 3), i, np.uint8)
+        return pipe(f"cat {i % 5}", picture, seed=i, num_inference_steps=2, output_type="np").images
+
+    expected = [draw(i) for i in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.array_equal(a, b) for a, b in zip(pool.map(draw, range(20)), expected, strict=True))
+
+
+@pytest.mark.parametrize("call", ["cudaStreamEndCapture", "cudaGraphInstantiate", "cudaStreamBeginCapture"])
+def test_a_failed_capture_is_logged_and_the_launches_go_on_plainly(bundle, nvidia, caplog, call):
+    cuda, _ = nvidia
+    cuda.fail[call] = (Error.cudaErrorStreamCaptureUnsupported, 0)
+    if call == "cudaStreamEndCapture":  # it ends the capture all the same, as CUDA does
+        end = cuda.cudaStreamEndCapture
+        cuda.cudaStreamEndCapture = lambda stream: (setattr(stream, "captured", None), end(stream))[1]
+    with caplog.at_level(logging.WARNING, "sdturbo"):
+        pipe = Pipeline.load(bundle.path, "tensorrt")
+    assert not any(program.replays for program in pipe._programs.values())
+    assert "launched stage by stage: recording them failed" in caplog.text
+    expected = Pipeline.load(bundle.path, "onnxruntime")("a cat", output_type="np").images
+    assert np.array_equal(pipe("a cat", output_type="np").images, expected)
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("enqueue failed"), KeyboardInterrupt()])
+def test_a_capture_is_ended_whatever_breaks_it(nvidia, error):
+    cuda, _ = nvidia
+    stream = CudaStream(0)
+
+    def work():
+        raise error
+
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        stream.record(work)
+    assert all(thing.captured is None for thing in cuda.things.values())
+    assert len(cuda.things) == 1  # the stream: the graph that was captured is freed
+    stream.synchronize()
+
+
+@pytest.mark.parametrize("what", ["deserialize", "context", "enqueue"])
+def test_what_tensorrt_refuses_is_an_error_with_its_words(bundle, nvidia, what):
+    _, tensorrt = nvidia
+    tensorrt.refuses = what
+    with pytest.raises(BackendUnavailable, match=rf"\[{what}\] out of memory"):
+        Pipeline.load(bundle.path, "tensorrt")
+
+
+@pytest.mark.parametrize("call", ["cudaMalloc", "cudaHostAlloc"])
+@pytest.mark.parametrize("working", [0, 3, 30])
+def test_out_of_memory_at_load_says_so_and_leaks_nothing(bundle, nvidia, call, working):
+    cuda, _ = nvidia
+    cuda.fail[call] = (Error.cudaErrorMemoryAllocation, working)
+    with pytest.raises(BackendUnavailable, match=r"cuda:0 failed to .* bytes.*image_to_image=False"):
+        Pipeline.load(bundle.path, "tensorrt")
+    gc.collect()
+    assert cuda.things == {}
+
+
+def test_a_fault_while_drawing_is_typed(bundle, nvidia):
+    cuda, _ = nvidia
+    pipe = Pipeline.load(bundle.path, "tensorrt")
+    cuda.fail["cudaStreamSynchronize"] = (Error.cudaErrorIllegalState, 0)
+    with pytest.raises(BackendUnavailable, match="cuda:0 failed to run: cudaErrorIllegalState"):
+        pipe("a cat")
+
+
+def test_a_plan_is_hashed_again_when_it_is_loaded(bundle, nvidia):
+    _, tensorrt = nvidia
+    backend = backends.connect("tensorrt", bundle=bundle)
+    plan = backend.plan("decoder", 1)
+    (bundle.path / plan.file).write_bytes(b"x" * bundle.files[plan.file][1])
+    with pytest.raises(BundleError, match=f"{plan.file} was altered"):
+        backend.session(bundle.graph("decoder", 1), bundle.stages["decoder"], 1)
+    assert not hasattr(tensorrt, "deserialised")
+
+
+def test_a_plan_of_another_machine_is_never_deserialised(make_bundle, tmp_path, nvidia):
+    _, tensorrt = nvidia
+    bundle = with_plans(Bundle.load(shutil.copytree(make_bundle(), tmp_path / "bundle")), gpu="NVIDIA A100")
+    with pytest.raises(PlanMismatch, match="gpu is Imitated GPU, not NVIDIA A100"):
+        Pipeline.load(bundle.path, "tensorrt")
+    assert not hasattr(tensorrt, "deserialised")
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_only_a_version_compatible_plan_may_bring_code_for_the_host(make_bundle, tmp_path, nvidia, compatible):
+    root = shutil.copytree(make_bundle(), tmp_path / "bundle")
+    bundle = with_plans(Bundle.load(root), version_compatible=compatible)
+    nvidia[1].__version__ = "10.17.0.1" if compatible else nvidia[1].__version__
+    backend = backends.connect("tensorrt", bundle=bundle)
+    session = backend.session(bundle.graph("decoder", 1), bundle.stages["decoder"], 1)
+    assert session.engine._loader.engine_host_code_allowed is compatible
+
+
+def test_a_plan_with_other_tensors_is_refused(bundle, nvidia):
+    backend = backends.connect("tensorrt", bundle=bundle)
+    data = json.dumps({"graph": str(bundle.graph("encoder", 1)), "distort": 0}).encode()
+    with pytest.raises(BundleError, match="its tensors are"):
+        backend.open(data, bundle.stages["decoder"], 1, bundle.graph("decoder", 1))
+
+
+def test_another_graph_than_the_bundles_is_refused(bundle, tmp_path):
+    backend = backends.connect("tensorrt", bundle=bundle)
+    with pytest.raises(BackendUnavailable, match="is not the bundle's decoder"):
+        backend.session(tmp_path / "decoder.onnx", bundle.stages["decoder"], 1)
+
+
+def test_auto_takes_plans_where_they_fit_and_says_why_not_elsewhere(bundle_dir, bundle, caplog):
+    with caplog.at_level(logging.INFO, "sdturbo"):
+        assert backends.connect("auto", bundle=bundle).name == "tensorrt"
+        assert backends.connect("auto", bundle=Bundle.load(bundle_dir)).name != "tensorrt"
+    assert "holds no TensorRT plan for the text_encoder" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "match"),
+    [
+        ({"gpus": 1}, "cuda:1", "no device cuda:1 here; this machine has cuda:0"),
+        ({"gpus": 0}, None, "no device cuda:0 here; this machine has none"),
+        ({}, "cpu", "no device 'cpu'"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, options, device, match):
+    imitation.install(monkeypatch, **options)
+    with pytest.raises(BackendUnavailable, match=match):
+        backends.connect("tensorrt", device=device)
+
+
+@pytest.mark.parametrize(
+    ("driver", "match"), [(0, "there is no NVIDIA driver"), (12040, "supports CUDA 12.4, the installed")]
+)
+def test_a_driver_that_is_missing_or_too_old_is_named(monkeypatch, driver, match):
+    cuda, _ = imitation.install(monkeypatch, driver=driver)
+    cuda.fail["cudaGetDeviceCount"] = (Error.cudaErrorInsufficientDriver, 0)
+    with pytest.raises(BackendUnavailable, match=match):
+        backends.connect("tensorrt")
+
+
+def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypatch):
+    monkeypatch.setattr(imitation.Properties, "major", 6)
+    with pytest.raises(
+        BackendUnavailable, match=r"compute capability is 6\.9, expected 7\.5 or more. Use the backend 'cuda'"
+    ):
+        backends.connect("tensorrt")
+    nvidia[1].__version__ = "9.3.0"
+    with pytest.raises(BackendUnavailable, match=r"TensorRT 9\.3\.0 is installed; expected 10 or 11"):
+        backends.connect("tensorrt")
+
+
+def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
+    """As with the bindings' wheel alone: `import tensorrt` fails for want of libnvinfer."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt/__init__.py").write_text(
+        "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
+    )
+    for name in ("cuda", "cuda/bindings"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom sdturbo import backends\nbackends.connect('tensorrt')"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (
+        "BackendUnavailable: The backend 'tensorrt' cannot run here: its library is installed but does not"
+        in done.stderr
+    )
+    assert "libnvinfer.so.10" in done.stderr
+
+
+def test_without_the_library_the_backend_says_what_to_install():
+    with pytest.raises(BackendUnavailable, match=r"pip install 'sdturbo\[tensorrt\]'"):
+        backends.connect("tensorrt")
+
+
+def test_a_gpu_that_is_full_does_not_hide_the_others(nvidia):
+    cuda, _ = nvidia
+    assert [one.index for one in gpu.find_gpus()] == [0, 1]
+    assert "cudaSetDevice" not in cuda.calls  # it would take memory on each
+    assert gpu.free_memory(1) == 12 << 30
+    cuda.fail["cudaSetDevice"] = (Error.cudaErrorMemoryAllocation, 0)
+    assert len(gpu.find_gpus()) == 2
+    with pytest.raises(BackendUnavailable, match="cuda:1 cannot be used: cudaErrorMemoryAllocation"):
+        gpu.free_memory(1)
+
+
+def test_an_installed_gpu_library_that_auto_passes_over_is_a_warning(bundle_dir, nvidia, caplog):
+    with caplog.at_level(logging.WARNING, "sdturbo"):
+        backends.connect("auto", bundle=Bundle.load(bundle_dir))
+    assert "passed over: The bundle" in caplog.text

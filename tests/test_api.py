@@ -1,0 +1,175 @@
+"""NVIDIA's and ONNX Runtime's API as our code uses it, against the real one: generated stubs of TensorRT 10 and 11 and of
+cuda-bindings 12 and 13 (typings/), and the installed onnxruntime. The type checker follows what objects are; this walks
+names, so that it fails on a machine where the type checker is not run."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imitation
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TYPINGS = ROOT / "typings"
+VERSIONS = ("tensorrt10", "tensorrt11")
+OURS = [
+    *sorted((ROOT / "engine/sdturbo/backends").glob("*.py")),
+    *sorted((ROOT / "export/sdturbo_export").glob("trt*.py")),
+    # ACC
+]
+# members of objects that onnxruntime's functions return, by the class that has them
+ORT_OBJECTS = {
+    "InferenceSession": {"run", "run_with_iobinding", "get_inputs", "get_outputs", "get_providers", "io_binding"}
+    | {"get_provider_graph_assignment_info"},
+    "SessionOptions": {
+        "add_session_config_entry",
+        "log_severity_level",
+        "intra_op_num_threads",
+        "inter_op_num_threads",
+    },
+    "IOBinding": {"bind_ortvalue_input", "bind_ortvalue_output"},
+    "RunOptions": {"add_run_config_entry"},
+    "OrtValue": {"ortvalue_from_shape_and_type", "update_inplace", "numpy"},
+}
+
+
+def chains(tree, root):
+    """Every dotted name in `tree` that begins at the module imported as `root` or kept as `self._root`, without the root; and
+    what is imported from it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == root:
+            yield from ((alias.name,) for alias in node.names)
+        names, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            names, inner = [inner.attr, *names], inner.value
+        if isinstance(inner, ast.Name) and inner.id == "self" and names[:1] == [f"_{root}"]:
+            yield tuple(names[1:])
+        elif isinstance(inner, ast.Name) and inner.id == root:
+            yield tuple(names)
+
+
+def used(root):
+    """(file, chain) of every use in our code."""
+    for path in OURS:
+        for chain in set(chains(ast.parse(path.read_text(encoding="utf-8")), root)):
+            if chain:
+                yield path.name, chain
+
+
+def stub_members(path):
+    """name -> its members (a dict again) in a stub."""
+
+    def members(body):
+        found = {}
+        for node in body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                found[node.name] = members(node.body) if isinstance(node, ast.ClassDef) else {}
+            elif isinstance(node, ast.AnnAssign):
+                found[node.target.id] = {}
+        return found
+
+    return members(ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+def missing(chain, tree):
+    """The first name of the chain that is not there."""
+    for name in chain:
+        if name not in tree:
+            return name
+        tree = tree[name]
+        if not tree:  # a value: what follows is its own
+            return None
+    return None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("root", "stub"), [("tensorrt", "tensorrt/__init__.pyi"), ("runtime", "cuda/bindings/runtime.pyi")]
+)
+def test_every_name_we_use_is_in_the_real_api(version, root, stub):
+    tree = stub_members(TYPINGS / version / stub)
+    uses = list(used(root))
+    assert len(uses) > 15
+    assert [(file, chain) for file, chain in uses if missing(chain, tree)] == []
+
+
+def test_a_name_that_is_gone_is_found():
+    """FP16 is a flag of TensorRT 10 that 11 has not."""
+    chain = max(chains(ast.parse("tensorrt.BuilderFlag.FP16"), "tensorrt"), key=len)
+    assert chain == ("BuilderFlag", "FP16")
+    assert [missing(chain, stub_members(TYPINGS / one / "tensorrt/__init__.pyi")) for one in VERSIONS] == [None, "FP16"]
+
+
+def test_every_name_of_onnxruntime_we_use_is_in_the_installed_one():
+    import onnxruntime
+
+    uses = list(used("onnxruntime")) + list(used("ort"))
+    assert len(uses) > 5
+    for file, chain in uses:
+        if chain[-1] == "preload_dlls" or hasattr(importlib.import_module("onnxruntime"), chain[0]):
+            continue
+        pytest.fail(f"{file}: onnxruntime has no {'.'.join(chain)}")
+    for kind, names in ORT_OBJECTS.items():
+        assert {name for name in names if not hasattr(getattr(onnxruntime, kind), name)} == set(), kind
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_imitations_have_no_name_that_the_libraries_lack(version):
+    runtime = stub_members(TYPINGS / version / "cuda/bindings/runtime.pyi")
+    assert {name for name in vars(imitation.Cuda) if name.startswith("cuda") and name not in runtime} == set()
+    for kind, name in ((imitation.Kind, "cudaMemcpyKind"), (imitation.Mode, "cudaStreamCaptureMode")):
+        assert set(kind.__members__) <= set(runtime[name])
+    assert set(imitation.Error.__members__) <= set(runtime["cudaError_t"])
+    trt = stub_members(TYPINGS / version / "tensorrt/__init__.pyi")
+    for name, kind in vars(imitation.Trt).items():
+        if isinstance(kind, type):
+            assert set(getattr(kind, "__members__", ())) <= set(trt[name]), name
+    for kind, name in (
+        (imitation.Runtime, "Runtime"),
+        (imitation.Engine, "ICudaEngine"),
+        (imitation.Context, "IExecutionContext"),
+        (imitation.Builder, "Builder"),
+    ):
+        own = {one for one in vars(kind) if not one.startswith("_")} - {"array", "get_engine_information"}
+        assert own <= set(trt[name]), name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_calls_of_cuda_have_the_real_number_of_arguments(version):
+    tree = ast.parse((TYPINGS / version / "cuda/bindings/runtime.pyi").read_text(encoding="utf-8"))
+    arity = {node.name: len(node.args.args) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    calls = 0
+    for path in OURS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in arity:
+                assert len(node.args) == arity[node.func.attr], f"{path.name}: {node.func.attr}"
+                calls += 1
+    assert calls > 15
+
+
+WRONG = """
+import tensorrt
+from cuda.bindings import runtime
+
+def run(context: tensorrt.IExecutionContext, config: tensorrt.IBuilderConfig) -> None:
+    context.execute_async_v2(1)
+    config.set_flag(tensorrt.BuilderFlag.FP16)
+    runtime.cudaMalloc(1, 2)
+"""
+
+
+def test_the_type_checker_finds_what_the_libraries_lack(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    settings = {"include": ["wrong.py"], "stubPath": str(TYPINGS / "tensorrt11"), "typeCheckingMode": "strict"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [Path(sys.executable).with_name("basedpyright"), "--outputjson", "-p", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = {
+        one["range"]["start"]["line"]
+        for one in json.loads(done.stdout)["generalDiagnostics"]
+        if one["severity"] == "error"
+    }
+    assert found == {5, 6, 7}
