@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,7 @@ def write_bundle(
     stages: Mapping[str, StoredStage],
     picture: NDArray[np.uint8],
     precision: str,
+    rewrites: Mapping[str, Sequence[str]],
     *,
     replaces: Path,
 ) -> None:
@@ -63,7 +64,7 @@ def write_bundle(
     (directory / TOKENIZER).write_text(text, encoding="utf-8")
     _write_licence(directory, checkpoint)
     save_png(Image.fromarray(picture), directory / GOLDEN.image)
-    _write_manifest(directory, checkpoint, hashes, stages, precision)
+    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites)
 
 
 def _write_manifest(
@@ -72,6 +73,7 @@ def _write_manifest(
     hashes: Mapping[str, str],
     stages: Mapping[str, StoredStage],
     precision: str,
+    rewrites: Mapping[str, Sequence[str]],
 ) -> None:
     known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
     files: dict[str, dict[str, Any]] = {}
@@ -104,6 +106,7 @@ def _write_manifest(
                 "inputs": [_spec(spec) for spec in plan.inputs(checkpoint)],
                 "outputs": [_spec(plan.output(checkpoint))],
                 "graphs": {str(size): f"onnx/{name}" for size, name in stages[plan.name].graphs.items()},
+                "rewrites": list(rewrites[plan.name]),
             }
             for plan in PLANS
         },

@@ -14,6 +14,7 @@ from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
+from sdturbo_export.rewrites import REWRITES
 
 MODEL_HELP = (
     "tiny (trained toy); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
@@ -56,6 +57,9 @@ def cli() -> None:
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16: NVIDIA GPUs."
 )
+@click.option(
+    "--without", multiple=True, type=click.Choice(list(REWRITES)), help="Leave out an exact rewrite, to measure it."
+)
 @workspace_option
 @json_option
 def build(
@@ -66,6 +70,7 @@ def build(
     loras: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     precision: str,
+    without: tuple[str, ...],
     workspace: Path,
     as_json: bool,
 ) -> None:
@@ -85,6 +90,7 @@ def build(
         out,
         batch_sizes=batch_sizes,
         precision=precision,
+        without=without,
         store=workspace / "stages",
         say=lambda line: click.echo(line, err=True),
     )

@@ -31,8 +31,9 @@ _SOURCES = (
     "stages.py",
     "schedule.py",
     "onnx_from_torch.py",
-    "rewrites/time_tables.py",
     "rewrites/half.py",
+    "rewrites/time_tables.py",
+    "rewrites/upsample.py",
 )
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
@@ -57,7 +58,12 @@ class StoredStage:
 
 
 def stage_key(
-    plan: StagePlan, checkpoint: Checkpoint, hashes: Mapping[str, str], batch_sizes: Sequence[int], precision: str
+    plan: StagePlan,
+    checkpoint: Checkpoint,
+    hashes: Mapping[str, str],
+    batch_sizes: Sequence[int],
+    precision: str,
+    rewrites: Sequence[str],
 ) -> str:
     """The name of the stage in the store."""
     component = plan.component
@@ -69,6 +75,7 @@ def stage_key(
         "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
         "batch_sizes": sorted(batch_sizes),
         "precision": precision,
+        "rewrites": list(rewrites),
         "sources": [sha256_file(Path(str(files("sdturbo_export").joinpath(name)))) for name in _SOURCES],
         "packages": {name: version(name) for name in _PACKAGES},
     }

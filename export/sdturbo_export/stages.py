@@ -7,8 +7,7 @@ whatever the precision inside (`rewrites/half.py`).
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,10 @@ from torch import nn
 from sdturbo.bundle import TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.rewrites.half import Half
 from sdturbo_export.rewrites.time_tables import tabulate_time
+from sdturbo_export.rewrites.upsample import phase_upsampling
 from sdturbo_export.schedule import step_coefficients
 
 HEIGHT = WIDTH = 512
@@ -50,21 +52,30 @@ class TextEncoder(nn.Module):
         return self.text_encoder(input_ids).last_hidden_state.float()
 
 
+class TimestepOf(nn.Module):
+    """step () -> the timestep of that row, int64 ()."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.register_buffer("timesteps", torch.tensor([row.timestep for row in checkpoint.schedule.rows]))
+
+    def forward(self, step: torch.Tensor) -> torch.Tensor:
+        return self.timesteps[step]
+
+
 class Denoiser(nn.Module):
     """One step: c_in·x into the UNet, then x' = a·x + b·out, with the coefficients of row `step`."""
 
     def __init__(self, unet: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.unet = copy.deepcopy(
-            unet, {id(p): p for p in unet.parameters()}
-        )  # the rewrite changes modules, not weights
-        tabulate_time(self.unet, [row.timestep for row in checkpoint.schedule.rows])
+        self.unet = unet
+        self.timestep = TimestepOf(checkpoint)
         self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
 
     def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         c_in, a, b = self.coefficients[step].unbind()
         x, prompt_embeds = _cast(self.unet, latents * c_in, prompt_embeds)
-        out = self.unet(x, step, prompt_embeds, return_dict=False)[0].float()
+        out = self.unet(x, self.timestep(step), prompt_embeds, return_dict=False)[0].float()
         return a * latents + b * out
 
 
@@ -187,6 +198,19 @@ PLANS = (
         lambda _: _latents(),
     ),
 )
+
+
+_APPLY: dict[str, Callable[[Any], None]] = {"time-tables": tabulate_time, "upsample": phase_upsampling}
+
+
+def graph_module(
+    plan: StagePlan, checkpoint: Checkpoint, *, precision: str = "fp32", without: Collection[str] = ()
+) -> nn.Module:
+    """The stage as it is exported, with weights of its own: rewritten except by `without`, in fp32 or fp16."""
+    stage = plan.graph(checkpoint.module(plan.component), checkpoint)
+    for name in rewrites_of(plan.name, without):
+        _APPLY[name](stage)
+    return (Half(stage) if precision == "fp16" else stage).eval()
 
 
 def example_inputs(
