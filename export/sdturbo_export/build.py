@@ -69,7 +69,7 @@ def build(
         raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
     if precision not in PRECISIONS:
         raise InvalidRequest(f"Got precision {precision!r}; expected {' or '.join(PRECISIONS)}.")
-    rewrites = {plan.name: rewrites_of(plan.name, without) for plan in PLANS}
+    rewrites = {plan.name: rewrites_of(plan.name, precision, without) for plan in PLANS}
     batch_sizes = sorted(set(batch_sizes))
     out = out.resolve()
     store = (store or out.parent / ".stages").resolve()

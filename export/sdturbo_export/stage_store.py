@@ -31,6 +31,7 @@ _SOURCES = (
     "stages.py",
     "schedule.py",
     "onnx_from_torch.py",
+    "rewrites/group_norm.py",
     "rewrites/half.py",
     "rewrites/time_tables.py",
     "rewrites/upsample.py",

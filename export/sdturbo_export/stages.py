@@ -19,6 +19,7 @@ from sdturbo.bundle import TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.rewrites.group_norm import group_norm_by_channels
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.rewrites.time_tables import tabulate_time
 from sdturbo_export.rewrites.upsample import phase_upsampling
@@ -200,7 +201,11 @@ PLANS = (
 )
 
 
-_APPLY: dict[str, Callable[[Any], None]] = {"time-tables": tabulate_time, "upsample": phase_upsampling}
+_APPLY: dict[str, Callable[[Any], None]] = {
+    "time-tables": tabulate_time,
+    "upsample": phase_upsampling,
+    "group-norm": group_norm_by_channels,
+}
 
 
 def graph_module(
@@ -208,7 +213,7 @@ def graph_module(
 ) -> nn.Module:
     """The stage as it is exported, with weights of its own: rewritten except by `without`, in fp32 or fp16."""
     stage = plan.graph(checkpoint.module(plan.component), checkpoint)
-    for name in rewrites_of(plan.name, without):
+    for name in rewrites_of(plan.name, precision, without):
         _APPLY[name](stage)
     return (Half(stage) if precision == "fp16" else stage).eval()
 

@@ -14,11 +14,17 @@ from sdturbo.errors import InvalidRequest
 REWRITES = {
     "time-tables": ("denoiser",),
     "upsample": ("denoiser", "decoder"),
+    "group-norm": ("denoiser", "decoder", "encoder"),
 }
+_FP32_ONLY = ("group-norm",)  # GPU engines, which fp16 is for, have norms of their own
 
 
-def rewrites_of(stage: str, without: Collection[str] = ()) -> tuple[str, ...]:
-    """Names of the rewrites that `stage` gets. Raises InvalidRequest if `without` names one that does not exist."""
+def rewrites_of(stage: str, precision: str, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the rewrites that `stage` gets in that precision of its graph.
+
+    Raises InvalidRequest if `without` names one that does not exist.
+    """
     if unknown := sorted(set(without) - set(REWRITES)):
         raise InvalidRequest(f"Got rewrites {', '.join(unknown)} to leave out; expected {', '.join(REWRITES)}.")
-    return tuple(name for name, stages in REWRITES.items() if stage in stages and name not in without)
+    left_out = {*without, *(_FP32_ONLY if precision != "fp32" else ())}
+    return tuple(name for name, stages in REWRITES.items() if stage in stages and name not in left_out)
