@@ -213,7 +213,7 @@ def _require_replaceable(out: Path) -> None:
 def _require_space(store: Path, plan: StagePlan, checkpoint: Checkpoint) -> None:
     """Refuse early what would fill the disk: a stage's float32 graph is as large as its component's float32 weights."""
     names = checkpoint.weights[plan.component]
-    need = sum((checkpoint.path / name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
+    need = sum(checkpoint.file(name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
     free = shutil.disk_usage(store).free
     if free < need:
         raise BuildError(

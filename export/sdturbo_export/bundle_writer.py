@@ -88,6 +88,7 @@ def _write_manifest(
             "name": checkpoint.name,
             "source": checkpoint.source,
             "revision": checkpoint.revision,
+            "decoder": checkpoint.decoder_name,
             "weights": {name: hashes[name] for names in checkpoint.weights.values() for name in names},
             "loras": [
                 {"file": lora.path.name, "sha256": hashes[str(lora.path)], "scale": lora.scale}
@@ -138,6 +139,10 @@ def _write_licence(directory: Path, checkpoint: Checkpoint) -> None:
         notes = notice.read_text(encoding="utf-8", errors="replace")
     else:
         notes = STABILITY_NOTICE if "Stability AI" in licence else ""
+    if checkpoint.decoder:
+        notes += f"The decoder is {checkpoint.decoder_name}.\n"
+        for file in sorted(path for path in checkpoint.decoder.glob("LICENSE*") if path.is_file()):
+            licence += f"\n# Licence of the decoder\n\n{file.read_text(encoding='utf-8', errors='replace')}"
     (directory / "LICENSE.md").write_text(licence, encoding="utf-8")
     (directory / "NOTICE").write_text(
         f"{notes}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8"

@@ -26,6 +26,7 @@ MANIFEST = "stage.json"
 OUTPUT = "output.npy"
 # what decides the bytes of an exported graph, besides the checkpoint
 _SOURCES = (
+    "autoencoder_tiny.py",
     "checkpoint.py",
     "lora.py",
     "stages.py",

@@ -135,8 +135,23 @@ class Encoder(nn.Module):
         return z * self.scaling_factor + self.sigmas[step] * noise
 
 
+class TinyEncoder(nn.Module):
+    """AutoencoderTiny: image uint8 (B, H, W, 3), noise, step -> encoded·scaling + sigma[step]·noise."""
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
+        self.register_buffer("sigmas", torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
+
+    def forward(self, image: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        (x,) = _cast(self.vae, image.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        z = self.vae.encode(x, return_dict=False)[0].float()
+        return z * self.scaling_factor + self.sigmas[step] * noise
+
+
 class EncoderReference(nn.Module):
-    """The same by diffusers' AutoencoderKL posterior and EulerDiscreteScheduler.add_noise."""
+    """The same by diffusers' AutoencoderKL posterior, or AutoencoderTiny, and EulerDiscreteScheduler.add_noise."""
 
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
@@ -144,11 +159,12 @@ class EncoderReference(nn.Module):
         self.rows = checkpoint.schedule.rows
         self.scheduler = EulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
 
-    def forward(
-        self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
-    ) -> torch.Tensor:
-        posterior = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0).latent_dist
-        latents = (posterior.mean + posterior.std * posterior_noise) * self.vae.config.scaling_factor
+    def forward(self, image: torch.Tensor, *noises_and_step: torch.Tensor) -> torch.Tensor:
+        *posterior_noise, noise, step = noises_and_step
+        encoded = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0)
+        drawn = [encoded.latent_dist.mean + encoded.latent_dist.std * one for one in posterior_noise]
+        z = drawn[0] if drawn else encoded.latents
+        latents = z * self.vae.config.scaling_factor
         row = self.rows[int(step)]
         self.scheduler.set_timesteps(row.num_inference_steps)
         timesteps = self.scheduler.timesteps[row.index].repeat(len(image))
@@ -167,6 +183,16 @@ def _latents(name: str = "latents") -> TensorSpec:
 
 def _embeds(checkpoint: Checkpoint) -> TensorSpec:
     return TensorSpec("prompt_embeds", "float32", ("B", MAX_LENGTH, checkpoint.configs["text_encoder"]["hidden_size"]))
+
+
+def _encoder(vae: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    return (TinyEncoder if checkpoint.decoder else Encoder)(vae, checkpoint)
+
+
+def _encoder_inputs(checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+    """Noises in the order in which diffusers draws them."""
+    posterior = () if checkpoint.decoder else (_latents("posterior_noise"),)
+    return (_IMAGE, *posterior, _latents("noise"), _STEP)
 
 
 _IMAGE = TensorSpec("image", "uint8", ("B", HEIGHT, WIDTH, 3))
@@ -190,14 +216,7 @@ PLANS = (
         lambda _: _latents("next_latents"),  # ONNX names are assigned once: not `latents` again
     ),
     StagePlan("decoder", "vae", Decoder, Decoder, lambda _: (_latents(),), lambda _: _IMAGE),
-    StagePlan(
-        "encoder",
-        "vae",
-        Encoder,
-        EncoderReference,
-        lambda _: (_IMAGE, _latents("posterior_noise"), _latents("noise"), _STEP),
-        lambda _: _latents(),
-    ),
+    StagePlan("encoder", "vae", _encoder, EncoderReference, _encoder_inputs, lambda _: _latents()),
 )
 
 
