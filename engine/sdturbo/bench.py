@@ -43,6 +43,7 @@ def measure(
     return {
         "bundle_id": pipe.bundle.bundle_id,
         "model": pipe.bundle.model.get("name"),
+        "decoder": pipe.bundle.decoder,
         "backend": pipe.backend.name,
         "backend_version": pipe.backend.version,
         "device": pipe.backend.device,

@@ -113,6 +113,11 @@ class Bundle:
             raise BundleError(root, faults)
         return bundle
 
+    @property
+    def decoder(self) -> str:
+        """Which autoencoder draws: "AutoencoderKL", or "AutoencoderTiny" and a name."""
+        return str(self.model.get("decoder", "AutoencoderKL"))
+
     def steps(self, num_inference_steps: int) -> range:
         """The rows of the schedule table for a run of that many steps, as values for the graphs' `step` input."""
         rows = [i for i, row in enumerate(self.schedule) if row.num_inference_steps == num_inference_steps]

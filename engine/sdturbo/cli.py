@@ -112,8 +112,21 @@ def generate(
             dropped = result.dropped[0]
             tick()
     if as_json:
-        engine = {"backend": pipe.backend.name, "device": pipe.backend.device, "precision": pipe.backend.precision}
-        print_json({"images": written, "dropped": dropped, "bundle_id": pipe.bundle.bundle_id, **engine})
+        engine = {
+            "decoder": pipe.bundle.decoder,
+            "backend": pipe.backend.name,
+            "device": pipe.backend.device,
+            "precision": pipe.backend.precision,
+        }
+        print_json(
+            {
+                "images": written,
+                "dropped": dropped,
+                "bundle_id": pipe.bundle.bundle_id,
+                "decoder": pipe.bundle.decoder,
+                **engine,
+            }
+        )
         return
     if dropped:
         click.echo(f"The model sees 77 tokens; it did not see: {dropped!r}", err=True)
@@ -136,6 +149,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
         "path": str(found.path),
         "bundle_id": found.bundle_id,
         "model": dict(found.model),
+        "decoder": found.decoder,
         "precision": found.precision,
         "size": [found.width, found.height],
         "batch_sizes": list(found.batch_sizes),
@@ -150,6 +164,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
     click.echo(
         f"model      {found.model.get('name')} from {found.model.get('source')}{f' with {loras}' if loras else ''}"
     )
+    click.echo(f"decoder    {found.decoder}")
     click.echo(f"pictures   {found.width}x{found.height}, batch sizes {', '.join(map(str, found.batch_sizes))}")
     click.echo(f"precision  {found.precision}, {size / 1e6:.0f} MB in {len(found.files)} files")
     for name, parity in found.parity.items():
@@ -208,7 +223,8 @@ def bench(
             tick=tick,
         )
     if not as_json:
-        click.echo(f"{found['model']} on {found['backend']} {found['backend_version']}, {found['precision']}")
+        engine = f"{found['backend']} {found['backend_version']}, {found['precision']}"
+        click.echo(f"{found['model']} with {found['decoder']} on {engine}")
         click.echo(f"load {found['load_ms']:.0f} ms, first picture {found['first_image_ms']:.0f} ms")
         for name, part in found["parts_ms"].items():
             click.echo(f"{name:>16}  median {part['median']:9.2f} ms  p95 {part['p95']:9.2f} ms")

@@ -28,6 +28,7 @@ from sdturbo.tokenizer import PromptTokenizer, Tokens
 
 F32 = NDArray[np.float32]
 MAX_LATENT = 1e4  # a standard normal stays below 10
+NOISES = ("posterior_noise", "noise")  # inputs of the encoder
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
 
 
@@ -50,6 +51,7 @@ class Result:
     device: str
     precision: str
     bundle_id: str
+    decoder: str
 
 
 class Pipeline:
@@ -194,6 +196,7 @@ class Pipeline:
             device=self.backend.device,
             precision=self.backend.precision,
             bundle_id=self.bundle.bundle_id,
+            decoder=self.bundle.decoder,
         )
 
     async def generate_async(
@@ -247,17 +250,16 @@ class Pipeline:
             raise InvalidRequest(f"Got latents beyond ±{MAX_LATENT:g} or not finite; expected standard normals.")
         return latents * np.float32(self.bundle.schedule[0].sigma)
 
-    def prepare_image_noise(self, seeds: Sequence[int]) -> tuple[F32, F32]:
-        """(posterior_noise, noise) of image-to-image, drawn in this order from one generator an image."""
+    def prepare_image_noise(self, seeds: Sequence[int]) -> dict[str, F32]:
+        """The encoder's noises by name, drawn in its inputs' order from one generator an image: posterior_noise, noise; an
+        AutoencoderTiny has no posterior."""
         generators = [TorchGenerator(seed) for seed in seeds]
-        pairs = [(one.randn(self._latents_shape), one.randn(self._latents_shape)) for one in generators]
-        return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
+        names = [spec.name for spec in self.bundle.stages["encoder"].inputs if spec.name in NOISES]
+        return {name: np.concatenate([one.randn(self._latents_shape) for one in generators]) for name in names}
 
-    def encode_image(self, pixels: NDArray[np.uint8], noises: tuple[F32, F32], step: int) -> F32:
+    def encode_image(self, pixels: NDArray[np.uint8], noises: dict[str, F32], step: int) -> F32:
         """Latents of a picture with the noise of row `step` added: float32 (N, 4, H/8, W/8)."""
-        posterior_noise, noise = noises
-        count = len(noise)
-        inputs = {"image": [pixels[0]] * count, "posterior_noise": posterior_noise, "noise": noise}
+        inputs = {"image": [pixels[0]] * len(noises["noise"]), **noises}
         return self._run("encoder", inputs, step=np.int64(step))
 
     def denoise(self, latents: F32, prompt_embeds: Sequence[F32], step: int) -> F32:
@@ -304,11 +306,12 @@ class Pipeline:
         """A PIL image whose `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
         picture = Image.fromarray(pixels)
         denoising = f", Denoising strength: {strength:g}" if strength is not None else ""
+        vae = f", VAE: {self.bundle.decoder}" if self.bundle.decoder != "AutoencoderKL" else ""
         seeded = f", Seed: {seed}" if seed is not None else ""
         picture.info["parameters"] = (
             f"{prompt}\nSteps: {steps}, Sampler: Euler, Schedule type: Trailing, CFG scale: 1{seeded},"
             f" Size: {picture.width}x{picture.height}, Model hash: {self.bundle.bundle_id},"
-            f" Model: {self.bundle.model['name']}{denoising}, Version: sdturbo"
+            f" Model: {self.bundle.model['name']}{vae}{denoising}, Version: sdturbo"
         )
         return picture
 

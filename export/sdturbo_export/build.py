@@ -8,7 +8,7 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from sdturbo_export.golden import GOLDEN, GoldenRun
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.parity import engine_output, half_output, stage_parity, torch_output
 from sdturbo_export.progress import Progress
-from sdturbo_export.rewrites.half import Half
+from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import PLANS, StagePlan, example_inputs
+from sdturbo_export.stages import PLANS, StagePlan, example_inputs, graph_module
 from sdturbo_export.tokenizer_files import tokenizer_json
 
 PRECISIONS = ("fp32", "fp16")
@@ -53,12 +53,14 @@ def build(
     *,
     batch_sizes: Sequence[int] = (1,),
     precision: str = "fp32",
+    without: Collection[str] = (),
     store: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `checkpoint` to the bundle directory `out` and return it; an older bundle there is replaced at the end.
 
     batch_sizes: static batch sizes to hold. precision: of all graphs, "fp32" or "fp16" (NVIDIA GPUs).
+    without: names of `rewrites.REWRITES` to leave out.
     store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
     progress.
     A stage whose inputs did not change is taken from the store. Whatever stops the build, and whenever, `out` is the new
@@ -69,6 +71,7 @@ def build(
         raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
     if precision not in PRECISIONS:
         raise InvalidRequest(f"Got precision {precision!r}; expected {' or '.join(PRECISIONS)}.")
+    rewrites = {plan.name: rewrites_of(plan.name, precision, without) for plan in PLANS}
     batch_sizes = sorted(set(batch_sizes))
     out = out.resolve()
     store = (store or out.parent / ".stages").resolve()
@@ -82,16 +85,18 @@ def build(
         stages: dict[str, StoredStage] = {}
         for plan in PLANS:
             with progress.part(plan.name):
-                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, precision)
+                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, precision, rewrites[plan.name])
                 found = stage_store.find(store, key)
-                stages[plan.name] = found or _export_stage(plan, checkpoint, batch_sizes, precision, golden, store, key)
+                stages[plan.name] = found or _export_stage(
+                    plan, checkpoint, batch_sizes, precision, without, golden, store, key
+                )
                 golden.outputs[plan.name] = _golden_output(plan, checkpoint, stages[plan.name], precision, golden)
                 origin = "not changed, reused" if found else "exported"
                 say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
         with progress.part("bundle"):
             partial = _partial(out)
             try:
-                write_bundle(partial, checkpoint, hashes, stages, golden.picture(), precision, replaces=out)
+                write_bundle(partial, checkpoint, hashes, stages, golden.picture(), precision, rewrites, replaces=out)
                 if out.exists():
                     exchange(partial, out)
                 else:
@@ -108,6 +113,7 @@ def _export_stage(
     checkpoint: Checkpoint,
     batch_sizes: Sequence[int],
     precision: str,
+    without: Collection[str],
     golden: GoldenRun,
     store: Path,
     key: str,
@@ -117,7 +123,7 @@ def _export_stage(
     partial = store / f".{key}.partial"
     partial.mkdir()
     try:
-        graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, partial)
+        graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, without, partial)
         inputs = golden.inputs(plan.name)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         expected = torch_output(plan, checkpoint, inputs)
@@ -132,7 +138,7 @@ def _export_stage(
                 relative_l2(output, expected), stage_parity(plan, checkpoint, others, backend, Path(workspace))
             )
         if precision == "fp16":
-            distance = max(distance, relative_l2(half_output(plan, checkpoint, inputs), expected))
+            distance = max(distance, relative_l2(half_output(plan, checkpoint, inputs, without), expected))
         if distance > BOUNDS[precision]:
             raise ParityError(
                 f"The exported {plan.name} is {distance:.1e} (relative L2) from PyTorch, more than {BOUNDS[precision]:.0e}."
@@ -152,13 +158,16 @@ def _export_stage(
 
 
 def _write_graphs(
-    plan: StagePlan, checkpoint: Checkpoint, batch_sizes: Sequence[int], precision: str, directory: Path
+    plan: StagePlan,
+    checkpoint: Checkpoint,
+    batch_sizes: Sequence[int],
+    precision: str,
+    without: Collection[str],
+    directory: Path,
 ) -> dict[int, str]:
     """One ONNX file a batch size, and one file of weights for all of them."""
     graphs: dict[int, str] = {}
-    module = plan.graph(checkpoint.module(plan.component), checkpoint)
-    if precision == "fp16":
-        module = Half(module)
+    module = graph_module(plan, checkpoint, precision=precision, without=without)
     with WeightFile(directory / f"{plan.name}.weights") as weights:
         for size in batch_sizes:
             graphs[size] = f"{plan.name}.onnx" if size == 1 else f"{plan.name}.b{size}.onnx"
@@ -206,7 +215,7 @@ def _require_replaceable(out: Path) -> None:
 def _require_space(store: Path, plan: StagePlan, checkpoint: Checkpoint) -> None:
     """Refuse early what would fill the disk: a stage's float32 graph is as large as its component's float32 weights."""
     names = checkpoint.weights[plan.component]
-    need = sum((checkpoint.path / name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
+    need = sum(checkpoint.file(name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
     free = shutil.disk_usage(store).free
     if free < need:
         raise BuildError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,7 @@ def write_bundle(
     stages: Mapping[str, StoredStage],
     picture: NDArray[np.uint8],
     precision: str,
+    rewrites: Mapping[str, Sequence[str]],
     *,
     replaces: Path,
 ) -> None:
@@ -63,7 +64,7 @@ def write_bundle(
     (directory / TOKENIZER).write_text(text, encoding="utf-8")
     _write_licence(directory, checkpoint)
     save_png(Image.fromarray(picture), directory / GOLDEN.image)
-    _write_manifest(directory, checkpoint, hashes, stages, precision)
+    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites)
 
 
 def _write_manifest(
@@ -72,6 +73,7 @@ def _write_manifest(
     hashes: Mapping[str, str],
     stages: Mapping[str, StoredStage],
     precision: str,
+    rewrites: Mapping[str, Sequence[str]],
 ) -> None:
     known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
     files: dict[str, dict[str, Any]] = {}
@@ -86,6 +88,7 @@ def _write_manifest(
             "name": checkpoint.name,
             "source": checkpoint.source,
             "revision": checkpoint.revision,
+            "decoder": checkpoint.decoder_name,
             "weights": {name: hashes[name] for names in checkpoint.weights.values() for name in names},
             "loras": [
                 {"file": lora.path.name, "sha256": hashes[str(lora.path)], "scale": lora.scale}
@@ -104,6 +107,7 @@ def _write_manifest(
                 "inputs": [_spec(spec) for spec in plan.inputs(checkpoint)],
                 "outputs": [_spec(plan.output(checkpoint))],
                 "graphs": {str(size): f"onnx/{name}" for size, name in stages[plan.name].graphs.items()},
+                "rewrites": list(rewrites[plan.name]),
             }
             for plan in PLANS
         },
@@ -135,6 +139,10 @@ def _write_licence(directory: Path, checkpoint: Checkpoint) -> None:
         notes = notice.read_text(encoding="utf-8", errors="replace")
     else:
         notes = STABILITY_NOTICE if "Stability AI" in licence else ""
+    if checkpoint.decoder:
+        notes += f"The decoder is {checkpoint.decoder_name}.\n"
+        for file in sorted(path for path in checkpoint.decoder.glob("LICENSE*") if path.is_file()):
+            licence += f"\n# Licence of the decoder\n\n{file.read_text(encoding='utf-8', errors='replace')}"
     (directory / "LICENSE.md").write_text(licence, encoding="utf-8")
     (directory / "NOTICE").write_text(
         f"{notes}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -44,7 +44,8 @@ _MAX_LISTED = 8  # faults of one kind that are named one by one
 class Checkpoint:
     """A checked checkpoint. `weights` maps each component to its safetensors files, relative to `path`.
 
-    `loras` are fused, in order, when a module is made."""
+    `loras` are fused, in order, when a module is made. `decoder` is the directory of an AutoencoderTiny that takes the place
+    of the autoencoder `vae` (`autoencoder_tiny.with_decoder`); its files are named decoder/…."""
 
     path: Path
     name: str
@@ -53,22 +54,34 @@ class Checkpoint:
     configs: Mapping[str, Mapping[str, Any]]
     weights: Mapping[str, tuple[str, ...]]
     loras: tuple[Lora, ...] = ()
+    decoder: Path | None = None
 
     @property
     def schedule(self) -> Schedule:
         return schedule_from_config(self.configs["scheduler"])
 
+    @property
+    def decoder_name(self) -> str:
+        """What the bundle says of its decoder: "AutoencoderKL", or "AutoencoderTiny" and its directory's name."""
+        return f"AutoencoderTiny {self.decoder.resolve().name}" if self.decoder else "AutoencoderKL"
+
+    def file(self, name: str) -> Path:
+        """The place of one of `weights`."""
+        if self.decoder and name.startswith("decoder/"):
+            return self.decoder / name.removeprefix("decoder/")
+        return self.path / name
+
     def hashes(self) -> dict[str, str]:
         """sha256 of every weight file, by its path in the checkpoint."""
         names = [name for names in self.weights.values() for name in names]
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-            return dict(zip(names, pool.map(lambda name: sha256_file(self.path / name), names), strict=True))
+            return dict(zip(names, pool.map(lambda name: sha256_file(self.file(name)), names), strict=True))
 
     def state_dict(self, component: str) -> dict[str, torch.Tensor]:
         """The component's tensors under the Hub's names, memory-mapped."""
         tensors: dict[str, torch.Tensor] = {}
         for name in self.weights[component]:
-            tensors |= load_file(self.path / name)
+            tensors |= load_file(self.file(name))
         return {hub_name(component, key): value for key, value in tensors.items() if not _is_buffer(key)}
 
     def module(self, component: str) -> nn.Module:
@@ -77,7 +90,8 @@ class Checkpoint:
         weights = {name: self.state_dict(name) for name in fused or (component,)}
         if fused:
             fuse(self.loras, weights)
-        module = empty_module(component, self.configs[component])
+        is_tiny = component == "vae" and self.decoder is not None
+        module = empty_module("autoencoder_tiny" if is_tiny else component, self.configs[component])
         named = {_module_name(component, key): value.float() for key, value in weights[component].items()}
         if wrong := [name for name, value in named.items() if not value.isfinite().all()]:
             raise CheckpointError(self.path, [f"{component}: {_listed(wrong)} hold NaN or infinite values"])
@@ -96,9 +110,9 @@ def open_checkpoint(
     if not path.is_dir():
         raise CheckpointError(path, ["there is no such directory; expected a checkpoint in diffusers layout"])
     faults: list[str] = []
-    index = _read_json(path / "model_index.json", faults)
-    configs = {c: _DEFAULTS[c] | _read_json(path / c / "config.json", faults) for c in COMPONENTS}
-    configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json", faults)
+    index = read_json(path / "model_index.json", faults)
+    configs = {c: _DEFAULTS[c] | read_json(path / c / "config.json", faults) for c in COMPONENTS}
+    configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json", faults)
     vocabulary = [path / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
     if missing := [f"tokenizer/{file.name} is missing" for file in vocabulary if not file.is_file()]:
         faults += missing
@@ -114,9 +128,10 @@ def open_checkpoint(
         raise CheckpointError(path, faults)
     weights: dict[str, tuple[str, ...]] = {}
     for component in COMPONENTS:
-        weights[component] = _weight_files(path, component, faults)
-        if weights[component]:
-            faults += _tensor_faults(path, component, configs[component], weights[component])
+        weights[component] = weight_files(path / component, component, COMPONENTS[component][1], faults)
+        files = {name: path / name for name in weights[component]}
+        if files:
+            faults += tensor_faults(component, component, configs[component], files)
     if faults:
         raise CheckpointError(path, faults)
     return Checkpoint(path, name or path.resolve().name, source or path.resolve().name, revision, configs, weights)
@@ -127,6 +142,8 @@ def empty_module(component: str, config: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):
         if component == "text_encoder":
             return CLIPTextModel(CLIPTextConfig(**config))
+        if component == "autoencoder_tiny":
+            return AutoencoderTiny.from_config(dict(config))
         return (UNet2DConditionModel if component == "unet" else AutoencoderKL).from_config(dict(config))
 
 
@@ -149,7 +166,8 @@ def _is_buffer(name: str) -> bool:
     return name.endswith("embeddings.position_ids")  # saved by older transformers, computed by newer ones
 
 
-def _read_json(path: Path, faults: list[str]) -> dict[str, Any]:
+def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
+    """The file's object; what is wrong with it goes to `faults`."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -192,39 +210,39 @@ def _family_faults(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, 
     return faults + scheduler_faults(configs["scheduler"])
 
 
-def _weight_files(path: Path, component: str, faults: list[str]) -> tuple[str, ...]:
-    """The component's files: fp32 before the fp16 variant, one file before shards."""
-    stem = COMPONENTS[component][1]
+def weight_files(directory: Path, label: str, stem: str, faults: list[str]) -> tuple[str, ...]:
+    """The files of weights in `directory`, as label/name: fp32 before the fp16 variant, one file before shards."""
     for variant in ("", ".fp16"):
-        single = f"{component}/{stem}{variant}.safetensors"
-        if (path / single).is_file():
-            return (single,)
-        index = path / component / f"{stem}.safetensors.index{variant}.json"
+        single = f"{stem}{variant}.safetensors"
+        if (directory / single).is_file():
+            return (f"{label}/{single}",)
+        index = directory / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
-            named = _read_json(index, faults).get("weight_map")
+            named = read_json(index, faults).get("weight_map")
             if not isinstance(named, dict) or not named or not all(isinstance(one, str) for one in named.values()):
-                faults.append(f"{component}: {index.name} has no weight_map of tensor names to files")
+                faults.append(f"{label}: {index.name} has no weight_map of tensor names to files")
                 return ()
             shards = sorted(set(named.values()))
-            wrong = [s for s in shards if Path(s).name != s or not (path / component / s).is_file()]
-            faults += [f"{component}: {index.name} names {shard!r}, which is not a file beside it" for shard in wrong]
-            return () if wrong else tuple(f"{component}/{shard}" for shard in shards)
-    pickles = [p.name for ending in ("*.bin", "*.ckpt", "*.pt") for p in sorted((path / component).glob(ending))]
+            wrong = [s for s in shards if Path(s).name != s or not (directory / s).is_file()]
+            faults += [f"{label}: {index.name} names {shard!r}, which is not a file beside it" for shard in wrong]
+            return () if wrong else tuple(f"{label}/{shard}" for shard in shards)
+    pickles = [p.name for ending in ("*.bin", "*.ckpt", "*.pt") for p in sorted(directory.glob(ending))]
     hint = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
-    faults.append(f"{component}: {stem}.safetensors is missing, as are its fp16 and sharded forms{hint}")
+    faults.append(f"{label}: {stem}.safetensors is missing, as are its fp16 and sharded forms{hint}")
     return ()
 
 
-def _tensor_faults(path: Path, component: str, config: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+def tensor_faults(label: str, component: str, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
+    """What is wrong with the tensors in `files`, by their headers: missing, unknown, of another shape or dtype."""
     try:
         expected = expected_shapes(component, config)
     except Exception as error:  # diffusers and transformers raise whatever their constructors meet
-        return [f"{component}/config.json describes no model: {error}"]
+        return [f"{label}/config.json describes no model: {error}"]
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     faults: list[str] = []
-    for name in names:
+    for name, file in files.items():
         try:
-            found |= dict(_headers(path / name, component))
+            found |= dict(_headers(file, component))
         except (SafetensorError, OSError) as error:
             faults.append(f"{name} is not a whole safetensors file: {error}")
     if faults:
@@ -244,7 +262,7 @@ def _tensor_faults(path: Path, component: str, config: Mapping[str, Any], names:
         ("tensors that are not F32, F16 or BF16", kinds),
     ):
         if items:
-            faults.append(f"{component}: {len(items)} {what}: {_listed(items)}")
+            faults.append(f"{label}: {len(items)} {what}: {_listed(items)}")
     return faults
 
 

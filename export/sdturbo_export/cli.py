@@ -14,11 +14,17 @@ from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
+from sdturbo_export.rewrites import REWRITES
 
 MODEL_HELP = (
     "tiny (trained toy); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
 )
 
+decoder_option = click.option(
+    "--decoder",
+    type=click.Path(path_type=Path),
+    help="Directory of an AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 workspace_option = click.option(
     "--workspace",
@@ -50,11 +56,15 @@ def cli() -> None:
 @click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
 @click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, safetensors; repeatable.")
+@decoder_option
 @click.option(
     "--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable."
 )
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16: NVIDIA GPUs."
+)
+@click.option(
+    "--without", multiple=True, type=click.Choice(list(REWRITES)), help="Leave out an exact rewrite, to measure it."
 )
 @workspace_option
 @json_option
@@ -64,8 +74,10 @@ def build(
     revision: str | None,
     accept_license: bool,
     loras: tuple[str, ...],
+    decoder: Path | None,
     batch_sizes: tuple[int, ...],
     precision: str,
+    without: tuple[str, ...],
     workspace: Path,
     as_json: bool,
 ) -> None:
@@ -78,13 +90,20 @@ def build(
     ask = (lambda question: click.confirm(question, err=True)) if sys.stdin.isatty() and not as_json else None
     parsed = [parse_lora(text) for text in loras]
     checkpoint = resolve(
-        model, workspace / "checkpoints", revision=revision, accept_license=accept_license, ask=ask, loras=parsed
+        model,
+        workspace / "checkpoints",
+        revision=revision,
+        accept_license=accept_license,
+        ask=ask,
+        loras=parsed,
+        decoder=decoder,
     )
     bundle = build_bundle(
         checkpoint,
         out,
         batch_sizes=batch_sizes,
         precision=precision,
+        without=without,
         store=workspace / "stages",
         say=lambda line: click.echo(line, err=True),
     )
@@ -119,14 +138,21 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
 @click.option("--model", help=f"Compare with PyTorch: the checkpoint the bundle was made from. {MODEL_HELP}")
 @click.option("--revision", help="Commit of a Hub id.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="The LoRAs the bundle was made with.")
+@decoder_option
 @workspace_option
 @json_option
 def verify(
-    bundle: Path, model: str | None, revision: str | None, loras: tuple[str, ...], workspace: Path, as_json: bool
+    bundle: Path,
+    model: str | None,
+    revision: str | None,
+    loras: tuple[str, ...],
+    decoder: Path | None,
+    workspace: Path,
+    as_json: bool,
 ) -> int:
     """Check a bundle again: hashes, the golden picture on every backend, and with --model each stage against PyTorch."""
-    if model is None and (loras or revision):
-        raise InvalidRequest("Got --lora or --revision without --model; they say what the model's weights are.")
+    if model is None and (loras or revision or decoder):
+        raise InvalidRequest("Got --lora, --decoder or --revision without --model; they say what the weights are.")
     found = Bundle.load(bundle)
     checkpoint = None
     if model is not None:
@@ -135,7 +161,7 @@ def verify(
         from sdturbo_export.resolve import resolve
 
         parsed = [parse_lora(text) for text in loras]
-        checkpoint = resolve(model, workspace / "checkpoints", revision=revision, loras=parsed)
+        checkpoint = resolve(model, workspace / "checkpoints", revision=revision, loras=parsed, decoder=decoder)
     from sdturbo_export.verify import verify_bundle
 
     lines: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from sdturbo.bundle import Stage, TensorSpec
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.distance import relative_l2
 from sdturbo_export.half_arithmetic import HalfArithmetic
-from sdturbo_export.rewrites.half import Half
-from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs
+from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs, graph_module
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -37,12 +36,12 @@ def torch_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays) -> NDA
         return run(*(torch.from_numpy(inputs[spec.name]) for spec in plan.inputs(checkpoint))).numpy()
 
 
-def half_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays) -> NDArray[Any]:
+def half_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays, without: Collection[str] = ()) -> NDArray[Any]:
     """What the stage's float16 module makes of `inputs` in a GPU's arithmetic, overflow included.
 
     The exported graph is the same module, but ONNX Runtime's CPU provider does not round between its nodes.
     """
-    module = Half(plan.graph(checkpoint.module(plan.component), checkpoint)).eval()
+    module = graph_module(plan, checkpoint, precision="fp16", without=without)
     run = module.pixels if plan.name == "decoder" else module
     with torch.no_grad(), HalfArithmetic():
         return run(*(torch.from_numpy(inputs[spec.name]) for spec in plan.inputs(checkpoint))).numpy()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdturbo.errors import InvalidRequest
+from sdturbo_export.autoencoder_tiny import with_decoder
 from sdturbo_export.checkpoint import Checkpoint, open_checkpoint
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.lora import Lora
@@ -27,12 +28,14 @@ def resolve(
     accept_license: bool = False,
     ask: Callable[[str], bool] | None = None,
     loras: Sequence[Lora] = (),
+    decoder: Path | None = None,
 ) -> Checkpoint:
     """The checkpoint that `model` names.
 
     "tiny" is the trained toy model that comes with this package. "small" and "seeded", or "small:7" with a seed, are
     drawn once and kept in `workspace`. These names win over directories called so (write ./tiny). An existing directory is
     read where it is. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted.
+    decoder: directory of an AutoencoderTiny that takes the place of the checkpoint's own.
     """
     seeded = _SEEDED.fullmatch(model)
     if model == TINY:
@@ -64,4 +67,5 @@ def resolve(
             f"Unknown model {model!r}; expected tiny, small, seeded, a checkpoint's directory, or a Hub id such as"
             " stabilityai/sd-turbo."
         )
-    return dataclasses.replace(checkpoint, loras=tuple(loras))
+    checkpoint = dataclasses.replace(checkpoint, loras=tuple(loras))
+    return with_decoder(checkpoint, decoder) if decoder else checkpoint

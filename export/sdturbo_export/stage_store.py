@@ -26,13 +26,16 @@ MANIFEST = "stage.json"
 OUTPUT = "output.npy"
 # what decides the bytes of an exported graph, besides the checkpoint
 _SOURCES = (
+    "autoencoder_tiny.py",
     "checkpoint.py",
     "lora.py",
     "stages.py",
     "schedule.py",
     "onnx_from_torch.py",
-    "rewrites/time_tables.py",
+    "rewrites/group_norm.py",
     "rewrites/half.py",
+    "rewrites/time_tables.py",
+    "rewrites/upsample.py",
 )
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
@@ -57,7 +60,12 @@ class StoredStage:
 
 
 def stage_key(
-    plan: StagePlan, checkpoint: Checkpoint, hashes: Mapping[str, str], batch_sizes: Sequence[int], precision: str
+    plan: StagePlan,
+    checkpoint: Checkpoint,
+    hashes: Mapping[str, str],
+    batch_sizes: Sequence[int],
+    precision: str,
+    rewrites: Sequence[str],
 ) -> str:
     """The name of the stage in the store."""
     component = plan.component
@@ -69,6 +77,7 @@ def stage_key(
         "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
         "batch_sizes": sorted(batch_sizes),
         "precision": precision,
+        "rewrites": list(rewrites),
         "sources": [sha256_file(Path(str(files("sdturbo_export").joinpath(name)))) for name in _SOURCES],
         "packages": {name: version(name) for name in _PACKAGES},
     }

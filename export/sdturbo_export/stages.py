@@ -7,8 +7,7 @@ whatever the precision inside (`rewrites/half.py`).
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,11 @@ from torch import nn
 from sdturbo.bundle import TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.rewrites.group_norm import group_norm_by_channels
+from sdturbo_export.rewrites.half import Half
 from sdturbo_export.rewrites.time_tables import tabulate_time
+from sdturbo_export.rewrites.upsample import phase_upsampling
 from sdturbo_export.schedule import step_coefficients
 
 HEIGHT = WIDTH = 512
@@ -50,21 +53,30 @@ class TextEncoder(nn.Module):
         return self.text_encoder(input_ids).last_hidden_state.float()
 
 
+class TimestepOf(nn.Module):
+    """step () -> the timestep of that row, int64 ()."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.register_buffer("timesteps", torch.tensor([row.timestep for row in checkpoint.schedule.rows]))
+
+    def forward(self, step: torch.Tensor) -> torch.Tensor:
+        return self.timesteps[step]
+
+
 class Denoiser(nn.Module):
     """One step: c_in·x into the UNet, then x' = a·x + b·out, with the coefficients of row `step`."""
 
     def __init__(self, unet: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.unet = copy.deepcopy(
-            unet, {id(p): p for p in unet.parameters()}
-        )  # the rewrite changes modules, not weights
-        tabulate_time(self.unet, [row.timestep for row in checkpoint.schedule.rows])
+        self.unet = unet
+        self.timestep = TimestepOf(checkpoint)
         self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
 
     def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         c_in, a, b = self.coefficients[step].unbind()
         x, prompt_embeds = _cast(self.unet, latents * c_in, prompt_embeds)
-        out = self.unet(x, step, prompt_embeds, return_dict=False)[0].float()
+        out = self.unet(x, self.timestep(step), prompt_embeds, return_dict=False)[0].float()
         return a * latents + b * out
 
 
@@ -123,8 +135,23 @@ class Encoder(nn.Module):
         return z * self.scaling_factor + self.sigmas[step] * noise
 
 
+class TinyEncoder(nn.Module):
+    """AutoencoderTiny: image uint8 (B, H, W, 3), noise, step -> encoded·scaling + sigma[step]·noise."""
+
+    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
+        self.register_buffer("sigmas", torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
+
+    def forward(self, image: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        (x,) = _cast(self.vae, image.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        z = self.vae.encode(x, return_dict=False)[0].float()
+        return z * self.scaling_factor + self.sigmas[step] * noise
+
+
 class EncoderReference(nn.Module):
-    """The same by diffusers' AutoencoderKL posterior and EulerDiscreteScheduler.add_noise."""
+    """The same by diffusers' AutoencoderKL posterior, or AutoencoderTiny, and EulerDiscreteScheduler.add_noise."""
 
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
@@ -132,11 +159,12 @@ class EncoderReference(nn.Module):
         self.rows = checkpoint.schedule.rows
         self.scheduler = EulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
 
-    def forward(
-        self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
-    ) -> torch.Tensor:
-        posterior = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0).latent_dist
-        latents = (posterior.mean + posterior.std * posterior_noise) * self.vae.config.scaling_factor
+    def forward(self, image: torch.Tensor, *noises_and_step: torch.Tensor) -> torch.Tensor:
+        *posterior_noise, noise, step = noises_and_step
+        encoded = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0)
+        drawn = [encoded.latent_dist.mean + encoded.latent_dist.std * one for one in posterior_noise]
+        z = drawn[0] if drawn else encoded.latents
+        latents = z * self.vae.config.scaling_factor
         row = self.rows[int(step)]
         self.scheduler.set_timesteps(row.num_inference_steps)
         timesteps = self.scheduler.timesteps[row.index].repeat(len(image))
@@ -155,6 +183,16 @@ def _latents(name: str = "latents") -> TensorSpec:
 
 def _embeds(checkpoint: Checkpoint) -> TensorSpec:
     return TensorSpec("prompt_embeds", "float32", ("B", MAX_LENGTH, checkpoint.configs["text_encoder"]["hidden_size"]))
+
+
+def _encoder(vae: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    return (TinyEncoder if checkpoint.decoder else Encoder)(vae, checkpoint)
+
+
+def _encoder_inputs(checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+    """Noises in the order in which diffusers draws them."""
+    posterior = () if checkpoint.decoder else (_latents("posterior_noise"),)
+    return (_IMAGE, *posterior, _latents("noise"), _STEP)
 
 
 _IMAGE = TensorSpec("image", "uint8", ("B", HEIGHT, WIDTH, 3))
@@ -178,15 +216,25 @@ PLANS = (
         lambda _: _latents("next_latents"),  # ONNX names are assigned once: not `latents` again
     ),
     StagePlan("decoder", "vae", Decoder, Decoder, lambda _: (_latents(),), lambda _: _IMAGE),
-    StagePlan(
-        "encoder",
-        "vae",
-        Encoder,
-        EncoderReference,
-        lambda _: (_IMAGE, _latents("posterior_noise"), _latents("noise"), _STEP),
-        lambda _: _latents(),
-    ),
+    StagePlan("encoder", "vae", _encoder, EncoderReference, _encoder_inputs, lambda _: _latents()),
 )
+
+
+_APPLY: dict[str, Callable[[Any], None]] = {
+    "time-tables": tabulate_time,
+    "upsample": phase_upsampling,
+    "group-norm": group_norm_by_channels,
+}
+
+
+def graph_module(
+    plan: StagePlan, checkpoint: Checkpoint, *, precision: str = "fp32", without: Collection[str] = ()
+) -> nn.Module:
+    """The stage as it is exported, with weights of its own: rewritten except by `without`, in fp32 or fp16."""
+    stage = plan.graph(checkpoint.module(plan.component), checkpoint)
+    for name in rewrites_of(plan.name, precision, without):
+        _APPLY[name](stage)
+    return (Half(stage) if precision == "fp16" else stage).eval()
 
 
 def example_inputs(

@@ -15,7 +15,7 @@ from PIL import Image
 from sdturbo import Pipeline, backends
 from sdturbo.backends import Backend
 from sdturbo.bundle import Bundle
-from sdturbo.errors import BackendUnavailable
+from sdturbo.errors import BackendUnavailable, InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo.golden import difference, golden_distance
 
@@ -31,7 +31,15 @@ Line = dict[str, Any]
 
 
 def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Line]:
-    """Check after check, as {what, ok, found, expected}. The bundle's hashes were checked when it was loaded."""
+    """Check after check, as {what, ok, found, expected}. The bundle's hashes were checked when it was loaded.
+
+    Raises InvalidRequest if bundle and checkpoint have decoders of different classes, BackendUnavailable if nothing runs.
+    """
+    if checkpoint is not None and bundle.decoder.split()[0] != checkpoint.decoder_name.split()[0]:
+        raise InvalidRequest(
+            f"The bundle's decoder is {bundle.decoder}, the checkpoint's is {checkpoint.decoder_name}: pass --decoder with the"
+            " directory the bundle was made with, or leave it out."
+        )
     yield _line("files", True, f"{len(bundle.files)} files whole and unaltered", "sha256 of bundle.json")
     if checkpoint is not None:
         hashes = checkpoint.hashes()

@@ -6,12 +6,14 @@ float32 (10, ΣC_i); a step gathers its row and each block slices its part. Remo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+
+if TYPE_CHECKING:
+    from sdturbo_export.stages import Denoiser
 
 
 class _Row(nn.Module):
@@ -37,11 +39,11 @@ class _Part(nn.Module):
 
 
 @torch.no_grad()
-def tabulate_time(unet: UNet2DConditionModel, timesteps: Sequence[int]) -> None:
-    """Change `unet` in place so that its `timestep` argument is a row of `timesteps`, int64 scalar."""
+def tabulate_time(stage: Denoiser) -> None:
+    """Change the denoiser's UNet in place so that its `timestep` argument is the row of the schedule, `step` itself."""
+    unet: Any = stage.unet
     blocks = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
-    t = torch.tensor(timesteps)
-    emb = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
+    emb = unet.time_embedding(unet.time_proj(stage.timestep.timesteps).to(unet.dtype))
     parts = [block.time_emb_proj(block.nonlinearity(emb)) for block in blocks]
     start = 0
     for block, part in zip(blocks, parts, strict=True):
@@ -50,3 +52,4 @@ def tabulate_time(unet: UNet2DConditionModel, timesteps: Sequence[int]) -> None:
         start += part.shape[1]
     unet.time_embedding = _Row(torch.cat(parts, dim=1))
     unet.get_time_embed = lambda sample, timestep: timestep
+    stage.timestep = nn.Identity()

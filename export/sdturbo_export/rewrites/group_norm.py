@@ -1,0 +1,44 @@
+"""GroupNorm by sums over each channel, so that the picture keeps the layout that convolutions gave it.
+
+torch.onnx writes GroupNorm as InstanceNormalization of a picture reshaped to (B, G, C/G·H·W); a blocked layout has no such
+view, so engines copy the picture to plain layout and back. With m_g, v_g the mean over the C/G channels of group g of the
+channels' means over H and W:
+
+    m = m_g(x)     d = x - m     v = v_g(d²)     y = d·(γ/√(v+ε)) + β
+
+Only tensors of C numbers are reshaped. Two passes, not E[x²]-m²: nothing cancels, also where the engine rounds to bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class ChannelGroupNorm(nn.Module):
+    """(B, C, …) -> the same shape, as `norm` gives it."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.num_groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        column = (-1,) + (1,) * (x.dim() - 2)
+        d = x - self._group_mean(x)
+        scale = (self._group_mean(d * d) + self.eps).rsqrt() * self.weight.view(column)
+        return d * scale + self.bias.view(column)
+
+    def _group_mean(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean of each channel's group: (B, C, 1, …)."""
+        spatial = tuple(range(2, x.dim()))
+        channels = x.mean(spatial).unflatten(1, (self.num_groups, -1))
+        return channels.mean(2, keepdim=True).expand_as(channels).reshape(*x.shape[:2], *(1 for _ in spatial))
+
+
+def group_norm_by_channels(stage: nn.Module) -> None:
+    """Change every GroupNorm with weights below `stage` in place."""
+    for module in list(stage.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm) and child.affine:
+                setattr(module, name, ChannelGroupNorm(child))
