@@ -11,7 +11,7 @@ import click
 from sdturbo import __version__
 from sdturbo.cli import bundle_option, bundle_path, engine_options
 from sdturbo.console import run
-from sdturbo_serve.settings import Settings, check_listen, read_keys
+from sdturbo_serve.settings import Settings, check_listen, find_keys
 
 
 @click.command(
@@ -48,7 +48,7 @@ def cli(
     threads: int | None,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, a live stream and a page."""
-    keys = read_keys(api_key_file) if api_key_file else _keys_of_environment()
+    keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     settings = Settings(api_keys=keys, allow_origins=allow_origin, max_queue=max_queue, deadline_s=deadline)
 
@@ -66,12 +66,6 @@ def cli(
     }
     logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": engine})
     serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
-
-
-def _keys_of_environment() -> tuple[str, ...]:
-    import os
-
-    return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from sdturbo.errors import InvalidRequest
 
@@ -20,6 +22,8 @@ class Settings:
     a request's arrival to its answer. max_upload_bytes, max_image_pixels: of a picture to start from.
     max_live: open live streams.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a config file gives them
 
     api_keys: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
@@ -39,6 +43,13 @@ class Settings:
                 raise InvalidRequest(
                     "Got an API key that is short or odd; expected 8 or more printable ASCII characters."
                 )
+
+
+def find_keys(path: Path | None) -> tuple[str, ...]:
+    """The API keys of a file or, without one, of the variable SDTURBO_API_KEYS, separated by commas."""
+    if path is not None:
+        return read_keys(path)
+    return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
