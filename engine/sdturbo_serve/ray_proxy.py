@@ -80,27 +80,26 @@ class _Answer:
         self._scope = scope
         self._send = send
         self._start: Message | None = None
-        self._text: bytes | None = None
+        self._text: bytearray | None = None
         self.begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._start = message
             is_text = Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain")
-            self._text = b"" if is_text and message["status"] >= 400 else None
+            self._text = bytearray() if is_text and message["status"] >= 400 else None
             return
         if self._text is not None and self._start is not None:
             self._text += message.get("body", b"")
-            if message.get("more_body"):
-                return
-            await self._explain(self._start, self._text)
+            if not message.get("more_body"):
+                await self._explain(self._start, self._text)
             return
         if not self.begun and self._start is not None:
             self.begun = True
             await self._send(self._start)
         await self._send(message)
 
-    async def _explain(self, start: Message, text: bytes) -> None:
+    async def _explain(self, start: Message, text: bytearray) -> None:
         self.begun = True
         headers = {name: value for name, value in Headers(raw=start["headers"]).items() if name == "retry-after"}
         error = ApiError(start["status"], text.decode(errors="replace")[:500], headers=headers)

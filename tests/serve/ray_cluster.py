@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -26,10 +27,11 @@ MIDDLEWARES = "sdturbo_serve.ray_proxy.middlewares"
 class Cluster:
     """url: where the proxy answers; deploy() changes what it serves."""
 
-    def __init__(self, directory, dashboard):
+    def __init__(self, directory, dashboard, environment):
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._dashboard = dashboard
         self._directory = directory
+        self._dashboard = dashboard
+        self._environment = environment
 
     def deploy(self, bundle, **settings):
         """`serve deploy` of the shipped config with this bundle, two replicas, and what makes a test quick."""
@@ -43,11 +45,17 @@ class Cluster:
         file = self._directory / "ray.yaml"
         file.write_text(yaml.safe_dump(config))
         line = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", self._dashboard, str(file)]
-        subprocess.run(line, check=True, capture_output=True, timeout=120)
+        subprocess.run(line, check=True, capture_output=True, timeout=300, env=self._environment)
+
+    def state(self):
+        """What Ray's dashboard says of the applications."""
+        headers = {"Authorization": f"Bearer {self._environment['RAY_AUTH_TOKEN']}"}
+        answer = httpx2.get(f"{self._dashboard}/api/serve/applications/", timeout=30, headers=headers)
+        return answer.raise_for_status().json()["applications"]
 
     def pids(self):
         """Of the replicas that run."""
-        found = httpx2.get(f"{self._dashboard}/api/serve/applications/", timeout=30).json()["applications"]
+        found = self.state()
         if "sdturbo" not in found or "sdturbo" not in found["sdturbo"]["deployments"]:
             return set()
         replicas = found["sdturbo"]["deployments"]["sdturbo"]["replicas"]
@@ -62,21 +70,27 @@ def cluster(directory, *paths):
     line += [f"--{name}={port}" for name, port in ports.items()]
     line += ["--include-dashboard=true", "--object-store-memory=200000000", "--disable-usage-stats"]
     path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
+    }
     with (directory / "ray.log").open("w") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
     try:
-        dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
+        started = Cluster(directory, f"http://127.0.0.1:{ports['dashboard-port']}", environment)
 
         def is_up():
             assert process.poll() is None, (directory / "ray.log").read_text()
             try:
-                return httpx2.get(f"{dashboard}/api/serve/applications/", timeout=30).status_code == 200
+                return not started.state()
             except httpx2.TransportError:
                 return False
 
-        wait_until(is_up, 120)
-        yield Cluster(directory, dashboard)
+        wait_until(is_up, 300)
+        yield started
     finally:
         process.terminate()  # `ray start --block` ends what it has started
         process.wait(60)
@@ -122,7 +136,7 @@ def outcome(engines, seed, answer):
     return "right" if np.array_equal(pixels, bare("load", seed=seed, output_type="np").images[0]) else "wrong picture"
 
 
-def settle(cluster, count=2, without=frozenset(), seconds=180):
+def settle(cluster, count=2, without=frozenset(), seconds=300):
     """Wait until `count` replicas run, none of them in `without`."""
     wait_until(lambda: len(pids := cluster.pids()) == count and not pids & without, seconds)
     time.sleep(1)  # the proxy hears of them
