@@ -89,10 +89,11 @@ class _Answer:
             is_text = Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain")
             self._text = bytearray() if is_text and message["status"] >= 400 else None
             return
-        if self._text is not None and self._start is not None:
-            self._text += message.get("body", b"")
+        text = self._text
+        if text is not None and self._start is not None:
+            text += message.get("body", b"")
             if not message.get("more_body"):
-                await self._explain(self._start, self._text)
+                await self._explain(self._start, text)
             return
         if not self.begun and self._start is not None:
             self.begun = True

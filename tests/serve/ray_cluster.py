@@ -86,14 +86,14 @@ def cluster(directory, *paths):
             assert process.poll() is None, (directory / "ray.log").read_text()
             try:
                 return not started.state()
-            except httpx2.TransportError:
+            except httpx2.HTTPError:  # its parts start one after another
                 return False
 
         wait_until(is_up, 300)
         yield started
     finally:
         process.terminate()  # `ray start --block` ends what it has started
-        process.wait(60)
+        process.wait(180)
 
 
 class Load:
