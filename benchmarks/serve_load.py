@@ -2,7 +2,8 @@
 capacity, throughput at saturation, pictures a second while typing, and SIGTERM under load.
 
 Prints a JSON line for each figure that must hold, with "pass", and one JSON document as its last line; exits with 1 if one
-does not hold. The figures of Ray are those of benchmarks/ray_load.py. Bounded: `--seconds` of overload, and a fixed number of requests elsewhere.
+does not hold. The figures of Ray are those of benchmarks/ray_load.py. Bounded: `--seconds` of overload, and a fixed number
+of requests elsewhere.
 
     python benchmarks/serve_load.py --bundle build/tiny --seconds 600
 """
