@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench serve serve-load test test-page test-gpu-refusals test-tensorrt-bindings test-full tiny tiny-eval lint format clean
+.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -57,6 +57,11 @@ serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: 
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/sdturbo-serve --bundle "$(BUNDLE)"
 
+serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/sdturbo_serve/examples/ray.yaml: two replicas and more
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	sed 's#bundle: build/small#bundle: $(abspath $(BUNDLE))#' engine/sdturbo_serve/examples/ray.yaml > build/ray.yaml
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sdturbo_serve.ray_proxy.middlewares $(BIN)/serve run build/ray.yaml
+
 serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (LOAD_S=600 for the long run)
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/python benchmarks/serve_load.py --bundle "$(BUNDLE)" --seconds $(LOAD_S)
@@ -67,6 +72,9 @@ test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 test-page: $(VENV)/.dev  ## The page in Debian's chromium, which is installed if missing; screenshots in build/page
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core)
 	$(BIN)/pytest -m page tests/serve
+
+test-ray: $(VENV)/.ray  ## The server on a real Ray of this machine, which is installed if missing (250 MB, minutes)
+	$(BIN)/pytest -m ray tests/serve
 
 # what onnxruntime-gpu does where it finds no GPU: its own directory, for it and the CPU build exclude each other
 GPU_SITE := build/onnxruntime-gpu
@@ -129,4 +137,9 @@ $(VENV)/.cuda: $(VENV)/.export
 
 $(VENV)/.dev: $(VENV)/.export
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export,dev]"
+	touch $@
+
+# Ray is a quarter of a gigabyte: neither the tests of `make test` nor the server needs it
+$(VENV)/.ray: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[ray]"
 	touch $@

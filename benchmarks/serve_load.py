@@ -1,7 +1,9 @@
 """The server under load against the bare engine, on loopback: what it adds to a request, what it answers at twice its
 capacity, throughput at saturation, pictures a second while typing, and SIGTERM under load.
 
-Prints one JSON document as its last line. Bounded: `--seconds` of overload, and a fixed number of requests elsewhere.
+Prints a JSON line for each figure that must hold, with "pass", and one JSON document as its last line; exits with 1 if one
+does not hold. The figures of Ray are those of benchmarks/ray_load.py. Bounded: `--seconds` of overload, and a fixed number
+of requests elsewhere.
 
     python benchmarks/serve_load.py --bundle build/tiny --seconds 600
 """
@@ -35,6 +37,7 @@ from sdturbo.bundle import EMBEDDED
 
 SEEDS = 8  # seeds whose pictures every answer is compared with
 ROUTE = "/v1/images/generations"
+DRAIN_S = 120
 
 
 @contextmanager
@@ -203,6 +206,32 @@ def drain(bundle: str, options: list[str], requests: int) -> dict[str, Any]:
         return {"answers": dict(statuses), "exit_status": status, "seconds": time.perf_counter() - start}
 
 
+def verdicts(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each figure that must hold, what was measured, and whether it holds."""
+    overload, drain = report["overload"], report["drain"]
+    lost = sum(count for what, count in overload["answers"].items() if what not in ("right picture", "429", "504"))
+    unfinished = sum(count for status, count in drain["answers"].items() if status != 200) + abs(drain["exit_status"])
+    lines: list[tuple[str, float, str, float]] = [
+        ("overhead beyond the engine, p50, ms", report["overhead"]["beyond_engine_p50_ms"], "<=", 10),
+        ("requests lost or wrong at 2x capacity", lost, "<=", 0),
+        ("right pictures at 2x capacity", overload["answers"].get("right picture", 0), ">=", 1),
+        ("memory growth after warm-up, %", overload["memory_growth_percent"], "<=", 2),
+        ("throughput at saturation, of the bare engine's", report["throughput"]["ratio"], ">=", 0.95),
+        ("pictures a second while typing", report["typing"]["pictures_a_second"], ">=", 4),
+        ("requests unfinished, and exit status, after SIGTERM", unfinished, "<=", 0),
+        ("seconds from SIGTERM to the end", drain["seconds"], "<=", DRAIN_S),
+    ]
+    return [
+        {
+            "what": what,
+            "measured": measured,
+            "must": f"{sign} {limit:g}",
+            "pass": measured <= limit if sign == "<=" else measured >= limit,
+        }
+        for what, measured, sign, limit in lines
+    ]
+
+
 def resident_mb(pid: int) -> float:
     text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmRSS:"))
@@ -216,7 +245,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--runs", type=int, default=20, help="requests whose overhead is timed, and pictures a round")
     arguments = parser.parse_args()
-    options = ["--backend", arguments.backend, "--drain", "120", "--deadline", "30"]
+    options = ["--backend", arguments.backend, "--drain", str(DRAIN_S), "--deadline", "30"]
     pipe = Pipeline.load(arguments.bundle, arguments.backend, image_to_image=False)
     report: dict[str, Any] = {
         "model": pipe.bundle.model["name"],
@@ -233,7 +262,12 @@ def main() -> None:
         report["overload"] = overload(pipe, process, url, arguments.seconds, arguments.clients)
         print("overload", report["overload"], flush=True)
     report["drain"] = drain(arguments.bundle, options, 8)
+    report["verdicts"] = verdicts(report)
+    for line in report["verdicts"]:
+        print(json.dumps(line))
     print(json.dumps(report))
+    if not all(line["pass"] for line in report["verdicts"]):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Who may call: API keys, and pages of which origin."""
+"""Who may call: API keys, pages of which origin, and under which name of this machine."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from sdturbo_serve.service import Service
 
 SUBPROTOCOL = "sdturbo.live"
 KEY_PROTOCOL = "sdturbo.key."  # followed by the key in base64url without padding: browsers let a page set no header
+_PORT = re.compile(r":\d*$")
 
 
 def admit(connection: HTTPConnection) -> None:
@@ -30,6 +32,17 @@ def admit(connection: HTTPConnection) -> None:
     fits = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]  # all of them, whichever fits
     if not any(fits):
         raise ApiError(401, "Wrong API key.", code="invalid_api_key")
+
+
+def check_host(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
+    """Raise ApiError unless the Host header is an allowed one, whatever its port; none allowed means any is.
+
+    Against DNS rebinding: a stranger's page whose name suddenly leads to this machine is of the same origin as the server,
+    but its requests carry that name.
+    """
+    name = _PORT.sub("", headers.get("host", "")).lower()
+    if allowed and name not in allowed:
+        raise ApiError(403, "This host name is not answered; the server's --allow-host admits it.", code="host")
 
 
 def _given_key(headers: Mapping[str, str]) -> bytes | None:

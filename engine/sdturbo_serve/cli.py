@@ -11,7 +11,7 @@ import click
 from sdturbo import __version__
 from sdturbo.cli import bundle_option, bundle_path, engine_options
 from sdturbo.console import run
-from sdturbo_serve.settings import Settings, check_listen, read_keys
+from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
 
 
 @click.command(
@@ -28,6 +28,9 @@ from sdturbo_serve.settings import Settings, check_listen, read_keys
 )
 @click.option("--without-key", is_flag=True, help="Listen beyond this machine without a key.")
 @click.option("--allow-origin", multiple=True, help="Origin of a page that may call, such as https://example.org.")
+@click.option(
+    "--allow-host", multiple=True, help="Another name of this machine in requests, on loopback without a key."
+)
 @click.option("--max-queue", type=int, default=64, show_default=True, help="Pictures that wait; more get 429.")
 @click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds from request to answer.")
 @click.option("--drain", type=click.IntRange(1), default=30, show_default=True, help="Seconds to finish after SIGTERM.")
@@ -40,6 +43,7 @@ def cli(
     api_key_file: Path | None,
     without_key: bool,
     allow_origin: tuple[str, ...],
+    allow_host: tuple[str, ...],
     max_queue: int,
     deadline: float,
     drain: int,
@@ -48,9 +52,12 @@ def cli(
     threads: int | None,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, a live stream and a page."""
-    keys = read_keys(api_key_file) if api_key_file else _keys_of_environment()
+    keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
-    settings = Settings(api_keys=keys, allow_origins=allow_origin, max_queue=max_queue, deadline_s=deadline)
+    hosts = answered_hosts(host, allow_host, has_key=bool(keys))
+    settings = Settings(
+        api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, max_queue=max_queue, deadline_s=deadline
+    )
 
     from sdturbo import Pipeline
     from sdturbo_serve import logs
@@ -66,12 +73,6 @@ def cli(
     }
     logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": engine})
     serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
-
-
-def _keys_of_environment() -> tuple[str, ...]:
-    import os
-
-    return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Around every HTTP request: a limit on its body's size and time, a name for it, one line in the log, one count."""
+"""Around every request: the host it names. Around every HTTP request: a limit on its body's size and time, a name for it,
+one line in the log, one count.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ import time
 import uuid
 from typing import Any
 
+from fastapi import WebSocket
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdturbo_serve import tracing
+from sdturbo_serve.access import check_host
 from sdturbo_serve.errors import ApiError
 from sdturbo_serve.service import Service
 from sdturbo_serve.settings import MIB
@@ -31,7 +35,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         start = time.perf_counter()
         name = uuid.uuid4().hex
@@ -55,6 +59,7 @@ class Guard:
         try:
             with tracing.span("sdturbo.request", dict(headers), path=scope["path"], request_id=name):
                 try:
+                    check_host(headers, self._service.settings.allow_hosts)
                     body.check_length(headers.get("content-length"))
                 except ApiError as error:
                     await JSONResponse(error.body(), error.status_code)(scope, receive, answer)
@@ -66,6 +71,16 @@ class Guard:
             took = round((time.perf_counter() - start) * 1e3, 3)
             line = {"request_id": name, "method": scope["method"], "route": route, "status": status or 500, "ms": took}
             log.info("request", extra={"fields": line | fields})
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            try:
+                check_host(Headers(scope=scope), self._service.settings.allow_hosts)
+            except ApiError as error:
+                response = JSONResponse(error.body(), error.status_code)
+                await WebSocket(scope, receive, send).send_denial_response(response)
+                return
+        await self._app(scope, receive, send)
 
     def _limit(self, headers: Headers) -> int:
         is_form = headers.get("content-type", "").startswith("multipart/form-data")

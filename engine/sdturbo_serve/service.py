@@ -28,6 +28,10 @@ class ClientGone(ApiError):
         super().__init__(499, "The client went away.", code="client_closed_request")
 
 
+class NotReady(SDTurboError):
+    """The engine cannot be trusted with a request: it has drawn no golden picture, or its thread has ended."""
+
+
 class Service:
     """not_ready: why no request is taken yet, None once the engine has drawn the bundle's golden picture."""
 
@@ -61,6 +65,15 @@ class Service:
         if self._warm_up is not None:
             self._warm_up.cancel()
         await asyncio.to_thread(self.worker.stop)
+
+    async def check(self) -> None:
+        """Wait for the warm-up. Raises NotReady."""
+        if self._warm_up is not None:
+            await asyncio.wait({self._warm_up})
+        if self.not_ready is not None:
+            raise NotReady(self.not_ready)
+        if not self.worker.is_alive:
+            raise NotReady("The engine's thread has ended.")
 
     async def warm_up(self) -> None:
         least = self.pipeline.bundle.golden.min_psnr

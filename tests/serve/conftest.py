@@ -10,16 +10,26 @@ from sdturbo import save_png
 
 
 @pytest.fixture(scope="session")
-def serve_bundle(make_bundle):
-    """64x64 pictures in batches of 1, 2 and 4; /readyz can be reached with it."""
-    root = make_bundle(batch_sizes=(1, 2, 4))
-    picture = load(root)("a cat").images[0]
-    save_png(picture, root / "golden.png")
-    manifest = json.loads((root / "bundle.json").read_text())
-    data = (root / "golden.png").read_bytes()
-    manifest["files"]["golden.png"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    (root / "bundle.json").write_text(json.dumps(manifest))
-    return root
+def make_serve_bundle(make_bundle):
+    """make_serve_bundle(batch_sizes): a bundle of 64x64 pictures with which /readyz can be reached."""
+
+    def make(batch_sizes):
+        root = make_bundle(batch_sizes=batch_sizes)
+        picture = load(root)("a cat").images[0]
+        save_png(picture, root / "golden.png")
+        manifest = json.loads((root / "bundle.json").read_text())
+        data = (root / "golden.png").read_bytes()
+        manifest["files"]["golden.png"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        (root / "bundle.json").write_text(json.dumps(manifest))
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def serve_bundle(make_serve_bundle):
+    """Batches of 1, 2 and 4; no test changes it."""
+    return make_serve_bundle((1, 2, 4))
 
 
 @pytest.fixture(scope="session")

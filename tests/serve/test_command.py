@@ -3,19 +3,22 @@
 import json
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 from click.testing import CliRunner
-from serving import GENERATIONS, command, wait_until
+from serving import GENERATIONS, command, listening, wait_until
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from sdturbo.console import run
 from sdturbo.errors import InvalidRequest
 from sdturbo_serve import Settings
 from sdturbo_serve.cli import cli
-from sdturbo_serve.settings import check_listen, is_loopback, read_keys
+from sdturbo_serve.settings import answered_hosts, check_listen, is_loopback, read_keys
 
 SLOW = """
 import time, sdturbo.pipeline as pipeline
@@ -119,3 +122,25 @@ def test_key_files(tmp_path):
         with pytest.raises(InvalidRequest) as refused:
             Settings(api_keys=(key,))
         assert key not in str(refused.value)
+
+
+def test_on_loopback_without_a_key_a_strangers_name_for_this_machine_is_not_answered(bare):
+    hosts = answered_hosts("127.0.0.1", ["Studio.local"], has_key=False)
+    with listening(bare, allow_hosts=hosts) as url:
+        port = int(url.rpartition(":")[2])
+
+        def live(host):
+            return connect(f"ws://{host}/v1/live", sock=socket.create_connection(("127.0.0.1", port)))
+
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "studio.local:9"):
+            assert httpx2.get(f"{url}/healthz", headers={"Host": host}).status_code == 200
+            live(host).close()
+        for host in ("example.org", "localhost.example.org:8000", "127.0.0.1.example.org", "localhost:8000:1"):
+            refused = httpx2.post(url + GENERATIONS, json={"prompt": "x"}, headers={"Host": host})
+            assert refused.status_code == httpx2.get(url, headers={"Host": host}).status_code == 403
+            assert refused.json()["error"]["code"] == "host"
+        with pytest.raises(InvalidStatus) as denied:
+            live("example.org:8000")
+        assert denied.value.response.status_code == 403
+    assert answered_hosts("127.0.0.1", [], has_key=True) == answered_hosts("0.0.0.0", ["a"], has_key=False) == ()
+    assert "127.1.2.3" in answered_hosts("127.1.2.3", [], has_key=False)

@@ -1,0 +1,144 @@
+"""The server on Ray Serve under load: a replica killed with SIGKILL, and a new bundle, while clients go on asking.
+
+Needs the server running on this machine's Ray with two replicas or more (make serve-ray), and for the new bundle its config
+file written anew (`--update ray.yaml`, deployed with `serve deploy`). Prints a JSON line for each figure, and one JSON
+document as its last line; exits with 1 if one does not hold.
+
+    python benchmarks/ray_load.py --url http://127.0.0.1:8000 --seconds 60 --update build/ray-new.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from serve_load import ask
+
+
+class Load:
+    """Clients that ask one request after another. answers: (what came, seconds it took, bundle_id)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: list[tuple[str, float, str]] = []
+        self.end = threading.Event()
+
+    def ask_on(self, number: int) -> None:
+        with httpx2.Client(base_url=self.url) as client:
+            while not self.end.is_set():
+                start = time.perf_counter()
+                try:
+                    answer = ask(client, number)
+                    what = str(answer.status_code)
+                    bundle = answer.json()["sdturbo"]["bundle_id"] if answer.status_code == 200 else ""
+                except httpx2.HTTPError as error:
+                    what, bundle = f"lost: {type(error).__name__}", ""
+                self.answers.append((what, time.perf_counter() - start, bundle))
+
+    def report(self) -> dict[str, Any]:
+        took = [seconds for _, seconds, _ in self.answers]
+        return {
+            "answers": dict(Counter(what for what, _, _ in self.answers)),
+            "failed": sum(what not in ("200", "429") for what, _, _ in self.answers),
+            "bundles": sorted({bundle for _, _, bundle in self.answers if bundle}),
+            "last_bundle": next((bundle for _, _, bundle in reversed(self.answers) if bundle), None),
+            "p50_s": float(np.median(took)),
+            "max_s": max(took),
+        }
+
+
+@contextmanager
+def load(url: str, clients: int) -> Generator[Load]:
+    found = Load(url)
+    threads = [threading.Thread(target=found.ask_on, args=(i,)) for i in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield found
+    finally:
+        found.end.set()
+        for thread in threads:
+            thread.join()
+
+
+def replicas() -> set[int]:
+    """Process ids of the replicas on this machine, which Ray names so."""
+    found: set[int] = set()
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if one.read_bytes().startswith(b"ray::ServeReplica:sdturbo:"):
+                found.add(int(one.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def replica_killed(url: str, clients: int, seconds: float) -> dict[str, Any]:
+    """Kill one replica; the rest of `seconds` are for another to take its place."""
+    before = replicas()
+    if len(before) < 2:
+        raise SystemExit(f"{len(before)} replicas run on this machine; two or more are needed")
+    with load(url, clients) as found:
+        time.sleep(min(5.0, seconds / 4))
+        os.kill(min(before), signal.SIGKILL)
+        time.sleep(seconds)
+    return {"replicas": [len(before), len(replicas())], **found.report()}
+
+
+def rolling_update(url: str, clients: int, seconds: float, config: str) -> dict[str, Any]:
+    """`serve deploy` of another config file; it must have come to an end within `seconds`."""
+    with load(url, clients) as found:
+        time.sleep(min(5.0, seconds / 4))
+        subprocess.run([sys.executable, "-m", "ray.serve.scripts", "deploy", config], check=True, timeout=120)
+        time.sleep(seconds)
+    return found.report()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60, help="of load after each event")
+    parser.add_argument("--update", help="config file with another bundle")
+    arguments = parser.parse_args()
+    killed = replica_killed(arguments.url, arguments.clients, arguments.seconds)
+    report: dict[str, Any] = {"replica_killed": killed}
+    verdicts = [
+        {"what": "requests without a picture, a replica killed", "measured": killed["failed"], "must": "<= 0"},
+        {
+            "what": "replicas missing afterwards",
+            "measured": killed["replicas"][0] - killed["replicas"][1],
+            "must": "<= 0",
+        },
+    ]
+    if arguments.update:
+        updated = rolling_update(arguments.url, arguments.clients, arguments.seconds, arguments.update)
+        report["rolling_update"] = updated
+        not_new = int(len(updated["bundles"]) < 2 or updated["last_bundle"] == killed["last_bundle"])
+        verdicts += [
+            {"what": "requests failed, bundle replaced", "measured": updated["failed"], "must": "<= 0"},
+            {"what": "1 if the old bundle still answers", "measured": not_new, "must": "<= 0"},
+        ]
+    report["verdicts"] = [{**line, "pass": line["measured"] <= 0} for line in verdicts]
+    for line in report["verdicts"]:
+        print(json.dumps(line))
+    print(json.dumps(report))
+    if not all(line["pass"] for line in report["verdicts"]):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The server on Ray Serve: the same routes, one engine a replica. The config file, `examples/ray.yaml`, says how to run it.
+
+A replica counts as healthy while its engine's thread lives, from when it has drawn the bundle's golden picture; another
+one takes its place otherwise. A changed bundle in the config file replaces the replicas one after another.
+"""
+
+# no `from __future__ import annotations`: Ray reads the builder's annotation as a class
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUntypedClassDecorator=false, reportMissingTypeStubs=false
+
+import dataclasses
+from pathlib import Path
+
+import ray
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from sdturbo import InvalidRequest, Pipeline
+from sdturbo_serve import logs
+from sdturbo_serve.app import create_app
+from sdturbo_serve.service import Service
+from sdturbo_serve.settings import Settings, find_keys
+
+
+class Options(BaseModel):
+    """`args` of the config file. Paths are those of the machine that a replica runs on.
+
+    threads: CPU threads of an engine; None takes the CPUs that `ray_actor_options` gives the replica. without_key: whether
+    anybody may call who reaches the proxies' address. settings: limits, as of `sdturbo-serve`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: Path
+    backend: str = "auto"
+    device: str | None = None
+    precision: str | None = None
+    threads: int | None = Field(None, ge=1)
+    api_key_file: Path | None = None
+    without_key: bool = False
+    settings: Settings = Field(default_factory=Settings)
+
+
+@serve.deployment(name="sdturbo")
+@serve.ingress()
+class Replica:
+    """One engine with the whole application around it."""
+
+    def __init__(self, options: Options) -> None:
+        logs.configure()
+        # here and not in `build`: what `build` binds is kept in Ray's state, where keys have no place
+        settings = dataclasses.replace(options.settings, api_keys=_keys(options))
+        threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        pipeline = Pipeline.load(
+            options.bundle, options.backend, device=options.device, precision=options.precision, num_threads=threads
+        )
+        self._application = create_app(pipeline, settings)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._application
+
+    async def check_health(self) -> None:
+        """Ray calls it before the first request and every `health_check_period_s`. Raises NotReady."""
+        service: Service = self._application.state.service
+        await service.check()
+
+
+def build(options: Options) -> serve.Application:
+    """The application of a config file: `import_path: sdturbo_serve.ray_app:build`. Raises InvalidRequest."""
+    keyless = not (options.api_key_file or find_keys(None) or options.settings.api_keys)
+    if keyless and not options.without_key:
+        raise InvalidRequest(
+            "Got no API key. Give api_key_file (or SDTURBO_API_KEYS in runtime_env), or say without_key: true where"
+            " http_options.host is reached by nobody else."
+        )
+    return Replica.bind(options)
+
+
+def _keys(options: Options) -> tuple[str, ...]:
+    return options.settings.api_keys or find_keys(options.api_key_file)
