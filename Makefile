@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
+.PHONY: help engines image verify bench figures serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -28,10 +28,13 @@ image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 verify: $(VENV)/.export  ## Compare the engines of MODEL with PyTorch and diffusers, stage by stage and picture by picture
 	$(BIN)/sdturbo-export verify "$(BUNDLE)" --model "$(MODEL)"
 
-bench: $(VENV)/.export  ## Time the engines of MODEL, their requests' parts, and the runtime around them
+bench: $(VENV)/.bench  ## Time every engine of MODEL that runs here, and how it scales; stored in benchmarks/results
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	$(BIN)/sdturbo bench --bundle "$(BUNDLE)" --runs $(RUNS) --steps $(STEPS)
 	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
+	$(BIN)/python -m benchmarks.suite --bundle "$(BUNDLE)" --runs $(RUNS) $(if $(THREADS),--threads $(THREADS))
+
+figures: $(VENV)/.bench  ## Write the README's figures and charts from benchmarks/results
+	$(BIN)/python -m benchmarks.readme
 
 serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: OpenAI's images API, a live stream and a page
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
@@ -88,6 +91,10 @@ clean:  ## Remove everything that was built, the environment included
 $(VENV)/.export: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.export
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export,bench]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export
