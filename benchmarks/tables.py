@@ -84,6 +84,30 @@ def _scaling(row: Row) -> list[str]:
     return [_engine(row), *numbers, ms(median), ms(median / key["batch_size"])]
 
 
+def _roofline(document: Row) -> list[str]:
+    best = {row["key"]["ceiling"]: row for row in document["rows"] if "ceiling" in row["key"]}
+    lines = [
+        [f"{name}: {_short(row['error'])}", "–", "–"]
+        if "error" in row
+        else [name, *(f"{row[kind] / 1e9:.0f}" for kind in ("conv", "matmul"))]
+        for name, row in best.items()
+    ]
+    shares: list[list[str]] = []
+    for row in document["rows"]:
+        for stage, part in row.get("stages", {}).items():
+            rate = part["flops"] / part["seconds"]
+            top = best.get(row["key"]["precision"], {"error": ""})
+            share = "–" if "error" in top else f"{100 * rate / max(top['conv'], top['matmul']):.0f} %"
+            numbers = [f"{part['flops'] / 1e9:.0f}", ms(part["seconds"] * 1e3), f"{rate / 1e9:.0f}", share]
+            shares.append([f"{_engine(row)}, {stage.replace('_', ' ')}", *numbers])
+    failed = [[f"{_engine(row)}: {_short(row['error'])}", *["–"] * 4] for row in document["rows"]
+              if "error" in row and "ceiling" not in row["key"]]  # fmt: skip
+    return [
+        table(("ceiling, GFLOP/s", "convolution", "matrix product"), lines),
+        table(("stage", "GFLOP", "ms", "GFLOP/s", "of the ceiling"), shares + failed),
+    ]
+
+
 def _short(text: str) -> str:
     first = " ".join(text.split()).replace("|", "/")
     return first if len(first) <= 120 else f"{first[:119]}…"
@@ -94,4 +118,4 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-_TABLES: dict[str, Callable[[Row], list[str]]] = {"bench": _bench}
+_TABLES: dict[str, Callable[[Row], list[str]]] = {"bench": _bench, "roofline": _roofline}
