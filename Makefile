@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench roofline figures serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
+.PHONY: help engines image verify bench bench-peers roofline figures serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ bench: $(VENV)/.bench  ## Time every engine of MODEL that runs here, and how it 
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
 	$(BIN)/python -m benchmarks.suite --bundle "$(BUNDLE)" --runs $(RUNS) $(if $(THREADS),--threads $(THREADS))
+
+bench-peers: $(VENV)/.bench  ## In turn with diffusers, optimum-onnx, OpenVINO GenAI, stable-diffusion.cpp (6 GB of environments)
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/python -m benchmarks.compare --bundle "$(BUNDLE)" --model "$(MODEL)" --runs $(RUNS) --steps $(STEPS)
 
 roofline: $(VENV)/.bench  ## Share of this machine's ceiling that each stage reaches; GPU=h100|a100|4090|l4|t4: bounds on paper
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines

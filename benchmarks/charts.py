@@ -92,6 +92,13 @@ def _scaling(figure: Any, document: Row, rows: Sequence[Row]) -> None:
 
 def _peers(figure: Any, rows: Sequence[Row]) -> None:
     axes = figure.subplots()
-    axes.barh([row["key"]["peer"] for row in rows], [row["median_ms"] for row in rows])
+    labels = [f"{row['key']['peer']} / {row['key']['backend']} {row['key']['precision']}" for row in rows]
+    places = range(len(rows))
+    axes.barh([i - 0.2 for i in places], [row["median_ms"] for row in rows], height=0.4, label="peer")
+    axes.barh(
+        [i + 0.2 for i in places], [row["our_median_ms"] for row in rows], height=0.4, label="sdturbo, in turn with it"
+    )
+    axes.set_yticks(places, labels, fontsize=8)
     axes.set_xlabel("median milliseconds a picture")
     axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)

@@ -108,6 +108,21 @@ def _roofline(document: Row) -> list[str]:
     ]
 
 
+def _peers(document: Row) -> list[str]:
+    lines: list[list[str]] = []
+    for row in document["rows"]:
+        name = f"{row['key']['peer']} / {_engine(row)}"
+        if "error" in row:
+            lines.append([f"{name}: {_short(row['error'])}", *["–"] * 6])
+            continue
+        spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})"
+        start = row["load_and_first_ms"] / row["our_load_and_first_ms"]
+        distances = [f"{row[name]:.1f}" if row[name] is not None else "–" for name in ("psnr", "our_psnr")]
+        lines.append([name, ms(row["median_ms"]), ms(row["our_median_ms"]), spread, f"{start:.2f}", *distances])
+    header = ("peer / our engine", "its ms", "our ms", "ratio a pair", "load + first", "its PSNR, dB", "our PSNR, dB")
+    return [table(header, lines)]
+
+
 def _short(text: str) -> str:
     first = " ".join(text.split()).replace("|", "/")
     return first if len(first) <= 120 else f"{first[:119]}…"
@@ -118,4 +133,4 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-_TABLES: dict[str, Callable[[Row], list[str]]] = {"bench": _bench, "roofline": _roofline}
+_TABLES: dict[str, Callable[[Row], list[str]]] = {"bench": _bench, "roofline": _roofline, "peers": _peers}
