@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines image verify bench bench-peers roofline figures serve serve-load test test-page test-gpu-refusals test-full tiny tiny-eval lint format clean
+.PHONY: help engines image verify bench bench-peers roofline figures serve serve-load test test-page test-gpu-refusals test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ GPU_SITE := build/onnxruntime-gpu
 test-gpu-refusals: $(VENV)/.dev  ## With onnxruntime-gpu and no GPU: asking for CUDA is an error, never a fall-back (256 MB)
 	test -d $(GPU_SITE) || $(BIN)/pip install --quiet --target $(GPU_SITE) --no-deps "onnxruntime-gpu==1.31.1" cuda-bindings cuda-pathfinder
 	SDTURBO_GPU_SITE=$(GPU_SITE) $(BIN)/pytest tests/runtime/test_cuda.py
+
+test-peers: $(VENV)/.dev  ## What optimum-onnx draws of our export, in its own environment (2 GB, built if missing)
+	$(BIN)/pytest -m peers tests
 
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
