@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-full tiny tiny-eval lint format clean
+.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench bench-peers roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -48,10 +48,21 @@ image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 verify: $(VENV)/.export  ## Compare the engines of MODEL with PyTorch and diffusers, stage by stage and picture by picture
 	$(BIN)/sdturbo-export verify "$(BUNDLE)" --model "$(MODEL)"
 
-bench: $(VENV)/.export  ## Time the engines of MODEL, their requests' parts, and the runtime around them
+bench: $(VENV)/.bench  ## Time every engine of MODEL that runs here, and how it scales; stored in benchmarks/results
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	$(BIN)/sdturbo bench --bundle "$(BUNDLE)" --runs $(RUNS) --steps $(STEPS)
 	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
+	$(BIN)/python -m benchmarks.suite --bundle "$(BUNDLE)" --runs $(RUNS) $(if $(THREADS),--threads $(THREADS))
+
+bench-peers: $(VENV)/.bench  ## In turn with diffusers, optimum-onnx, OpenVINO GenAI, stable-diffusion.cpp (6 GB of environments)
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/python -m benchmarks.compare --bundle "$(BUNDLE)" --model "$(MODEL)" --runs $(RUNS) --steps $(STEPS)
+
+roofline: $(VENV)/.bench  ## Share of this machine's ceiling that each stage reaches; GPU=h100|a100|4090|l4|t4: bounds on paper
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/python -m benchmarks.roofline --bundle "$(BUNDLE)" $(if $(GPU),--gpu $(GPU))
+
+figures: $(VENV)/.bench  ## Write the README's figures and charts from benchmarks/results
+	$(BIN)/python -m benchmarks.readme
 
 serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: OpenAI's images API, a live stream and a page
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
@@ -87,6 +98,9 @@ test-tensorrt-bindings: $(VENV)/.dev  ## With the real TensorRT 10 and 11 bindin
 	test -d build/tensorrt10 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==10.16.1.11 cuda-bindings==12.9.5 --site build/tensorrt10
 	test -d build/tensorrt11 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==11.4.0.106 cuda-bindings==13.5.0 --site build/tensorrt11
 	SDTURBO_TRT_SITES=build/tensorrt10:build/tensorrt11 $(BIN)/pytest tests/runtime/test_trt_bindings.py
+
+test-peers: $(VENV)/.dev  ## What optimum-onnx draws of our export, in its own environment (2 GB, built if missing)
+	$(BIN)/pytest -m peers tests
 
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
@@ -133,6 +147,10 @@ $(VENV)/.tensorrt: $(VENV)/.export
 $(VENV)/.cuda: $(VENV)/.export
 	$(BIN)/pip uninstall --quiet --yes onnxruntime
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cuda]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.export
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export,bench]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export

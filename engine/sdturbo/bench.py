@@ -15,22 +15,27 @@ ENGINES = ("text_encoder", "encoder", "denoiser", "decoder", "engines")
 
 
 def measure(
-    load: Callable[[], Pipeline], *, runs: int, num_inference_steps: int, tick: Callable[[], None] = lambda: None
+    load: Callable[[], Pipeline],
+    *,
+    runs: int,
+    num_inference_steps: int,
+    batch_size: int = 1,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Load a pipeline, draw one picture, then `runs` more with a new prompt each, so that every stage runs every time.
+    """Load a pipeline, make one request, then `runs` more with new prompts each, so that every stage runs every time.
 
-    Times are milliseconds. "outside_engines" is the request less its engine stages: tokenise, noise, copies, PIL.
-    tick is called after every picture.
+    A request draws `batch_size` pictures, each of its own prompt. Times are milliseconds. "outside_engines" is the request
+    less its engine stages: tokenise, noise, copies, PIL. tick is called after every request.
     """
     start = time.perf_counter()
     pipe = load()
     load_ms = (time.perf_counter() - start) * 1e3
-    first = pipe("the first picture", num_inference_steps=num_inference_steps).timings
-    tick()
     timings: list[dict[str, float]] = []
-    for i in range(runs):
-        timings.append(pipe(f"picture number {i}", seed=i, num_inference_steps=num_inference_steps).timings)
+    for i in range(runs + 1):
+        prompts = [f"picture {j} of request {i}" for j in range(batch_size)]
+        timings.append(pipe(prompts, seed=i, num_inference_steps=num_inference_steps).timings)
         tick()
+    first = timings.pop(0)
     for one in timings:
         one["outside_engines"] = one["total"] - sum(one.get(name, 0.0) for name in ENGINES)
     parts = {
@@ -49,19 +54,22 @@ def measure(
         "device": pipe.backend.device,
         "precision": pipe.backend.precision,
         "num_inference_steps": num_inference_steps,
+        "batch_size": batch_size,
         "runs": runs,
         "load_ms": load_ms,
         "first_image_ms": first["total"],
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": _memory_mb("VmHWM"),
+        "anonymous_memory_mb": _memory_mb("RssAnon"),
         "parts_ms": parts,
     }
 
 
-def _peak_memory_mb() -> float | None:
-    """VmHWM of this process: the most resident memory it had, mapped files included."""
+def _memory_mb(field: str) -> float | None:
+    """A field of this process's status: VmHWM is the most resident memory it had, mapped files included; RssAnon what it
+    holds now without them."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 1024
     except OSError:
         pass

@@ -62,7 +62,7 @@ def write_bundle(
     vocabulary = checkpoint.path / "tokenizer"
     text = tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt")
     (directory / TOKENIZER).write_text(text, encoding="utf-8")
-    _write_licence(directory, checkpoint)
+    write_licence(directory, checkpoint)
     save_png(Image.fromarray(picture), directory / GOLDEN.image)
     _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites)
 
@@ -127,7 +127,7 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def _write_licence(directory: Path, checkpoint: Checkpoint) -> None:
+def write_licence(directory: Path, checkpoint: Checkpoint) -> None:
     """LICENSE.md of the weights, and a NOTICE: the checkpoint's own, or the one Stability's licence asks for.
 
     A checkpoint without a licence file is taken for a Stability AI model: the stricter reading.

@@ -131,6 +131,24 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
     print_json({"path": str(out), "bytes": size}) if as_json else click.echo(f"{out}: {size / 1e6:.0f} MB")
 
 
+@cli.command(epilog="Example:\n\n  sdturbo-export optimum --model seeded --out build/seeded-optimum")
+@click.option("--model", required=True, help=MODEL_HELP)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory to write.")
+@click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
+@click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
+@workspace_option
+@json_option
+def optimum(model: str, out: Path, revision: str | None, accept_license: bool, workspace: Path, as_json: bool) -> None:
+    """Write MODEL as a directory that optimum-onnx's ORTStableDiffusionPipeline.from_pretrained loads."""
+    _require_torch("optimum")
+    from sdturbo_export.optimum_writer import write_optimum
+    from sdturbo_export.resolve import resolve
+
+    checkpoint = resolve(model, workspace / "checkpoints", revision=revision, accept_license=accept_license)
+    write_optimum(checkpoint, out, say=lambda line: click.echo(line, err=True))
+    print_json({"path": str(out)}) if as_json else click.echo(str(out))
+
+
 @cli.command(
     epilog="Examples:\n\n  sdturbo-export verify build/tiny\n\n  sdturbo-export verify build/tiny --model tiny --json"
 )

@@ -1,0 +1,80 @@
+"""One configuration in a process of its own, so that its load, first picture and peak memory are its own.
+
+    python -m benchmarks.measure '{"bundle": "build/small", "backend": "openvino", "precision": "fp32", "threads": 2}'
+
+The last line of output is the measurement, or {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdturbo import Pipeline, backends, bench
+from sdturbo.bundle import Bundle
+from sdturbo.errors import InvalidRequest, SDTurboError
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Configuration:
+    """What is measured: an engine, and how it is asked. threads: CPU threads."""
+
+    backend: str
+    precision: str
+    threads: int
+    batch_size: int = 1
+    steps: int = 1
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def label(self) -> str:
+        return f"{self.backend} {self.precision}, batch {self.batch_size}, {self.threads} threads, {self.steps} steps"
+
+
+def run(bundle: Path, configuration: Configuration, runs: int) -> dict[str, Any]:
+    """The measurement in a new process; {"error": words} if there is none."""
+    request = json.dumps({**configuration.key, "bundle": str(bundle.resolve()), "runs": runs})
+    command = [sys.executable, "-m", "benchmarks.measure", request]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return {"error": f"the process ended with status {done.returncode}"}
+    return json.loads(lines[-1])
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Load and time the configuration in this process, with a pipeline of its batch size alone."""
+
+    def load() -> Pipeline:
+        bundle = Bundle.load(request["bundle"])
+        if request["batch_size"] not in bundle.batch_sizes:
+            raise InvalidRequest(
+                f"Got batch size {request['batch_size']}; the bundle has {', '.join(map(str, bundle.batch_sizes))}."
+            )
+        bundle = dataclasses.replace(bundle, batch_sizes=(request["batch_size"],))
+        backend = backends.connect(
+            request["backend"], precision=request["precision"], num_threads=request["threads"], bundle=bundle
+        )
+        return Pipeline(bundle, backend, image_to_image=False)
+
+    return bench.measure(
+        load, runs=request["runs"], num_inference_steps=request["steps"], batch_size=request["batch_size"]
+    )
+
+
+if __name__ == "__main__":
+    try:
+        answer = measure(json.loads(sys.argv[1]))
+    except SDTurboError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))

@@ -1,0 +1,4 @@
+"""Other programs that draw with the same checkpoint, each in an environment of its own.
+
+`*_worker.py` run inside those environments and import nothing of this project but `lines.py` beside them.
+"""

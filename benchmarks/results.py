@@ -1,0 +1,106 @@
+"""Stored results: one JSON file a suite, with machine, versions and date. A row is on disk as soon as it is measured, and an
+interrupted run of the same settings goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sdturbo import doctor
+from sdturbo.files import atomic_write
+
+DIRECTORY = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+
+Json = dict[str, Any]
+
+
+def machine() -> Json:
+    """What a figure depends on: CPU, memory, versions. The same on every run of the same installation."""
+    report = doctor.report()
+    keys = ("cpu", "memory_gb", "platform", "python", "sdturbo")
+    return {key: report[key] for key in keys} | {"packages": {k: v for k, v in report["packages"].items() if v}}
+
+
+class Results:
+    """Rows of one run, each under a key. While it runs they lie in `<name>.partial.json`; `finish` gives them their name."""
+
+    def __init__(self, directory: Path, suite: str, name: str, settings: Mapping[str, Any]) -> None:
+        """Go on with the unfinished run of the same settings on the same machine, or begin a new one."""
+        stem = f"{suite}-{re.sub(r'[^a-z0-9.]+', '-', name.lower())}"
+        self.path = directory / f"{stem}.json"
+        self._partial = directory / f"{stem}.partial.json"
+        head: Json = {"suite": suite, "name": name, "settings": json.loads(json.dumps(settings)), "machine": machine()}
+        found = self._read(head)
+        self.resumed = found is not None
+        self.document: Json = found or {
+            **head,
+            "commit": _commit(),
+            "started": _now(),
+            "load_average": round(os.getloadavg()[0], 2),  # of the minute before: above 0.3, something else ran
+            "rows": [],
+        }
+
+    def find(self, key: Mapping[str, Any]) -> Json | None:
+        """The row measured under `key`; one that failed is tried again."""
+        return next((row for row in self.document["rows"] if row["key"] == dict(key) and "error" not in row), None)
+
+    def add(self, key: Mapping[str, Any], row: Mapping[str, Any]) -> Json:
+        """Store a row on disk now, in the place of an older one of the same key."""
+        key = dict(key)
+        kept = [old for old in self.document["rows"] if old["key"] != key]
+        self.document["rows"] = [*kept, {"key": key, **row}]
+        self._write(self._partial)
+        return self.document["rows"][-1]
+
+    def finish(self) -> Json:
+        """Give the file its name, in the place of the last finished run."""
+        self.document["finished"] = _now()
+        self._write(self._partial)
+        self._partial.replace(self.path)
+        return self.document
+
+    def _read(self, head: Json) -> Json | None:
+        try:
+            document = json.loads(self._partial.read_bytes())
+        except (OSError, ValueError):
+            return None
+        same = isinstance(document, dict) and all(document.get(key) == value for key, value in head.items())
+        return document if same else None
+
+    def _write(self, path: Path) -> None:
+        with atomic_write(path) as file:
+            file.write(json.dumps(self.document, indent=1).encode())
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """The option that says where results are stored."""
+    parser.add_argument("--results", type=Path, default=DIRECTORY, help="directory of stored results")
+
+
+def stored(directory: Path = DIRECTORY) -> Iterator[Json]:
+    """Every finished run, by file name."""
+    for path in sorted(directory.glob("*.json")):
+        if not path.name.endswith(".partial.json"):
+            yield json.loads(path.read_bytes())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,109 @@
+"""This product on this machine: every engine that runs here, then how it scales. `make bench`.
+
+Each configuration runs in a process of its own. Rows are stored as they are measured; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import charts, measure, results
+from benchmarks.measure import Configuration
+from benchmarks.results import Results
+from benchmarks.tables import document_tables
+from sdturbo import backends
+from sdturbo.bundle import MAX_STEPS, Bundle
+from sdturbo.errors import BackendUnavailable, InvalidRequest, SDTurboError
+
+SCALING_RUNS = 3
+PRECISIONS = ("bf16", "fp16", "fp32")
+
+
+def engines(bundle: Bundle) -> list[tuple[str, str]]:
+    """Every (backend, precision) that runs this bundle here. Raises BackendUnavailable if none does."""
+    found: list[tuple[str, str]] = []
+    reasons: list[str] = []
+    for name in backends.MODULES:
+        for precision in PRECISIONS:
+            try:
+                backends.connect(name, precision=precision, bundle=bundle)
+            except BackendUnavailable as error:
+                reasons.append(f"  - {error}")
+            else:
+                found.append((name, precision))
+    found = [engine for engine in found if engine[0] != "null"]
+    if not found:
+        raise BackendUnavailable("No backend can run here, so nothing is measured:\n" + "\n".join(reasons))
+    return found
+
+
+def check_threads(threads: Sequence[int]) -> list[int]:
+    """The thread counts in order, without doubles. Raises InvalidRequest for one that this machine has no cores for."""
+    cpus = backends.available_cpus()
+    wrong = [count for count in threads if not 1 <= count <= cpus]
+    if wrong:
+        raise InvalidRequest(
+            f"Got thread counts {', '.join(map(str, wrong))}; this machine has {cpus} CPUs, so expected 1 to {cpus}."
+        )
+    return sorted(set(threads))
+
+
+def plan(
+    found: Sequence[tuple[str, str]], batch_sizes: Sequence[int], threads: Sequence[int], steps: Sequence[int]
+) -> list[Configuration]:
+    """Every engine once with all threads, then each of them along threads, steps and batch sizes, one at a time."""
+    most = threads[-1]
+    base = [Configuration(name, precision, most) for name, precision in found]
+    scaling: list[Configuration] = []
+    for name, precision in found:
+        scaling += [Configuration(name, precision, count) for count in threads[:-1]]
+        scaling += [Configuration(name, precision, most, steps=count) for count in steps if count != 1]
+        scaling += [Configuration(name, precision, most, batch_size=size) for size in batch_sizes if size != 1]
+    return base + scaling
+
+
+def run(bundle_path: Path, store: Path, threads: Sequence[int], runs: int) -> dict[str, object]:
+    """Measure, store and print every row; returns the stored document."""
+    threads = check_threads(threads)
+    bundle = Bundle.load(bundle_path)
+    settings = {"bundle_id": bundle.bundle_id, "threads": threads, "runs": runs, "batch_sizes": bundle.batch_sizes}
+    rows = Results(store, "bench", bundle.model["name"], settings)
+    if rows.resumed:
+        print("going on with an interrupted run", file=sys.stderr)
+    configurations = plan(engines(bundle), bundle.batch_sizes, threads, range(1, MAX_STEPS + 1))
+    for i, one in enumerate(configurations):
+        row = rows.find(one.key)
+        if row is None:
+            is_base = (one.batch_size, one.steps, one.threads) == (1, 1, threads[-1])
+            row = rows.add(one.key, measure.run(bundle_path, one, runs if is_base else min(runs, SCALING_RUNS)))
+        result = row.get("error") or f"{row['parts_ms']['total']['median']:.1f} ms"
+        print(f"[{i + 1}/{len(configurations)}] {one.label}: {result}", file=sys.stderr)
+    return rows.finish()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=10, help="requests a configuration")
+    most = backends.available_cpus()
+    parser.add_argument("--threads", type=int, nargs="+", default=list(range(1, most + 1)), help="thread counts")
+    results.add_option(parser)
+    arguments = parser.parse_args()
+    try:
+        document = run(arguments.bundle, arguments.results, arguments.threads, arguments.runs)
+    except SDTurboError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return error.exit_code
+    print(document_tables(document))
+    for picture in charts.draw(document, arguments.results):
+        print(picture)
+    print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import charts, measure, suite
+from benchmarks.measure import Configuration
+from benchmarks.results import Results
+from benchmarks.tables import document_tables
+from sdturbo import backends
+from sdturbo.bundle import Bundle
+from sdturbo.errors import BackendUnavailable, InvalidRequest
+
+ROOT = Path(__file__).parents[2]
+CPUS = backends.available_cpus()
+
+
+@pytest.fixture
+def bundle_of_two(make_bundle):
+    return make_bundle((1, 2))
+
+
+@pytest.fixture
+def null_only(monkeypatch):
+    """The null backend alone, under its own name: a suite of fractions of a second."""
+    monkeypatch.setattr(suite, "engines", lambda bundle: [("null", "fp32")])
+
+
+def test_every_configuration_is_measured_and_stored(bundle_of_two, null_only, tmp_path):
+    document = suite.run(bundle_of_two, tmp_path, [1], runs=2)
+    keys = [(row["key"]["batch_size"], row["key"]["steps"]) for row in document["rows"]]
+    assert keys == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1)]
+    assert [row["runs"] for row in document["rows"]] == [2] * 5
+    assert document["rows"][4]["batch_size"] == 2
+    assert json.loads((tmp_path / "bench-fake.json").read_text()) == document
+    assert document["machine"]["cpu"]["count"] == CPUS
+    assert document["finished"] >= document["started"]
+
+
+def test_an_interrupted_run_keeps_its_rows(bundle_of_two, null_only, tmp_path, monkeypatch):
+    real, measured = measure.run, []
+
+    def stop_at_third(bundle, configuration, runs):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(configuration)
+        return real(bundle, configuration, runs)
+
+    monkeypatch.setattr(measure, "run", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(bundle_of_two, tmp_path, [1], runs=1)
+    assert not (tmp_path / "bench-fake.json").exists()
+    kept = json.loads((tmp_path / "bench-fake.partial.json").read_text())["rows"]
+    assert len(kept) == 2
+    monkeypatch.setattr(measure, "run", lambda *_: {"error": "measured again"})
+    document = suite.run(bundle_of_two, tmp_path, [1], runs=1)
+    assert document["rows"][:2] == kept
+    assert [row["error"] for row in document["rows"][2:]] == ["measured again"] * 3
+    assert not (tmp_path / "bench-fake.partial.json").exists()
+
+
+def test_rows_of_other_settings_are_not_taken_over(tmp_path):
+    Results(tmp_path, "bench", "fake", {"runs": 1}).add({"threads": 1}, {"median": 5})
+    assert Results(tmp_path, "bench", "fake", {"runs": 1}).resumed
+    assert not Results(tmp_path, "bench", "fake", {"runs": 2}).resumed
+
+
+def test_a_row_that_failed_is_tried_again(tmp_path):
+    rows = Results(tmp_path, "bench", "fake", {})
+    rows.add({"threads": 1}, {"error": "no"})
+    assert rows.find({"threads": 1}) is None
+    rows.add({"threads": 1}, {"median": 5})
+    assert rows.find({"threads": 1}) == {"key": {"threads": 1}, "median": 5}
+    assert len(rows.document["rows"]) == 1
+
+
+def test_more_threads_than_cores_are_refused(bundle_dir):
+    command = [sys.executable, "-m", "benchmarks.suite", "--bundle", str(bundle_dir), "--threads", str(CPUS + 1)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == InvalidRequest.exit_code
+    assert f"expected 1 to {CPUS}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_measurement_that_fails_is_a_row_that_says_why(bundle_dir):
+    row = measure.run(bundle_dir, Configuration("null", "fp32", 1, batch_size=3), 1)
+    assert "Got batch size 3; the bundle has 1" in row["error"]
+    assert "this machine has" in measure.run(bundle_dir, Configuration("null", "fp32", CPUS + 1), 1)["error"]
+
+
+def test_peak_memory_is_that_of_the_measured_process(bundle_dir):
+    ballast = bytearray(600_000_000)
+    row = measure.run(bundle_dir, Configuration("null", "fp32", 1), 1)
+    assert 0 < row["peak_memory_mb"] < len(ballast) / 1e6
+    assert 0 < row["anonymous_memory_mb"] <= row["peak_memory_mb"]
+
+
+def test_engines_are_those_that_run_here(bundle_dir, monkeypatch):
+    assert ("onnxruntime", "fp32") in suite.engines(Bundle.load(bundle_dir))
+    monkeypatch.setattr("sdturbo.backends.unavailable", lambda name: "it is not installed")
+    with pytest.raises(BackendUnavailable, match="it is not installed"):
+        suite.engines(Bundle.load(bundle_dir))
+
+
+def test_tables_show_figures_and_failures(bundle_of_two, null_only, tmp_path):
+    document = suite.run(bundle_of_two, tmp_path, [1], runs=1)
+    document["rows"][4] = {"key": document["rows"][4]["key"], "error": "out of memory | killed"}
+    text = document_tables(document)
+    median = document["rows"][0]["parts_ms"]["total"]["median"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| null fp32") and line.count("|") == 12)
+    assert float(line.split("|")[2]) == pytest.approx(median, rel=0.06)
+    assert "null fp32: out of memory / killed" in text
+
+
+def test_charts_are_pictures(bundle_of_two, null_only, tmp_path):
+    drawn = charts.draw(suite.run(bundle_of_two, tmp_path, [1], runs=1), tmp_path)
+    assert [path.name for path in drawn] == ["bench-fake-stages.png", "bench-fake-scaling.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in drawn)
