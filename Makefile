@@ -95,8 +95,8 @@ test-gpu-refusals: $(VENV)/.dev  ## With onnxruntime-gpu and no GPU: asking for 
 
 # the real bindings, without the libraries behind them: what can be made of them on a CPU
 test-tensorrt-bindings: $(VENV)/.dev  ## With the real TensorRT 10 and 11 bindings and no GPU: classes, callbacks, refusals (30 MB)
-	test -d build/tensorrt10 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==10.16.1.11 cuda-bindings==12.9.5 --site build/tensorrt10
-	test -d build/tensorrt11 || $(BIN)/python typings/generate.py tensorrt-cu12-bindings==11.4.0.106 cuda-bindings==13.5.0 --site build/tensorrt11
+	test -d build/tensorrt10 || $(BIN)/python tests/typings/generate.py tensorrt-cu12-bindings==10.16.1.11 cuda-bindings==12.9.5 --site build/tensorrt10
+	test -d build/tensorrt11 || $(BIN)/python tests/typings/generate.py tensorrt-cu12-bindings==11.4.0.106 cuda-bindings==13.5.0 --site build/tensorrt11
 	SDTURBO_TRT_SITES=build/tensorrt10:build/tensorrt11 $(BIN)/pytest tests/runtime/test_trt_bindings.py
 
 test-peers: $(VENV)/.dev  ## What optimum-onnx draws of our export, in its own environment (2 GB, built if missing)
@@ -124,7 +124,7 @@ lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundarie
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/basedpyright --pythonpath $(BIN)/python -p typings/tensorrt10.json
+	$(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typings/tensorrt10.json
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev  ## Format the code

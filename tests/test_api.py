@@ -1,5 +1,5 @@
 """NVIDIA's and ONNX Runtime's API as our code uses it, against the real one: generated stubs of TensorRT 10 and 11 and of
-cuda-bindings 12 and 13 (typings/), and the installed onnxruntime. The type checker follows what objects are; this walks
+cuda-bindings 12 and 13 (tests/typings/), and the installed onnxruntime. The type checker follows what objects are; this walks
 names, so that it fails on a machine where the type checker is not run."""
 
 import ast
@@ -13,7 +13,7 @@ import imitation
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TYPINGS = ROOT / "typings"
+TYPINGS = ROOT / "tests" / "typings"
 VERSIONS = ("tensorrt10", "tensorrt11")
 OURS = [
     *sorted((ROOT / "engine/sdturbo/backends").glob("*.py")),
