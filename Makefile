@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench bench-peers roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -56,6 +56,10 @@ bench: $(VENV)/.bench  ## Time every engine of MODEL that runs here, and how it 
 bench-peers: $(VENV)/.bench  ## In turn with diffusers, optimum-onnx, OpenVINO GenAI, stable-diffusion.cpp (6 GB of environments)
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/python -m benchmarks.compare --bundle "$(BUNDLE)" --model "$(MODEL)" --runs $(RUNS) --steps $(STEPS)
+
+bench-quality: $(VENV)/.bench  ## PSNR and SSIM of every backend and precision against PyTorch fp32, 32 prompts of tiny
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	$(BIN)/python -m benchmarks.quality --bundle "$(BUNDLE)" --model "$(MODEL)" --steps $(STEPS)
 
 roofline: $(VENV)/.bench  ## Share of this machine's ceiling that each stage reaches; GPU=h100|a100|4090|l4|t4: bounds on paper
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import charts, results
+from benchmarks.checkpoint import checkpoint_of
 from benchmarks.peers.conversation import Worker
 from benchmarks.peers.environments import PEERS, PeerSpec, PeerUnavailable, python_of
 from benchmarks.results import ROOT, Results
@@ -166,9 +167,7 @@ def main() -> int:
         unknown = [name for name in arguments.peers if name not in names]
         if unknown:
             raise InvalidRequest(f"Got peers {unknown}; expected some of {names}.")
-        from sdturbo_export.resolve import resolve
-
-        checkpoint = resolve(arguments.model, ROOT / "build" / "checkpoints").path
+        checkpoint = checkpoint_of(Bundle.load(arguments.bundle), arguments.model).path
         document = run(
             arguments.bundle,
             checkpoint,

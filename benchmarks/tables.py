@@ -133,4 +133,24 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-_TABLES: dict[str, Callable[[Row], list[str]]] = {"bench": _bench, "roofline": _roofline, "peers": _peers}
+def _quality(document: Row) -> list[str]:
+    header = ("engine", "median PSNR dB", "worst PSNR dB", "median SSIM", "worst SSIM")
+    figures = (("median_psnr_db", ".1f"), ("worst_psnr_db", ".1f"), ("median_ssim", ".4f"), ("worst_ssim", ".4f"))
+    lines = [
+        [f"{_engine(row)}: {_short(row['error'])}", *["–"] * 4]
+        if "error" in row
+        else [_engine(row), *(format(row[name], form) for name, form in figures)]
+        for row in document["rows"]
+    ]
+    return [
+        f"{len(document['settings']['prompts'])} prompts, {document['settings']['steps']} steps",
+        table(header, lines),
+    ]
+
+
+_TABLES: dict[str, Callable[[Row], list[str]]] = {
+    "bench": _bench,
+    "peers": _peers,
+    "quality": _quality,
+    "roofline": _roofline,
+}

@@ -1,0 +1,129 @@
+"""How near every backend and precision draws to PyTorch in fp32: PSNR and SSIM over many prompts. `make bench-quality`.
+
+The reference is diffusers' own pipeline on the checkpoint, with the same prompts and seeds. Only a trained model's pictures
+say what a precision does to pictures; with seeded weights the figures are those of a texture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import results, suite
+from benchmarks.checkpoint import checkpoint_of
+from benchmarks.results import Results
+from benchmarks.tables import document_tables
+from sdturbo import Pipeline
+from sdturbo.bundle import MAX_STEPS, Bundle
+from sdturbo.errors import InvalidRequest, SDTurboError
+from sdturbo.golden import difference
+
+if TYPE_CHECKING:
+    from sdturbo_export.checkpoint import Checkpoint
+
+Picture = NDArray[np.uint8]
+EQUAL_DB = 99.0  # stands for equal pictures: JSON has no infinity
+LEAST = 32  # prompts
+KEY = ("backend", "precision")
+
+
+def psnr(found: Picture, expected: Picture) -> float:
+    """PSNR in dB of two uint8 pictures of one shape, at most EQUAL_DB."""
+    return min(difference(found, expected)[0], EQUAL_DB)
+
+
+def ssim(found: Picture, expected: Picture) -> float:
+    """Structural similarity of two uint8 (H, W, 3) pictures, 1 for equal ones: Wang et al. 2004, Gaussian window, sigma 1.5."""
+    from skimage.metrics import structural_similarity
+
+    return float(
+        structural_similarity(
+            found, expected, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
+        )
+    )
+
+
+def prompts(count: int) -> list[str]:
+    """Captions of the toy model's held-out combinations, spread evenly over them."""
+    from sdturbo_export.tiny.captions import plain_caption
+    from sdturbo_export.tiny.scenes import HELD_OUT
+
+    if not LEAST <= count <= len(HELD_OUT):
+        raise InvalidRequest(f"Got {count} prompts; expected {LEAST} to {len(HELD_OUT)}.")
+    return [plain_caption(HELD_OUT[i * len(HELD_OUT) // count]) for i in range(count)]
+
+
+def reference(checkpoint: Checkpoint, texts: Sequence[str], steps: int) -> list[Picture]:
+    """diffusers' picture of every prompt, prompt i with seed i, in fp32 on the CPU."""
+    from sdturbo_export.diffusers_reference import draw
+
+    pictures: list[Picture] = []
+    for seed, text in enumerate(texts):
+        pictures += draw(checkpoint, text, seed, Image.new("RGB", (8, 8)), [(steps, None)])
+        gc.collect()  # diffusers' pipelines hold reference cycles
+    return pictures
+
+
+def distances(pipe: Pipeline, texts: Sequence[str], expected: Sequence[Picture], steps: int) -> dict[str, Any]:
+    """PSNR and SSIM of every prompt's picture, with the median and the worst of each."""
+    row: dict[str, Any] = {"psnr_db": [], "ssim": []}
+    for seed, (text, picture) in enumerate(zip(texts, expected, strict=True)):
+        found = pipe(text, seed=seed, num_inference_steps=steps, output_type="np").images[0]
+        row["psnr_db"].append(psnr(found, picture))
+        row["ssim"].append(ssim(found, picture))
+    for name in ("psnr_db", "ssim"):
+        row[f"median_{name}"], row[f"worst_{name}"] = statistics.median(row[name]), min(row[name])
+    return row
+
+
+def run(bundle: Bundle, checkpoint: Checkpoint, store: Path, count: int, steps: int) -> dict[str, Any]:
+    """Every engine that runs here, stored as it is measured; returns the stored document."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise InvalidRequest(f"Got {steps} steps; expected 1 to {MAX_STEPS}.")
+    texts = prompts(count)
+    settings = {"bundle_id": bundle.bundle_id, "steps": steps, "prompts": texts}
+    rows = Results(store, "quality", bundle.model["name"], settings)
+    missing = [engine for engine in suite.engines(bundle) if rows.find(dict(zip(KEY, engine, strict=True))) is None]
+    expected = reference(checkpoint, texts, steps) if missing else []
+    for backend, precision in missing:
+        try:
+            pipe = Pipeline.load(bundle.path, backend, precision=precision, image_to_image=False)
+            row = distances(pipe, texts, expected, steps)
+        except SDTurboError as error:
+            row = {"error": str(error)}
+        rows.add(dict(zip(KEY, (backend, precision), strict=True)), row)
+    return rows.finish()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="the checkpoint that the bundle was built from")
+    parser.add_argument("--prompts", type=int, default=LEAST, help=f"how many, {LEAST} or more")
+    parser.add_argument("--steps", type=int, default=1)
+    results.add_option(parser)
+    arguments = parser.parse_args()
+    try:
+        bundle = Bundle.load(arguments.bundle)
+        checkpoint = checkpoint_of(bundle, arguments.model)
+        document = run(bundle, checkpoint, arguments.results, arguments.prompts, arguments.steps)
+    except SDTurboError as error:
+        print(f"bench-quality: {error}", file=sys.stderr)
+        return error.exit_code
+    print(document_tables(document))
+    print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
