@@ -7,6 +7,7 @@ one takes its place otherwise. A changed bundle in the config file replaces the 
 # no `from __future__ import annotations`: Ray reads the builder's annotation as a class
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedClassDecorator=false, reportMissingTypeStubs=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 import dataclasses
 from pathlib import Path
