@@ -76,7 +76,6 @@ def cluster(directory, *paths):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
-        "RAY_raylet_start_wait_time_s": "180",  # a busy machine needs more than the 30 s of Ray's own
     }
     with (directory / "ray.log").open("w") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
