@@ -15,9 +15,7 @@ from sdturbo.bundle import Bundle
 from sdturbo.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 
-MODEL_HELP = (
-    "tiny (trained toy); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
-)
+MODEL_HELP = "tiny (embedded); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 workspace_option = click.option(
