@@ -1,6 +1,6 @@
 # sdturbo: `make engines` builds and proves the engines of a model, `make test` passes the tests. `make help` lists all.
-MODEL   ?= small
-PROMPT  ?= a photo of a cat
+MODEL   ?= tiny
+PROMPT  ?= a red cat in the snow
 STEPS   ?= 1
 SEED    ?= 0
 RUNS    ?= 10
@@ -109,19 +109,21 @@ test-peers: $(VENV)/.dev  ## What optimum-onnx draws of our export, in its own e
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
 
-# where the toy model lives, and where it is trained: renders, states, charts and sheets
+# where the embedded model lives, and where it is trained: renders, states, charts and sheets
 CHECKPOINT := export/sdturbo_export/tiny/checkpoint
+EMBEDDED   := engine/sdturbo/bundles/tiny
 RUN        := build/tiny-run
 
-tiny: $(VENV)/.export  ## Train the toy model anew and put it in its place (four hours; goes on where it was stopped)
+tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place (four hours; goes on where it was stopped)
 	$(BIN)/python -m sdturbo_export.tiny.train_vae $(RUN)
 	$(BIN)/python -m sdturbo_export.tiny.train_unet $(RUN)
 	$(BIN)/python -m sdturbo_export.tiny.checkpoint_writer $(RUN) $(CHECKPOINT)
+	$(BIN)/sdturbo-export build --model tiny --out $(EMBEDDED)
 	$(MAKE) --no-print-directory tiny-eval
 	$(BIN)/python -m sdturbo_export.tiny.checkpoint_writer $(RUN) $(CHECKPOINT) --results build/tiny-eval/results.md
+	cp build/tiny-eval/examples.jpg benchmarks/pictures/tiny.jpg
 
-tiny-eval: $(VENV)/.export  ## Measure the toy model on what it was not trained on: figures and contact sheets (minutes)
-	$(BIN)/sdturbo-export build --model tiny --out build/tiny
+tiny-eval: $(VENV)/.export  ## Measure the embedded model on what it was not trained on: figures and contact sheets (minutes)
 	$(BIN)/python -m sdturbo_export.tiny.evaluate build/tiny-eval
 
 lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundaries

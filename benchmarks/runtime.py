@@ -1,7 +1,7 @@
 """The runtime around the engines: what importing costs, what a request costs outside the engines, and whether threads that
 share a pipeline draw the same. Prints one JSON document as its last line.
 
-    python benchmarks/runtime.py --bundle build/small
+    python benchmarks/runtime.py --bundle build/tiny
 """
 
 from __future__ import annotations

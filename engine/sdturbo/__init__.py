@@ -1,7 +1,7 @@
 """sdturbo: a compiled inference engine for SD-Turbo.
 
     from sdturbo import Pipeline
-    pipe = Pipeline.load("build/small")
+    pipe = Pipeline.load("build/sd-turbo")
     pipe("a photo of a cat").images[0].save("cat.png")
 
 Importing this package loads no backend and no numpy: the classes arrive when they are first named.

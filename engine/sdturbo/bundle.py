@@ -21,6 +21,7 @@ from sdturbo.onnx_files import external_locations
 FORMAT = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
+EMBEDDED = Path(__file__).parent / "bundles" / "tiny"  # the toy model that comes with this package
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 MAX_STEPS = 4
 DTYPES = ("int64", "uint8", "float32", "float16")

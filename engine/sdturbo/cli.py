@@ -34,7 +34,7 @@ bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
     envvar="SDTURBO_BUNDLE",
-    help="Bundle directory. [env: SDTURBO_BUNDLE]",
+    help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 engine_options = _options(
@@ -53,7 +53,7 @@ engine_options = _options(
 
 
 @click.group(
-    epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow' --bundle build/tiny\n\n"
+    epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow'\n\n"
     "  sdturbo generate 'a photo of a cat' --bundle build/sd-turbo\n\n  sdturbo doctor"
 )
 @click.version_option(__version__)
@@ -232,9 +232,14 @@ def bench(
 
 
 def bundle_path(bundle: Path | None) -> Path:
+    from sdturbo.bundle import EMBEDDED
+
     if bundle is None:
-        raise InvalidRequest("No bundle was named. Pass --bundle DIR or set SDTURBO_BUNDLE; `make engines` builds one.")
-    return bundle
+        click.echo(
+            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo; `make engines MODEL=…` builds others.",
+            err=True,
+        )
+    return bundle or EMBEDDED
 
 
 def _load(

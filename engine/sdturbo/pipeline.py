@@ -19,7 +19,7 @@ from PIL import Image
 
 from sdturbo import request
 from sdturbo.backends import Backend, Program, Session, connect
-from sdturbo.bundle import TOKENIZER, Bundle
+from sdturbo.bundle import EMBEDDED, TOKENIZER, Bundle
 from sdturbo.clock import CancelToken, Clock, Either
 from sdturbo.errors import BundleError, InvalidRequest, OutputError
 from sdturbo.image import ImageInput, to_pixels
@@ -60,7 +60,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path = EMBEDDED,
         backend: str = "auto",
         *,
         device: str | None = None,
@@ -70,6 +70,7 @@ class Pipeline:
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
+        path: a bundle's directory; by default `tiny`, the toy model that comes with this package.
         backend: "auto", or one of `backends.MODULES`. device: "cpu", "cuda:0", …; None is the backend's first.
         precision: "fp32", "fp16", "bf16", or None for the fastest that the device makes of the bundle's graphs.
         num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and saves its memory.

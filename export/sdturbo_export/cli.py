@@ -16,9 +16,7 @@ from sdturbo.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 from sdturbo_export.rewrites import REWRITES
 
-MODEL_HELP = (
-    "tiny (trained toy); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
-)
+MODEL_HELP = "tiny (embedded); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
 
 decoder_option = click.option(
     "--decoder",

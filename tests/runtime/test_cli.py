@@ -98,11 +98,14 @@ def test_bad_input_gives_a_sentence_and_its_exit_code(sdturbo, tmp_path, monkeyp
     assert json.loads(stdout)["error"]["exit_code"] == status
 
 
-def test_missing_bundle_says_how_to_get_one(sdturbo, monkeypatch):
+def test_without_a_bundle_the_embedded_model_draws_and_says_that_it_is_no_sd_turbo(sdturbo, monkeypatch, tmp_path):
     monkeypatch.delenv("SDTURBO_BUNDLE")
-    status, _, stderr = sdturbo("generate", "x")
-    assert status == 2
-    assert "make engines" in stderr
+    status, stdout, stderr = sdturbo("generate", "a red cat in the snow", "--out", tmp_path / "cat.png", "--json")
+    assert status == 0
+    assert "`tiny`, not SD-Turbo" in stderr
+    assert json.loads(stdout)["bundle_id"] == Pipeline.load(backend="null").bundle.bundle_id
+    with Image.open(tmp_path / "cat.png") as image:
+        assert "Model: tiny" in image.text["parameters"]
 
 
 def test_info_in_words_and_json(sdturbo, bundle_dir):

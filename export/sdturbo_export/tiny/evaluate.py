@@ -1,4 +1,4 @@
-"""How good the toy model is: `python -m sdturbo_export.tiny.evaluate OUT`, on the engine's own pictures.
+"""How good the embedded model is: `python -m sdturbo_export.tiny.evaluate OUT`, on the engine's own pictures.
 
 The autoencoder on held-out renders; held-out combinations at 1, 2 and 4 steps, judged by a classifier that has seen
 renders only, itself measured on renders of the same combinations; how much two seeds differ; contact sheets.
@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from sdturbo import Pipeline
+from sdturbo.bundle import EMBEDDED
 from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.resolve import TINY_CHECKPOINT
 from sdturbo_export.tiny.captions import caption, plain_caption
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for figures and sheets, and for what is made on the way")
     parser.add_argument("--checkpoint", type=Path, default=TINY_CHECKPOINT)
-    parser.add_argument("--bundle", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--bundle", type=Path, default=EMBEDDED)
     options = parser.parse_args(arguments)
     print(json.dumps(evaluate(options.checkpoint, options.bundle, options.out)))
 

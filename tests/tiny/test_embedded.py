@@ -1,0 +1,112 @@
+"""The model that comes with the package: its bundle is its checkpoint's, draws what it says, and is small."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from sdturbo import Bundle, Pipeline
+from sdturbo.bundle import EMBEDDED
+from sdturbo_export.build import build
+from sdturbo_export.resolve import TINY_CHECKPOINT, resolve
+from sdturbo_export.tiny.palette import TONES
+from sdturbo_export.tiny.pixels import psnr
+from sdturbo_export.tiny.render import subject_area
+from sdturbo_export.tiny.subjects import SUBJECTS
+
+MB = 1e6
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline.load(backend="onnxruntime")
+
+
+def drawn(pipe, prompt, **options):
+    return pipe(prompt, **options, output_type="np").images[0]
+
+
+def colour_of(picture, subject):
+    """The colour word whose body colour covers most of the subject's place."""
+    inside = picture[subject_area(subject, 512) > 0.5].astype(np.float32)
+    shares = {word: (np.abs(inside - np.float32(tones.base)).max(-1) < 40).mean() for word, tones in TONES.items()}
+    return max(shares, key=shares.__getitem__)
+
+
+def test_checkpoint_and_bundle_are_small():
+    files = [path for root in (TINY_CHECKPOINT, EMBEDDED) for path in root.rglob("*") if path.is_file()]
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 25 * MB
+
+
+def test_the_bundle_was_made_from_the_checkpoint(tmp_path):
+    checkpoint = resolve("tiny", tmp_path)
+    embedded, built = Bundle.load(EMBEDDED), build(checkpoint, tmp_path / "tiny")
+    assert dict(embedded.model["weights"]) == checkpoint.hashes()
+    assert embedded.model["name"] == built.model["name"] == "tiny"
+    for options in ({"num_inference_steps": 1}, {"num_inference_steps": 4, "seed": 3}):
+        ours, theirs = (drawn(Pipeline.load(one.path), "a blue car at night", **options) for one in (embedded, built))
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_nothing_of_it_calls_itself_sd_turbo_or_stabilitys():
+    for name in ("LICENSE.md", "NOTICE"):
+        text = (EMBEDDED / name).read_text(encoding="utf-8")
+        assert "Stability" not in text
+    assert "Apache License" in (EMBEDDED / "LICENSE.md").read_text(encoding="utf-8")
+    assert json.loads((EMBEDDED / "bundle.json").read_text())["model"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_things_have_the_colour_that_was_asked_for(pipe, subject):
+    asked = ("red", "blue", "green", "yellow")
+    seen = [colour_of(drawn(pipe, f"a {colour} {subject} in the snow", seed=5), subject) for colour in asked]
+    assert tuple(seen) == asked
+
+
+def test_seeds_differ_and_one_seed_does_not(pipe):
+    first, again, other = (drawn(pipe, "a red boat on the beach", seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert (np.abs(first.astype(int) - other).max(-1) > 16).mean() >= 0.05
+
+
+@pytest.mark.parametrize("prompt", ["", "!!!", "qwerty zebra", "灯台 🦊", "a red cat in the snow " * 30])
+def test_words_that_it_does_not_know_do_no_harm(pipe, prompt):
+    picture = drawn(pipe, prompt)
+    assert 20 < picture.std() < 120
+    assert len(np.unique(picture.reshape(-1, 3) // 16, axis=0)) > 20
+
+
+def test_unknown_words_leave_the_picture_alone(pipe):
+    plain = drawn(pipe, "a red cat in the snow", seed=2)
+    for prompt in ("a red zebra cat in the snow", "a red cat in the snow, trending, masterpiece"):
+        assert colour_of(drawn(pipe, prompt, seed=2), "cat") == "red"
+        assert psnr(drawn(pipe, prompt, seed=2), plain) > psnr(drawn(pipe, "a blue boat at night", seed=2), plain) + 5
+
+
+def test_image_to_image_keeps_the_layout(pipe):
+    start = drawn(pipe, "a red cat in the snow", seed=11)
+    fresh = drawn(pipe, "a red cat in the snow", seed=12, num_inference_steps=4)
+    kept = drawn(pipe, "a red cat in the snow", image=start, strength=0.5, num_inference_steps=4, seed=12)
+    assert psnr(kept, start) > psnr(fresh, start) + 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_diffusers_own_pipeline_draws_the_same_from_the_checkpoint(pipe, steps):
+    import torch
+
+    theirs = StableDiffusionPipeline.from_pretrained(TINY_CHECKPOINT, safety_checker=None, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    prompt = "a yellow robot in the city"
+    expected = theirs(
+        prompt, num_inference_steps=steps, guidance_scale=0.0, generator=torch.Generator().manual_seed(7)
+    ).images[0]
+    assert psnr(drawn(pipe, prompt, num_inference_steps=steps, seed=7), np.asarray(expected)) >= 45
+
+
+def test_the_card_says_what_it_is():
+    text = Path(TINY_CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    assert "It is not SD-Turbo" in text
+    assert "Not measured yet" not in text
