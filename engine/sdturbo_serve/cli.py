@@ -48,6 +48,7 @@ def cli(
     deadline: float,
     drain: int,
     backend: str,
+    device: str | None,
     precision: str | None,
     threads: int | None,
 ) -> None:
@@ -65,7 +66,7 @@ def cli(
     from sdturbo_serve.server import serve
 
     logs.configure()
-    pipeline = Pipeline.load(bundle_path(bundle), backend, precision=precision, num_threads=threads)
+    pipeline = Pipeline.load(bundle_path(bundle), backend, device=device, precision=precision, num_threads=threads)
     engine = {
         "backend": pipeline.backend.name,
         "precision": pipeline.backend.precision,
