@@ -20,7 +20,7 @@ from sdturbo import Pipeline
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BundleError, InvalidRequest
 from sdturbo_export import build as build_module
-from sdturbo_export import parity, stage_store
+from sdturbo_export import distance, stage_store
 from sdturbo_export.build import build
 from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.errors import BuildError, ParityError
@@ -108,7 +108,7 @@ def test_lora_exports_only_the_stages_it_changes(small_checkpoint, small_bundle,
 
 
 def test_parity_failure_publishes_nothing(small_checkpoint, store, tmp_path, monkeypatch):
-    monkeypatch.setitem(parity.BOUNDS, "fp32", 0.0)
+    monkeypatch.setitem(distance.BOUNDS, "fp32", 0.0)
     with pytest.raises(ParityError, match="text_encoder"):
         build(small_checkpoint, tmp_path / "out", store=tmp_path / "store")
     assert not (tmp_path / "out").exists()
