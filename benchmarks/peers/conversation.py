@@ -26,7 +26,7 @@ class Worker:
         counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         with (log or Path(os.devnull)).open("ab") as errors:
             self._process = subprocess.Popen(
-                [str(python), str(FOLDER / worker), *arguments],
+                [str(python), "-u", str(FOLDER / worker), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
