@@ -74,7 +74,7 @@ serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: 
 
 serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/sdturbo_serve/examples/ray.yaml: two replicas and more
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	sed 's#bundle: build/small#bundle: $(abspath $(BUNDLE))#' engine/sdturbo_serve/examples/ray.yaml > build/ray.yaml
+	sed 's#bundle: build/tiny#bundle: $(abspath $(BUNDLE))#' engine/sdturbo_serve/examples/ray.yaml > build/ray.yaml
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sdturbo_serve.ray_proxy.middlewares $(BIN)/serve run build/ray.yaml
 
 serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (LOAD_S=600 for the long run)

@@ -7,7 +7,6 @@ that says why.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -19,16 +18,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import charts, results
+from benchmarks import results
 from benchmarks.checkpoint import checkpoint_of
 from benchmarks.peers.conversation import Worker
 from benchmarks.peers.environments import PEERS, PeerSpec, PeerUnavailable, python_of
+from benchmarks.report import report
 from benchmarks.results import ROOT, Results
 from benchmarks.suite import check_threads, engines
-from benchmarks.tables import document_tables
 from sdturbo import backends
 from sdturbo.bundle import Bundle
-from sdturbo.errors import InvalidRequest, SDTurboError
+from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
 
 PROMPT = "a red house by a lake"
@@ -163,12 +162,13 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "peers", help="where environments are kept")
     results.add_option(parser)
     arguments = parser.parse_args()
-    try:
+
+    def measure() -> dict[str, Any]:
         unknown = [name for name in arguments.peers if name not in names]
         if unknown:
             raise InvalidRequest(f"Got peers {unknown}; expected some of {names}.")
         checkpoint = checkpoint_of(Bundle.load(arguments.bundle), arguments.model).path
-        document = run(
+        return run(
             arguments.bundle,
             checkpoint,
             arguments.results,
@@ -178,14 +178,8 @@ def main() -> int:
             steps=arguments.steps,
             runs=arguments.runs,
         )
-    except SDTurboError as error:
-        print(f"bench-peers: {error}", file=sys.stderr)
-        return error.exit_code
-    print(document_tables(document))
-    for picture in charts.draw(document, arguments.results):
-        print(picture)
-    print(json.dumps(document))
-    return 0
+
+    return report("bench-peers", measure, arguments.results)
 
 
 if __name__ == "__main__":

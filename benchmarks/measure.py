@@ -1,6 +1,6 @@
 """One configuration in a process of its own, so that its load, first picture and peak memory are its own.
 
-    python -m benchmarks.measure '{"bundle": "build/small", "backend": "openvino", "precision": "fp32", "threads": 2}'
+    python -m benchmarks.measure '{"bundle": "build/tiny", "backend": "openvino", "precision": "fp32", "threads": 2}'
 
 The last line of output is the measurement, or {"error": ...}.
 """

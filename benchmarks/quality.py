@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ from PIL import Image
 
 from benchmarks import results, suite
 from benchmarks.checkpoint import checkpoint_of
+from benchmarks.report import report
 from benchmarks.results import Results
-from benchmarks.tables import document_tables
 from sdturbo import Pipeline
 from sdturbo.bundle import MAX_STEPS, Bundle
 from sdturbo.errors import InvalidRequest, SDTurboError
@@ -113,16 +112,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1)
     results.add_option(parser)
     arguments = parser.parse_args()
-    try:
+
+    def measure() -> dict[str, Any]:
         bundle = Bundle.load(arguments.bundle)
         checkpoint = checkpoint_of(bundle, arguments.model)
-        document = run(bundle, checkpoint, arguments.results, arguments.prompts, arguments.steps)
-    except SDTurboError as error:
-        print(f"bench-quality: {error}", file=sys.stderr)
-        return error.exit_code
-    print(document_tables(document))
-    print(json.dumps(document))
-    return 0
+        return run(bundle, checkpoint, arguments.results, arguments.prompts, arguments.steps)
+
+    return report("bench-quality", measure)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,17 @@ Each configuration runs in a process of its own. Rows are stored as they are mea
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import charts, measure, results
+from benchmarks import measure, results
 from benchmarks.measure import Configuration
+from benchmarks.report import report
 from benchmarks.results import Results
-from benchmarks.tables import document_tables
 from sdturbo import backends
 from sdturbo.bundle import MAX_STEPS, Bundle
-from sdturbo.errors import BackendUnavailable, InvalidRequest, SDTurboError
+from sdturbo.errors import BackendUnavailable, InvalidRequest
 
 SCALING_RUNS = 3
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -93,16 +92,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=list(range(1, most + 1)), help="thread counts")
     results.add_option(parser)
     arguments = parser.parse_args()
-    try:
-        document = run(arguments.bundle, arguments.results, arguments.threads, arguments.runs)
-    except SDTurboError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return error.exit_code
-    print(document_tables(document))
-    for picture in charts.draw(document, arguments.results):
-        print(picture)
-    print(json.dumps(document))
-    return 0
+    return report(
+        "bench",
+        lambda: run(arguments.bundle, arguments.results, arguments.threads, arguments.runs),
+        arguments.results,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""What every suite's command does with its measurements: tables, charts, one JSON line; a known error in a sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import charts
+from benchmarks.tables import document_tables
+from sdturbo.errors import SDTurboError
+
+
+def report(name: str, measure: Callable[[], dict[str, Any]], pictures: Path | None = None) -> int:
+    """Print the document that `measure` returns; its charts go to `pictures`. Returns the command's exit code."""
+    try:
+        document = measure()
+    except SDTurboError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    print(document_tables(document))
+    for picture in charts.draw(document, pictures) if pictures else ():
+        print(picture)
+    print(json.dumps(document))
+    return 0
