@@ -94,7 +94,7 @@ def listening(pipeline, **settings):
         assert not thread.is_alive(), "the server did not end"
 
 
-def wait_until(true, seconds=20.0):
+def wait_until(true, seconds=60.0):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come about in time"

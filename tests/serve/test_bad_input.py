@@ -177,8 +177,8 @@ def read_all(connection):
 
 
 def test_a_slow_body_is_ended_and_a_slow_head_closed(bare, monkeypatch):
-    monkeypatch.setattr(server_module, "HEAD_S", 0.4)
-    with listening(bare, body_s=0.4) as url:
+    monkeypatch.setattr(server_module, "HEAD_S", 1.0)
+    with listening(bare, body_s=1.0) as url:
         with connect(url) as slow:
             slow.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
             slow.sendall(b"Content-Length: 100\r\n\r\n{")

@@ -23,7 +23,17 @@ from sdturbo_serve.settings import answered_hosts, check_listen, is_loopback, re
 SLOW = """
 import time, sdturbo.pipeline as pipeline
 decode = pipeline.Pipeline.decode
-pipeline.Pipeline.decode = lambda self, x: (time.sleep(.3), decode(self, x))[1]
+pipeline.Pipeline.decode = lambda self, x: (time.sleep(3), decode(self, x))[1]
+"""
+HELD = """
+import os, pathlib, time, sdturbo.pipeline as pipeline
+decode, door = pipeline.Pipeline.decode, pathlib.Path(os.environ["DOOR"])
+def held(self, x):
+    while door.exists():
+        (door / "entered").touch()
+        time.sleep(.01)
+    return decode(self, x)
+pipeline.Pipeline.decode = held
 """
 
 
@@ -35,16 +45,25 @@ def is_up(url):
 
 
 def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(serve_bundle, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(SLOW)  # 0.3 s a batch
+    (tmp_path / "sitecustomize.py").write_text(HELD)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with command(serve_bundle, PYTHONPATH=paths) as (process, url), ThreadPoolExecutor(12) as pool:
+    door = tmp_path / "door"
+    with command(serve_bundle, PYTHONPATH=paths, DOOR=str(door)) as (process, url), ThreadPoolExecutor(12) as pool:
         wait_until(lambda: is_up(url))
-        answers = [pool.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x"}, timeout=30) for _ in range(12)]
-        wait_until(lambda: "sdturbo_queue_pictures 0.0" not in httpx2.get(f"{url}/metrics").text)
-        time.sleep(0.2)
+
+        def ask():
+            return pool.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x"}, timeout=60)
+
+        door.mkdir()
+        answers = [ask()]
+        wait_until((door / "entered").exists)
+        answers += [ask() for _ in range(11)]
+        wait_until(lambda: "sdturbo_queue_pictures 11.0" in httpx2.get(f"{url}/metrics").text)
         process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_up(url))
+        door.rename(tmp_path / "open")
         assert [one.result().status_code for one in answers] == [200] * 12
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(url)
         lines = [json.loads(line) for line in process.stderr]
@@ -54,7 +73,7 @@ def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(serve_bundle,
 
 
 def test_work_that_outlasts_the_drain_time_is_given_up(serve_bundle, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(SLOW.replace(".3", "3"))
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with command(serve_bundle, "--drain", 1, PYTHONPATH=paths) as (process, url), ThreadPoolExecutor(6) as pool:
         wait_until(lambda: is_up(url))
