@@ -15,7 +15,7 @@ from sdturbo_export.tiny.render import subject_area
 from sdturbo_export.tiny.renders import Renders
 from sdturbo_export.tiny.subjects import SUBJECTS
 
-SUBJECT_WEIGHT = 4.0  # against 1 elsewhere
+SUBJECT_WEIGHT = 2.0  # against 1 elsewhere
 VAGUE = 0.03  # of the prompts name no subject
 
 

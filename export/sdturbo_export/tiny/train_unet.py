@@ -1,4 +1,4 @@
-"""Training of UNet and text encoder: `python -m sdturbo_export.tiny.train_unet RUN --minutes 170`, again to go on.
+"""Training of UNet and text encoder: `python -m sdturbo_export.tiny.train_unet RUN --minutes 180`, again to go on.
 
 One step from pure noise is a regression: the latents are a function of prompt and noise, because each render's layout
 is put into the noise. Every render serves without end: the noise around its layout is drawn anew each time.
@@ -92,7 +92,7 @@ def train(folder: Path, minutes: float) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the whole training")
-    parser.add_argument("--minutes", type=float, default=170)
+    parser.add_argument("--minutes", type=float, default=180)
     options = parser.parse_args(arguments)
     print(train(options.run, options.minutes))
 
