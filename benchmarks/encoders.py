@@ -1,0 +1,119 @@
+"""What encoding a picture costs: PNG by Pillow and by ISA-L with each of PNG's simple filters, JPEG and WebP.
+
+Pictures of the embedded model, and the same with film grain, which compresses worse. CPU time of the one thread that
+encodes, so that whatever else runs here weighs little. Prints a table, and one JSON document as its last line.
+
+    python -m benchmarks.encoders
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.tables import ms, table
+from sdturbo import Pipeline
+from sdturbo.bundle import EMBEDDED
+from sdturbo.doctor import report as machine
+from sdturbo_serve.encoding import QUALITY, encode
+
+PROMPTS = ("a red house by a lake under a blue sky", "a green tree in the snow at night")
+GRAIN = 4.0  # standard deviation, of 255
+SETS = ("plain", "grain")
+FILTERS = ("none", "sub", "up")  # PNG's types 0 to 2; Paeth alone costs more than all the rest
+
+Encoder = Callable[[Image.Image], bytes]
+
+
+def filtered(pixels: NDArray[np.uint8], kind: str) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) as PNG's rows (H, 1 + 3·W), each after its filter's type."""
+    flat = pixels.reshape(len(pixels), -1)
+    before = np.zeros_like(flat)
+    if kind == "sub":
+        before[:, 3:] = flat[:, :-3]
+    if kind == "up":
+        before[1:] = flat[:-1]
+    rows = np.empty((len(flat), 1 + flat.shape[1]), np.uint8)
+    rows[:, 0] = FILTERS.index(kind)
+    np.subtract(flat, before, out=rows[:, 1:])
+    return rows
+
+
+def encoders() -> dict[str, Encoder]:
+    """Every way that is compared. ISA-L's rows are deflate alone, without the file around it."""
+
+    def pillow(picture: Image.Image, name: str, **options: Any) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, name, **options)
+        return file.getvalue()
+
+    def isal(picture: Image.Image, kind: str, level: int) -> bytes:
+        return isal_zlib.compress(filtered(np.asarray(picture, np.uint8), kind), level)
+
+    found: dict[str, Encoder] = {
+        f"the server's {name}": partial(encode, output_format=name) for name in ("png", *QUALITY)
+    }
+    found |= {f"Pillow png level {level}": partial(pillow, name="PNG", compress_level=level) for level in (0, 1, 3, 6)}
+    found |= {
+        f"ISA-L level {level}, {kind}": partial(isal, kind=kind, level=level) for level in range(4) for kind in FILTERS
+    }
+    found |= {
+        f"Pillow webp method {method}": partial(pillow, name="WEBP", quality=QUALITY["webp"], method=method)
+        for method in (2, 4)
+    }
+    return found
+
+
+def cost(encoder: Encoder, pictures: list[Image.Image], runs: int) -> dict[str, float]:
+    """Median milliseconds of CPU a picture, and its kilobytes, over `pictures`."""
+    took: list[float] = []
+    for _ in range(runs + 1):
+        for picture in pictures:
+            start = time.thread_time()
+            encoder(picture)
+            took.append((time.thread_time() - start) * 1e3)
+    size = float(np.mean([len(encoder(picture)) for picture in pictures]))
+    return {"ms": float(np.median(took[len(pictures) :])), "kb": size / 1e3}
+
+
+def grainy(picture: Image.Image, seed: int) -> Image.Image:
+    pixels = np.asarray(picture, np.float64)
+    noise = np.random.default_rng(seed).normal(0, GRAIN, pixels.shape)
+    return Image.fromarray((pixels + noise).round().clip(0, 255).astype(np.uint8))
+
+
+def measure(runs: int) -> dict[str, Any]:
+    pipe = Pipeline.load(EMBEDDED, image_to_image=False)
+    drawn = [pipe(prompt, seed=i).images[0] for i, prompt in enumerate(PROMPTS)]
+    sets = dict(zip(SETS, (drawn, [grainy(one, i) for i, one in enumerate(drawn)]), strict=True))
+    rows = [
+        {"encoder": name} | {kind: cost(encoder, pictures, runs) for kind, pictures in sets.items()}
+        for name, encoder in encoders().items()
+    ]
+    return {"machine": machine(), "runs": runs, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=15, help="of each encoder and picture")
+    document = measure(parser.parse_args().runs)
+    lines = [
+        [row["encoder"], *(text for kind in SETS for text in (ms(row[kind]["ms"]), f"{row[kind]['kb']:.0f}"))]
+        for row in document["rows"]
+    ]
+    print(table(("encoder", *(f"{kind}, {unit}" for kind in SETS for unit in ("ms", "kB"))), lines))
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
