@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sdturbo.errors import Cancelled, InvalidRequest, SDTurboError
+from sdturbo_serve.worker import EngineEnded
 
 log = logging.getLogger("sdturbo.serve")
 
@@ -49,6 +50,22 @@ def invalid(error: InvalidRequest, param: str | None = None) -> ApiError:
     return ApiError(400, str(error), param=param, code="invalid_value")
 
 
+def deadline_exceeded(seconds: float) -> ApiError:
+    message = f"No picture within {seconds:g} s; the work was given up. The server is busy: try again later."
+    return ApiError(504, message, code="deadline_exceeded", headers={"X-Should-Retry": "false"})
+
+
+def from_engine(error: SDTurboError) -> ApiError:
+    """What the engine or its thread raised, as an answer."""
+    if isinstance(error, InvalidRequest):
+        return invalid(error)
+    if isinstance(error, Cancelled):
+        return ApiError(503, str(error), code="stopping")
+    if isinstance(error, EngineEnded):
+        return ApiError(503, str(error), code="engine_ended", headers={"Retry-After": "5"})
+    return ApiError(500, str(error), code="engine_error")
+
+
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first of pydantic's findings, without the value that was found, which may be megabytes long."""
     first = errors[0]
@@ -81,13 +98,9 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return await http_error(request, from_validation(error.errors()))
 
-    async def refusal(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, InvalidRequest)
-        return await http_error(request, invalid(error))
-
     async def engine_error(request: Request, error: Exception) -> JSONResponse:
-        status, code = (503, "stopping") if isinstance(error, Cancelled) else (500, "engine_error")
-        return await http_error(request, ApiError(status, str(error), code=code))
+        assert isinstance(error, SDTurboError)
+        return await http_error(request, from_engine(error))
 
     async def surprise(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected error", exc_info=error, extra={"fields": {"path": request.url.path}})
@@ -95,6 +108,5 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(InvalidRequest, refusal)
     app.add_exception_handler(SDTurboError, engine_error)
     app.add_exception_handler(Exception, surprise)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from typing import Any
 
 from fastapi import WebSocket
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sdturbo_serve import tracing
 from sdturbo_serve.access import check_host
 from sdturbo_serve.errors import ApiError
+from sdturbo_serve.request_id import request_id
 from sdturbo_serve.service import Service
 from sdturbo_serve.settings import MIB
 
@@ -38,10 +38,10 @@ class Guard:
             await self._pass_on(scope, receive, send)
             return
         start = time.perf_counter()
-        name = uuid.uuid4().hex
+        headers = Headers(scope=scope)
+        name = request_id(headers)
         fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log"] = fields
-        headers = Headers(scope=scope)
         status = 0
 
         async def answer(message: Message) -> None:

@@ -134,6 +134,7 @@ def report_of(service: Service, picture: Picture, drawn: list[Drawn]) -> dict[st
         "device": backend.device,
         "precision": backend.precision,
         "bundle_id": service.pipeline.bundle.bundle_id,
+        "decoder": service.pipeline.bundle.decoder,
         "steps": picture.steps,
         "strength": picture.strength,
         "timings_ms": {name: round(ms, 3) for name, ms in slowest.timings_ms.items()},

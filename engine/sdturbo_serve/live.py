@@ -16,15 +16,15 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from sdturbo import Cancelled, SDTurboError
+from sdturbo import SDTurboError
 from sdturbo.request import check_strength, first_step
 from sdturbo_serve.access import SUBPROTOCOL, admit
 from sdturbo_serve.encoding import encode
-from sdturbo_serve.errors import ApiError, error_body, from_validation
+from sdturbo_serve.errors import ApiError, deadline_exceeded, from_engine, from_validation
 from sdturbo_serve.images import report_of
 from sdturbo_serve.picture import Drawn, Picture
 from sdturbo_serve.schemas import LiveRequest
-from sdturbo_serve.service import Service, deadline_exceeded
+from sdturbo_serve.service import Service
 from sdturbo_serve.uploads import decode_base64, decode_image
 
 MESSAGES_A_SECOND = 200  # faster than anybody types or draws
@@ -176,11 +176,7 @@ class Stream:
         self._service.metrics.frames.labels("shown").inc()
 
     async def _send_error(self, frame: int, error: ApiError | SDTurboError) -> None:
-        if isinstance(error, ApiError):
-            body = error.body()
-        else:
-            status = 503 if isinstance(error, Cancelled) else 400 if isinstance(error, ValueError) else 500
-            body = error_body(status, str(error))
+        body = (from_engine(error) if isinstance(error, SDTurboError) else error).body()
         self._service.metrics.frames.labels("failed").inc()
         async with self._sending:
             await self._websocket.send_json({"type": "error", "frame": frame, **body})

@@ -85,12 +85,16 @@ class ImageData(BaseModel):
 
 
 class Report(BaseModel):
-    """How the pictures were made. timings_ms: of the slowest picture's batch. dropped: what the model did not see."""
+    """How the pictures were made. timings_ms: of the slowest picture's batch. dropped: what the model did not see.
+
+    decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
+    """
 
     backend: str
     device: str
     precision: str
     bundle_id: str
+    decoder: str
     steps: int
     strength: float | None
     timings_ms: dict[str, float]

@@ -12,7 +12,7 @@ from typing import Any
 from sdturbo import Pipeline, SDTurboError
 from sdturbo.golden import golden_distance
 from sdturbo_serve import tracing
-from sdturbo_serve.errors import ApiError
+from sdturbo_serve.errors import ApiError, deadline_exceeded
 from sdturbo_serve.metrics import Metrics
 from sdturbo_serve.picture import Drawn, Picture
 from sdturbo_serve.settings import Settings
@@ -131,8 +131,3 @@ class Service:
 
 async def all_drawn(pictures: Sequence[Picture]) -> list[Drawn]:
     return await asyncio.gather(*(asyncio.wrap_future(one.drawn) for one in pictures))
-
-
-def deadline_exceeded(seconds: float) -> ApiError:
-    message = f"No picture within {seconds:g} s; the work was given up. The server is busy: try again later."
-    return ApiError(504, message, code="deadline_exceeded", headers={"X-Should-Retry": "false"})

@@ -29,6 +29,13 @@ class QueueFull(SDTurboError):
         self.retry_after = retry_after
 
 
+class EngineEnded(SDTurboError):
+    """The engine's thread has met what it cannot go on from, such as SystemExit in a library; no picture is drawn any more."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine's thread has ended; the server's log says why. It must be started anew.")
+
+
 class Worker:
     """Draws pictures in the order of arrival, those that go together in the bundle's batch sizes.
 
@@ -42,6 +49,7 @@ class Worker:
         self._queue: deque[Picture] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self._ended = False
         self._seconds_each = 1.0  # of a picture, averaged over the last ones
         self._thread = threading.Thread(target=self._work, name="sdturbo-engine", daemon=True)
         metrics.watch_queue(self.waiting)
@@ -62,16 +70,18 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     def waiting(self) -> int:
         return len(self._queue)
 
     def submit(self, pictures: Sequence[Picture]) -> None:
-        """Queue all of them or none. Raises QueueFull, and Cancelled once the worker stops."""
+        """Queue all of them or none. Raises QueueFull, Cancelled once the worker stops, EngineEnded."""
         with self._changed:
             if self._stopping:
                 raise Cancelled("The server is stopping.")
+            if self._ended:
+                raise EngineEnded
             self._drop_cancelled()
             if len(self._queue) + len(pictures) > self._max_queue:
                 self._metrics.refused.inc(len(pictures))
@@ -91,12 +101,21 @@ class Worker:
         return True
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            try:
-                self._draw(batch)
-            except Exception:  # whatever it was, the next batch gets its chance
-                log.exception("the engine's thread met an unexpected error")
-                _fail(batch, RuntimeError("The engine failed; the server's log says why."))
+        batch: tuple[Picture, ...] = ()
+        try:
+            while batch := self._next_batch():
+                try:
+                    self._draw(batch)
+                except Exception:  # whatever it was, the next batch gets its chance
+                    log.exception("the engine's thread met an unexpected error")
+                    _fail(batch, RuntimeError("The engine failed; the server's log says why."))
+        except BaseException:  # SystemExit and the like: the thread ends, and whoever waits hears of it
+            log.critical("the engine's thread has ended", exc_info=True)
+            with self._changed:
+                self._ended = True
+                left = (*batch, *self._queue)
+                self._queue.clear()
+            _fail(left, EngineEnded())
 
     def _next_batch(self) -> tuple[Picture, ...]:
         """Wait for the next pictures that go together; empty once the worker stops."""
@@ -166,5 +185,5 @@ def _settle(picture: Picture, drawn: Drawn) -> None:
 
 def _fail(batch: Sequence[Picture], error: Exception) -> None:
     for one in batch:
-        if one.drawn.set_running_or_notify_cancel():
+        if not one.drawn.done() and one.drawn.set_running_or_notify_cancel():
             one.drawn.set_exception(error)

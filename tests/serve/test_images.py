@@ -29,9 +29,29 @@ def test_an_answer_names_backend_seed_times_and_dropped_text(client, bare):
     answer = client.post(GENERATIONS, json={"prompt": "word " * 100}).json()
     report = answer["sdturbo"]
     assert (report["backend"], report["bundle_id"]) == (bare.backend.name, bare.bundle.bundle_id)
+    assert report["decoder"] == "AutoencoderKL"
     assert {"text_encoder", "denoiser", "decoder", "total"} <= report["timings_ms"].keys()
     assert report["dropped"].strip().startswith("word")
     assert 0 <= answer["data"][0]["seed"] < 2**32
+
+
+def test_a_decoder_in_the_checkpoints_decoders_place_is_named(serve_bundle):
+    pipeline = load(serve_bundle)
+    pipeline.bundle.model["decoder"] = "AutoencoderTiny taesd"
+    with client_of(pipeline) as client:
+        report = client.post(GENERATIONS, json={"prompt": "x"}).json()["sdturbo"]
+    assert report["decoder"] == "AutoencoderTiny taesd"
+
+
+@pytest.mark.parametrize(
+    ("came", "kept"), [("build-7:a.b_c", True), ("", False), ("x" * 65, False), ("a b", False), ("é", False)]
+)
+def test_a_request_keeps_its_name_if_it_is_one(client, came, kept):
+    answer = client.get("/v1/models", headers={"X-Request-Id": came.encode("latin-1")})
+    names = answer.headers.get_list("x-request-id")
+    assert len(names) == 1
+    assert (names[0] == came) == kept
+    assert names[0].isascii()
 
 
 def test_two_requests_without_a_seed_differ(client):

@@ -1,11 +1,20 @@
 """A replica that dies before it answers, seen from in front of Ray's proxy; no Ray needed."""
 
+import asyncio
+
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 
-from sdturbo_serve.ray_proxy import ATTEMPTS, MAX_KEPT, Again
+from sdturbo import InvalidRequest
+from sdturbo_serve import ray_proxy
+from sdturbo_serve.ray_proxy import ATTEMPTS, MAX_KEPT, TIMEOUT, Again, middlewares
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(ray_proxy, "PAUSE_S", 0.0)
 
 
 class Dying:
@@ -14,9 +23,11 @@ class Dying:
     def __init__(self, app, deaths, messages=1, half_an_answer=False):
         self.app, self.deaths, self.messages, self.half_an_answer = app, deaths, messages, half_an_answer
         self.calls = 0
+        self.headers = []
 
     async def __call__(self, scope, receive, send):
         self.calls += 1
+        self.headers.append(dict(scope["headers"]))
         if self.calls > self.deaths:
             await self.app(scope, receive, send)
             return
@@ -37,6 +48,18 @@ def application():
     async def length(request: Request):
         return len(await request.body())
 
+    @app.get("/slow")
+    def slow():
+        return PlainTextResponse("Request 7 timed out after 120.0s.", 408)
+
+    @app.get("/named")
+    def named(request: Request):
+        name = request.headers["x-request-id"]
+        answer = PlainTextResponse(name)
+        answer.headers.append("X-Request-Id", "of the replica")
+        answer.headers.append("X-Request-ID", "of the proxy")
+        return answer
+
     @app.get("/busy")
     def busy():
         return PlainTextResponse("too many requests are queued", 429, {"Retry-After": "2"})
@@ -44,8 +67,12 @@ def application():
     return app
 
 
-def ask(dying, path="/echo", **options):
-    return TestClient(Again(dying)).post(path, **options)
+def ask(dying, path="/echo", deadline_s=60.0, **options):
+    return TestClient(Again(dying, deadline_s)).post(path, **options)
+
+
+def get(path, **options):
+    return TestClient(Again(application(), 60.0)).get(path, **options)
 
 
 @pytest.mark.parametrize("messages", [0, 1])
@@ -66,6 +93,57 @@ def test_when_every_replica_dies_the_answer_says_so_in_openais_shape():
     assert answer.json()["error"]["code"] == "replica_died"
 
 
+def test_it_is_asked_again_within_its_deadline_and_no_attempt_but_the_first_lasts_longer():
+    dying = Dying(application(), ATTEMPTS - 1)
+    assert ask(dying, deadline_s=50.0, content=b"x").status_code == 200
+    first, *others = [headers.get(TIMEOUT.encode()) for headers in dying.headers]
+    assert first is None
+    left = [float(one) for one in others]
+    assert left == sorted(left, reverse=True)
+    assert 0 < left[-1] <= left[0] <= 50
+
+
+def test_after_its_deadline_it_is_not_asked_again():
+    class Late(Dying):
+        async def __call__(self, scope, receive, send):
+            await asyncio.sleep(0.02)
+            await super().__call__(scope, receive, send)
+
+    dying = Late(application(), 99)
+    assert ask(dying, deadline_s=0.01, content=b"x").json()["error"]["code"] == "replica_died"
+    assert dying.calls == 1
+
+
+def test_the_deadline_is_the_servers_or_that_of_the_environment(monkeypatch):
+    monkeypatch.delenv("SDTURBO_DEADLINE_S", raising=False)
+    assert middlewares()[0].kwargs == {"deadline_s": 60.0}
+    monkeypatch.setenv("SDTURBO_DEADLINE_S", "7.5")
+    assert middlewares()[0].kwargs == {"deadline_s": 7.5}
+    for wrong in ("soon", "-1", "nan"):
+        monkeypatch.setenv("SDTURBO_DEADLINE_S", wrong)
+        with pytest.raises(InvalidRequest):
+            middlewares()
+
+
+def test_a_request_has_one_name_whoever_answers_and_how_often_it_is_asked():
+    answer = get("/named", headers={"X-Request-Id": "mine"})
+    assert (answer.text, answer.headers.get_list("x-request-id")) == ("mine", ["mine"])
+    answer = get("/named")
+    assert answer.headers.get_list("x-request-id") == [answer.text]
+    assert len(get("/busy").headers.get_list("x-request-id")) == 1
+    dying = Dying(application(), 2)
+    (name,) = ask(dying, content=b"x").headers.get_list("x-request-id")
+    assert [headers[b"x-request-id"].decode() for headers in dying.headers] == [name] * 3
+    (name,) = ask(Dying(application(), 99), content=b"x").headers.get_list("x-request-id")
+    assert len(name) == 32
+
+
+def test_rays_own_timeout_is_a_504_that_no_client_repeats():
+    answer = get("/slow")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
+
+
 def test_what_is_too_long_to_keep_is_asked_once_and_still_passes():
     long = b"x" * (MAX_KEPT + 1)
     assert ask(Dying(application(), 0), "/length", content=long).json() == len(long)
@@ -75,7 +153,7 @@ def test_what_is_too_long_to_keep_is_asked_once_and_still_passes():
 
 
 def test_rays_own_refusals_come_in_openais_shape_with_their_retry_after():
-    answer = TestClient(Again(application())).get("/busy")
+    answer = get("/busy")
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "2"
     assert answer.json()["error"]["message"] == "too many requests are queued"

@@ -10,6 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 from serving import GENERATIONS, client_of, listening, wait_until
+from websockets.sync.client import connect
 
 from sdturbo import Cancelled, OutputError
 from sdturbo_serve.metrics import Metrics
@@ -182,6 +183,33 @@ def test_a_deadline_answers_in_time_and_gives_the_work_up(gated):
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"
     assert len(gate.batches) == 2  # one step of four, and the second request's
+
+
+def test_an_engine_that_ends_answers_whoever_waits_at_once_and_refuses_what_comes_later(gated, monkeypatch):
+    pipeline, gate = gated
+    draw = Worker._draw
+
+    def draw_and_end(worker, batch):
+        draw(worker, batch)
+        raise SystemExit
+
+    monkeypatch.setattr(Worker, "_draw", draw_and_end)
+    with listening(pipeline, deadline_s=1e6) as url, ThreadPoolExecutor(3) as pool:
+        gate.shut()
+        drawn = pool.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x"}, timeout=60)
+        gate.wait_for_entry()
+        waiting = pool.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x", "n": 2}, timeout=60)
+        wait_until(lambda: "sdturbo_queue_pictures 2.0" in httpx2.get(f"{url}/metrics").text)
+        gate.open.set()
+        assert drawn.result().status_code == 200
+        later = httpx2.post(url + GENERATIONS, json={"prompt": "x"}, timeout=60)
+        for answer in (waiting.result(), later):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_ended")
+            assert answer.headers["retry-after"]
+        with connect(url.replace("http", "ws") + "/v1/live") as stream:
+            stream.send(json.dumps({"prompt": "x"}))
+            assert json.loads(stream.recv(60))["error"]["code"] == "engine_ended"
+        assert httpx2.get(f"{url}/healthz").status_code == 503
 
 
 @contextmanager
