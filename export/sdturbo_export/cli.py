@@ -24,6 +24,9 @@ decoder_option = click.option(
     help="Directory of an AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
+without_option = click.option(
+    "--without", multiple=True, type=click.Choice(list(REWRITES)), help="Leave out an exact rewrite, to measure it."
+)
 workspace_option = click.option(
     "--workspace",
     type=click.Path(path_type=Path, file_okay=False),
@@ -61,9 +64,7 @@ def cli() -> None:
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16: NVIDIA GPUs."
 )
-@click.option(
-    "--without", multiple=True, type=click.Choice(list(REWRITES)), help="Leave out an exact rewrite, to measure it."
-)
+@without_option
 @workspace_option
 @json_option
 def build(
@@ -134,16 +135,25 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory to write.")
 @click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
 @click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
+@without_option
 @workspace_option
 @json_option
-def optimum(model: str, out: Path, revision: str | None, accept_license: bool, workspace: Path, as_json: bool) -> None:
+def optimum(
+    model: str,
+    out: Path,
+    revision: str | None,
+    accept_license: bool,
+    without: tuple[str, ...],
+    workspace: Path,
+    as_json: bool,
+) -> None:
     """Write MODEL as a directory that optimum-onnx's ORTStableDiffusionPipeline.from_pretrained loads."""
     _require_torch("optimum")
     from sdturbo_export.optimum_writer import write_optimum
     from sdturbo_export.resolve import resolve
 
     checkpoint = resolve(model, workspace / "checkpoints", revision=revision, accept_license=accept_license)
-    write_optimum(checkpoint, out, say=lambda line: click.echo(line, err=True))
+    write_optimum(checkpoint, out, without=without, say=lambda line: click.echo(line, err=True))
     print_json({"path": str(out)}) if as_json else click.echo(str(out))
 
 

@@ -1,14 +1,15 @@
 """A checkpoint as ONNX files with the signatures that optimum-onnx's ORTStableDiffusionPipeline asks for.
 
-Plain stages, with nothing folded in: scheduler and post-processing are the pipeline's. Batch 1, 512×512. Layout and names
-of tensors follow optimum-onnx 0.1.0 (optimum/onnxruntime/modeling_diffusion.py).
+Scheduler and post-processing are the pipeline's, so nothing is folded in; the exact rewrites are, except the table of
+timesteps, for the pipeline may ask for any. Batch 1, 512×512. Layout and names of tensors follow optimum-onnx 0.1.0
+(optimum/onnxruntime/modeling_diffusion.py).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.bundle_writer import write_licence
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.stages import HEIGHT, WIDTH
+from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.stages import HEIGHT, WIDTH, rewrite
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 PARTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}
+# part -> the stage whose rewrites it takes
+_STAGES = {"text_encoder": "text_encoder", "unet": "denoiser", "vae_decoder": "decoder", "vae_encoder": "encoder"}
 
 
 class _TextEncoder(nn.Module):
@@ -85,16 +89,24 @@ _OUTPUTS = {
 }
 
 
-def write_optimum(checkpoint: Checkpoint, out: Path, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Write the new directory `out`, under a temporary name until it is whole. Raises InvalidRequest if `out` exists."""
+def write_optimum(
+    checkpoint: Checkpoint, out: Path, *, without: Collection[str] = (), say: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Write the new directory `out`, under a temporary name until it is whole.
+
+    without: names of `rewrites.REWRITES` to leave out. say: takes lines of progress.
+    Raises InvalidRequest if `out` exists or a name is unknown.
+    """
     if out.exists():
         raise InvalidRequest(f"{out} exists; expected the name of a new directory.")
+    rewrites = {part: rewrites_of(stage, "fp32", {*without, "time-tables"}) for part, stage in _STAGES.items()}
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for part, component in PARTS.items():
         say(part)
         (partial / part).mkdir(parents=True)
         module = _MODULES[part](checkpoint.module(component)).eval()
+        rewrite(module, rewrites[part])
         with WeightFile(partial / part / WEIGHTS) as weights:
             onnx_from_torch(
                 module, _inputs(part, checkpoint), _OUTPUTS[part], partial / part / GRAPH, weights, pack=False

@@ -227,13 +227,18 @@ _APPLY: dict[str, Callable[[Any], None]] = {
 }
 
 
+def rewrite(module: nn.Module, names: Collection[str]) -> None:
+    """Apply the rewrites to everything below `module`, in place."""
+    for name in names:
+        _APPLY[name](module)
+
+
 def graph_module(
     plan: StagePlan, checkpoint: Checkpoint, *, precision: str = "fp32", without: Collection[str] = ()
 ) -> nn.Module:
     """The stage as it is exported, with weights of its own: rewritten except by `without`, in fp32 or fp16."""
     stage = plan.graph(checkpoint.module(plan.component), checkpoint)
-    for name in rewrites_of(plan.name, precision, without):
-        _APPLY[name](stage)
+    rewrite(stage, rewrites_of(plan.name, precision, without))
     return (Half(stage) if precision == "fp16" else stage).eval()
 
 

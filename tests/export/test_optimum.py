@@ -16,18 +16,29 @@ from sdturbo.golden import difference
 from sdturbo_export.optimum_writer import write_optimum
 
 ROOT = Path(__file__).parents[2]
-# part -> inputs, outputs
+# part -> inputs, outputs; small's text is 64 wide
 SIGNATURES = {
-    "text_encoder": ({"input_ids"}, ["last_hidden_state", "pooler_output"]),
-    "unet": ({"sample", "timestep", "encoder_hidden_states"}, ["out_sample"]),
-    "vae_decoder": ({"latent_sample"}, ["sample"]),
-    "vae_encoder": ({"sample"}, ["latent_parameters"]),
+    "text_encoder": ({"input_ids": (1, 77)}, {"last_hidden_state": (1, 77, 64), "pooler_output": (1, 64)}),
+    "unet": (
+        {"sample": (1, 4, 64, 64), "timestep": (), "encoder_hidden_states": (1, 77, 64)},
+        {"out_sample": (1, 4, 64, 64)},
+    ),
+    "vae_decoder": ({"latent_sample": (1, 4, 64, 64)}, {"sample": (1, 3, 512, 512)}),
+    "vae_encoder": ({"sample": (1, 3, 512, 512)}, {"latent_parameters": (1, 8, 64, 64)}),
 }
 
 
 @pytest.fixture(scope="module")
 def directory(small_checkpoint, tmp_path_factory):
     return write_optimum(small_checkpoint, tmp_path_factory.mktemp("optimum") / "small")
+
+
+def graph_of(directory, part):
+    return onnx.load(str(directory / part / "model.onnx"), load_external_data=False).graph
+
+
+def shape_of(value):
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
 def test_layout_is_optimums(directory):
@@ -43,11 +54,10 @@ def test_layout_is_optimums(directory):
 
 @pytest.mark.parametrize("part", SIGNATURES)
 def test_signatures_are_optimums(directory, part):
-    graph = onnx.load(str(directory / part / "model.onnx"), load_external_data=False).graph
+    graph = graph_of(directory, part)
     inputs, outputs = SIGNATURES[part]
-    assert {value.name for value in graph.input} == inputs
-    assert [value.name for value in graph.output] == outputs
-    assert part != "unet" or not next(v for v in graph.input if v.name == "timestep").type.tensor_type.shape.dim
+    assert {value.name: shape_of(value) for value in graph.input} == inputs
+    assert {value.name: shape_of(value) for value in graph.output} == outputs
 
 
 def test_unet_is_pytorchs_at_any_timestep(directory, small_checkpoint):
@@ -63,6 +73,28 @@ def test_unet_is_pytorchs_at_any_timestep(directory, small_checkpoint):
         feeds = {"sample": sample.numpy(), "timestep": np.float32(timestep), "encoder_hidden_states": embeds.numpy()}
         (found,) = session.run(None, {name: np.asarray(value) for name, value in feeds.items()})
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("part", "upsampled"), [("unet", 3), ("vae_decoder", 3), ("vae_encoder", 0)])
+def test_the_rewrites_are_in_the_graphs(directory, part, upsampled):
+    kinds = [node.op_type for node in graph_of(directory, part).node]
+    assert "InstanceNormalization" not in kinds
+    assert (kinds.count("DepthToSpace"), kinds.count("Resize")) == (upsampled, 0)
+
+
+def test_vae_is_pytorchs(directory, small_checkpoint):
+    vae = small_checkpoint.module("vae").eval()
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 64, 64, generator=generator)
+    image = torch.rand(1, 3, 512, 512, generator=generator) * 2 - 1
+    with torch.no_grad():
+        expected = {"vae_decoder": vae.decode(latents).sample, "vae_encoder": vae.quant_conv(vae.encoder(image))}
+    for (part, wanted), (name, value) in zip(
+        expected.items(), (("latent_sample", latents), ("sample", image)), strict=True
+    ):
+        session = onnxruntime.InferenceSession(str(directory / part / "model.onnx"))
+        (found,) = session.run(None, {name: value.numpy()})
+        assert np.abs(found - wanted.numpy()).max() <= 1e-4 * np.abs(wanted.numpy()).max()
 
 
 def test_nothing_is_overwritten(directory, small_checkpoint):
