@@ -13,6 +13,7 @@ from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import save_file
 from torch import nn
 
+from sdturbo.backends.openvino_upsample import transposed_upsampling
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.build import build
 from sdturbo_export.lora import Lora
@@ -155,3 +156,11 @@ def test_lora_is_fused_before_the_phases_are_made(small_checkpoint, tmp_path):
     expected = PhaseUpsample(styled.module("unet").get_submodule(name)).conv.weight
     assert torch.equal(found, expected)
     assert not torch.allclose(found, plain, atol=0.1)
+
+
+@pytest.mark.parametrize("stage", ["denoiser", "decoder"])
+def test_openvino_finds_every_one_in_the_graph(small_bundle, stage):
+    model = openvino.Core().read_model(str(small_bundle.graph(stage, 1)))
+    interleaved = sum(node.get_type_name() == "DepthToSpace" for node in model.get_ops())
+    assert interleaved > 0
+    assert transposed_upsampling(model) == interleaved

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session, Tensors, check_tensors
+from sdturbo.backends.openvino_upsample import transposed_upsampling
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -71,7 +72,9 @@ class OpenVinoBackend:
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> OpenVinoSession:
         try:
-            compiled = self._core.compile_model(str(graph), "CPU", self._config)
+            model = self._core.read_model(str(graph))
+            transposed_upsampling(model)
+            compiled = self._core.compile_model(model, "CPU", self._config)
         except RuntimeError as error:
             raise BackendUnavailable(f"openvino {self.version} refuses {graph.name}: {error}") from error
         declared = {spec.name for spec in (*stage.inputs, *stage.outputs)}

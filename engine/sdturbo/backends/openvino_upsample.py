@@ -1,0 +1,112 @@
+"""OpenVINO's form of the upsampling in phases: one transposed convolution in place of convolution, interleave and crop.
+
+The bundle's graphs write nearest 2× and a 3×3 convolution as a 2×2 convolution with 4·C outputs P, whose phases (a, b) are
+interleaved and cropped by one at each end (`sdturbo_export/rewrites/upsample.py`). Output row r = 2p + 1 - 2i + a takes row
+p under tap i of phase a, and a transposed convolution of stride 2, padding 1 has r = 2p + k - 1: the same sums, with
+
+    W[c, o, k, l] = P[o, a, b, c, i, j]        k = 2·(1 - i) + a,  l = 2·(1 - j) + b
+
+OpenVINO is faster at this form, ONNX Runtime at the other (`sdturbo_export/rewrites/README.md`).
+"""
+
+# openvino's bindings are typed in part:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingImports=false
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def transposed_upsampling(model: Any) -> int:
+    """Change every such triple of `model`, an openvino.Model, in place; their number. Others are left as they are."""
+    changed = 0
+    for crop in model.get_ordered_ops():
+        found = _phases(crop)
+        if found is not None:
+            crop.output(0).replace(_transposed(*found, name=crop.get_friendly_name()))
+            changed += 1
+    return changed
+
+
+def _phases(crop: Any) -> tuple[Any, Any, Any] | None:
+    """(image, weight, bias or None) of the phases that end in `crop`, two slices or the one they were merged to."""
+    sides: set[int] = set()
+    node = crop
+    while node.get_type_name() == "Slice" and _is_crop(node) and (node is crop or _has_one_reader(node)):
+        sides |= {int(axis) for axis in _constant(node, 4)}
+        node = node.input_value(0).get_node()
+    if sides != {2, 3} or node.get_type_name() != "DepthToSpace" or not _has_one_reader(node):
+        return None
+    if node.get_attributes() != {"block_size": 2, "mode": "depth_first"}:
+        return None
+    node, bias = node.input_value(0).get_node(), None
+    if node.get_type_name() == "Add" and _has_one_reader(node):
+        bias = node.input_value(1)
+        if bias.get_node().get_type_name() == "Reshape":  # to (1, 4·C, 1, 1), by the shape of the convolution
+            bias = bias.get_node().input_value(0)
+        stored = _stored(bias)
+        if stored is None or any(len(set(four)) > 1 for four in stored.reshape(-1, 4).tolist()):
+            return None
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Convolution" or not _has_one_reader(node) or not _is_padded_by_one(node):
+        return None
+    weight = node.input_value(1)
+    if _stored(weight) is None or list(weight.get_shape())[2:] != [2, 2]:
+        return None
+    return node.input_value(0), weight, bias
+
+
+def _is_crop(node: Any) -> bool:
+    starts, ends, strides, _ = (_constant(node, i) for i in (1, 2, 3, 4))
+    last = {int(axis): node.input_value(0).get_shape()[axis] - 1 for axis in _constant(node, 4)}
+    cut = all(end in (-1, last[axis]) for end, axis in zip(ends, _constant(node, 4), strict=True))
+    return set(starts) == {1} and set(strides) == {1} and cut
+
+
+def _constant(node: Any, i: int) -> list[int]:
+    """Numbers of a constant input; empty where it is none."""
+    found = _stored(node.input_value(i)) if i < node.get_input_size() else None
+    return [] if found is None else [int(one) for one in found.flatten()]
+
+
+def _stored(value: Any) -> Any | None:
+    """The array of a constant, which may be stored in float16 and converted; None of anything else."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node.get_data() if node.get_type_name() == "Constant" else None
+
+
+def _has_one_reader(node: Any) -> bool:
+    """Of its values; their shape is known and may be read by others."""
+    readers = [port.get_node().get_type_name() for port in node.output(0).get_target_inputs()]
+    return len(readers) - readers.count("ShapeOf") == 1
+
+
+def _is_padded_by_one(node: Any) -> bool:
+    attributes = node.get_attributes()
+    return (
+        attributes["strides"] == attributes["dilations"] == [1, 1]
+        and attributes["pads_begin"] == attributes["pads_end"] == [1, 1]
+        and attributes["auto_pad"] == "explicit"
+    )
+
+
+def _transposed(image: Any, weight: Any, bias: Any, *, name: str) -> Any:
+    """The transposed convolution. Its weights are a view of the stored ones, folded when the model is compiled."""
+    import numpy as np
+    from openvino import opset13 as ops
+
+    outputs, inputs = weight.get_shape()[0] // 4, weight.get_shape()[1]
+    phases = ops.reshape(weight, [outputs, 2, 2, inputs, 2, 2], special_zero=False)  # o a b c i j
+    for axis in (4, 5):  # 1 - i, 1 - j
+        phases = ops.gather(phases, np.array([1, 0]), np.int64(axis))
+    taps = ops.transpose(phases, np.array([3, 0, 4, 1, 5, 2]))  # c o 1-i a 1-j b
+    kernel = ops.reshape(taps, [inputs, outputs, 4, 4], special_zero=False)
+    result = ops.convolution_backprop_data(image, kernel, [2, 2], pads_begin=[1, 1], pads_end=[1, 1])
+    if bias is not None:
+        every = ops.reshape(bias, [1, outputs, 4, 1], special_zero=False)
+        result = ops.add(result, ops.gather(every, np.array([0]), np.int64(2)))
+    result.set_friendly_name(name)
+    return result.output(0)
