@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lines import answer_lines
@@ -12,7 +13,7 @@ class GenAi:
     def prepare(self, request: Mapping[str, Any]) -> None:
         from optimum.exporters.openvino import main_export
 
-        main_export(request["checkpoint"], output=request["model"], task="text-to-image", convert_tokenizer=True)
+        main_export(request["checkpoint"], output=Path(request["model"]), task="text-to-image", convert_tokenizer=True)
 
     def load(self, request: Mapping[str, Any]) -> None:
         import openvino_genai
