@@ -17,7 +17,8 @@ from sdturbo.errors import BackendUnavailable, BundleError, Cancelled, InvalidRe
 if TYPE_CHECKING:
     from sdturbo.bundle import Bundle
     from sdturbo.image import save_png
-    from sdturbo.pipeline import Pipeline, Result
+    from sdturbo.job import Request, Result
+    from sdturbo.pipeline import Pipeline
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,12 +29,13 @@ __all__ = [
     "InvalidRequest",
     "OutputError",
     "Pipeline",
+    "Request",
     "Result",
     "SDTurboError",
     "save_png",
 ]
 
-_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Result": "pipeline", "save_png": "image"}
+_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "job", "Result": "job", "save_png": "image"}
 
 
 def __getattr__(name: str) -> Any:

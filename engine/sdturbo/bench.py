@@ -1,14 +1,16 @@
-"""Time of whole requests on this machine: medians and p95 of every part, from prompt string to picture."""
+"""Time of whole requests on this machine: medians and p95 of every part, from prompt string to picture; pictures a second."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdturbo.errors import SDTurboError
+from sdturbo.job import Request, Result
 from sdturbo.pipeline import Pipeline
 
 ENGINES = ("text_encoder", "encoder", "denoiser", "decoder", "engines")
@@ -20,20 +22,21 @@ def measure(
     runs: int,
     num_inference_steps: int,
     batch_size: int = 1,
+    throughput: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Load a pipeline, make one request, then `runs` more with new prompts each, so that every stage runs every time.
 
     A request draws `batch_size` pictures, each of its own prompt. Times are milliseconds. "outside_engines" is the request
-    less its engine stages: tokenise, noise, copies, PIL. tick is called after every request.
+    less its engine stages: tokenise, noise, copies, PIL. throughput: then measure `pictures_per_second` too, over `runs`
+    requests called one after another and as many streamed. tick is called after every request.
     """
     start = time.perf_counter()
     pipe = load()
     load_ms = (time.perf_counter() - start) * 1e3
     timings: list[dict[str, float]] = []
-    for i in range(runs + 1):
-        prompts = [f"picture {j} of request {i}" for j in range(batch_size)]
-        timings.append(pipe(prompts, seed=i, num_inference_steps=num_inference_steps).timings)
+    for one in _requests("timed", runs + 1, num_inference_steps, batch_size):
+        timings.append(pipe(**one).timings)
         tick()
     first = timings.pop(0)
     for one in timings:
@@ -45,7 +48,7 @@ def measure(
         }
         for name in timings[0]
     }
-    return {
+    found: dict[str, Any] = {
         "bundle_id": pipe.bundle.bundle_id,
         "model": pipe.bundle.model.get("name"),
         "decoder": pipe.bundle.decoder,
@@ -62,6 +65,44 @@ def measure(
         "anonymous_memory_mb": _memory_mb("RssAnon"),
         "parts_ms": parts,
     }
+    if throughput:
+        found["pictures_per_second"] = pictures_per_second(
+            pipe, runs=runs, num_inference_steps=num_inference_steps, batch_size=batch_size, tick=tick
+        )
+    return found
+
+
+def pictures_per_second(
+    pipe: Pipeline,
+    *,
+    runs: int,
+    num_inference_steps: int,
+    batch_size: int = 1,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Pictures a second over `runs` requests with new prompts each, "calls" one after another and "stream", `Pipeline.stream`.
+
+    The first request is part of the time, and so are the stream's start and end.
+    """
+
+    def calls(requests: Iterable[Request]) -> Iterator[Result | SDTurboError]:
+        return (pipe(**one) for one in requests)
+
+    found: dict[str, float] = {}
+    for name, draw in (("calls", calls), ("stream", pipe.stream)):
+        start = time.perf_counter()
+        for outcome in draw(_requests(name, runs, num_inference_steps, batch_size)):
+            if isinstance(outcome, SDTurboError):
+                raise outcome
+            tick()
+        found[name] = runs * batch_size / (time.perf_counter() - start)
+    return found
+
+
+def _requests(kind: str, count: int, num_inference_steps: int, batch_size: int) -> Iterator[Request]:
+    for i in range(count):
+        prompts = [f"picture {j} of {kind} request {i}" for j in range(batch_size)]
+        yield {"prompt": prompts, "seed": i, "num_inference_steps": num_inference_steps}
 
 
 def _memory_mb(field: str) -> float | None:

@@ -124,6 +124,11 @@ class Bundle:
         rows = [i for i, row in enumerate(self.schedule) if row.num_inference_steps == num_inference_steps]
         return range(rows[0], rows[-1] + 1)
 
+    @property
+    def step_counts(self) -> list[int]:
+        """Values of num_inference_steps that the schedule has rows for."""
+        return sorted({row.num_inference_steps for row in self.schedule})
+
     def graph(self, stage: str, batch_size: int) -> Path:
         """The ONNX file of a stage at one of the bundle's batch sizes."""
         return self.path / self.stages[stage].graphs[batch_size]

@@ -200,12 +200,14 @@ def doctor(as_json: bool) -> int:
 @bundle_option
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Pictures to time.")
 @click.option("--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="num_inference_steps.")
+@click.option("--throughput", is_flag=True, help="Pictures a second too, called one by one and streamed.")
 @engine_options
 @json_option
 def bench(
     bundle: Path | None,
     runs: int,
     steps: int,
+    throughput: bool,
     backend: str,
     device: str | None,
     precision: str | None,
@@ -215,11 +217,12 @@ def bench(
     """Time whole requests and their parts on this machine."""
     from sdturbo.bench import measure
 
-    with _bar(runs + 1, "pictures", as_json) as tick:
+    with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
         found = measure(
             lambda: _load(bundle, backend, device, precision, threads, image_to_image=False),
             runs=runs,
             num_inference_steps=steps,
+            throughput=throughput,
             tick=tick,
         )
     if not as_json:
@@ -228,6 +231,8 @@ def bench(
         click.echo(f"load {found['load_ms']:.0f} ms, first picture {found['first_image_ms']:.0f} ms")
         for name, part in found["parts_ms"].items():
             click.echo(f"{name:>16}  median {part['median']:9.2f} ms  p95 {part['p95']:9.2f} ms")
+        for name, rate in found.get("pictures_per_second", {}).items():
+            click.echo(f"{name:>16}  {rate:9.2f} pictures/s")
     print_json(found)
 
 

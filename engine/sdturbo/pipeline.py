@@ -8,50 +8,27 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from sdturbo import request
 from sdturbo.backends import Backend, Program, Session, connect
 from sdturbo.bundle import EMBEDDED, TOKENIZER, Bundle
-from sdturbo.clock import CancelToken, Clock, Either
-from sdturbo.errors import BundleError, InvalidRequest, OutputError
+from sdturbo.clock import CancelToken, Either
+from sdturbo.errors import BundleError, InvalidRequest, OutputError, SDTurboError
 from sdturbo.image import ImageInput, to_pixels
+from sdturbo.job import F32, Job, Request, Result, accept, finish
 from sdturbo.noise import TorchGenerator
+from sdturbo.stream import stream
 from sdturbo.tokenizer import PromptTokenizer, Tokens
 
-F32 = NDArray[np.float32]
 MAX_LATENT = 1e4  # a standard normal stays below 10
 NOISES = ("posterior_noise", "noise")  # inputs of the encoder
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a call returns.
-
-    images: a list of PIL images; with output_type "np" uint8 (N, H, W, 3); with "latent" float32 (N, 4, H/8, W/8).
-    seeds: the seed of each image; empty where `latents` were given. timings: milliseconds a part, and "total".
-    dropped: for each prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
-    """
-
-    images: Any
-    seeds: list[int]
-    timings: dict[str, float]
-    dropped: list[str]
-    num_inference_steps: int
-    strength: float | None
-    backend: str
-    device: str
-    precision: str
-    bundle_id: str
-    decoder: str
 
 
 class Pipeline:
@@ -96,7 +73,7 @@ class Pipeline:
         self._programs: dict[tuple[int, int], Program] = {}
         for size in bundle.batch_sizes:
             sessions = {name: session for (name, batch_size), session in self._sessions.items() if batch_size == size}
-            for count in self._step_counts:
+            for count in bundle.step_counts:
                 program = backend.program(sessions, bundle.steps(count))
                 if program is not None:
                     self._programs[count, size] = program
@@ -130,75 +107,27 @@ class Pipeline:
         one, before each batch.
         Raises InvalidRequest, Cancelled, OutputError.
         """
-        prompts = request.check_prompts(prompt)
-        steps = request.check_count(num_inference_steps, "num_inference_steps", len(self._step_counts))
-        per_prompt = request.check_count(num_images_per_prompt, "num_images_per_prompt", request.MAX_IMAGES)
-        seeds = request.check_seeds(seed, len(prompts) * per_prompt)
-        output_type = request.check_output_type(output_type)
-        request.check_cancel(cancel)
-        rows = self.bundle.steps(steps)
-        if image is not None:
-            if latents is not None:
-                raise InvalidRequest("Got both image and latents; image-to-image draws its own noise from the seed.")
-            if not self._image_to_image:
-                raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
-            strength = request.check_strength(strength, steps)
-            rows = rows[request.first_step(steps, strength) :]
-        elif strength is not None:
-            raise InvalidRequest(f"Got strength={strength} without an image; strength belongs to image-to-image.")
-        clock = Clock(cancel)
-
-        with clock.part("tokenizer"):
-            tokens = [self._tokenizer(text) for text in prompts]
-        if image is None:
-            with clock.part("noise"):
-                x = self.prepare_latents(seeds, latents)
-        else:
-            with clock.part("image"):
-                pixels = to_pixels(image, self.bundle.height, self.bundle.width)
-            with clock.part("noise"):
-                noises = self.prepare_image_noise(seeds)
-            with clock.part("encoder"):
-                x = self.encode_image(pixels, noises, rows[0])
-        images: Any
-        if self._programs and image is None and output_type != "latent":
-            parts: list[NDArray[np.uint8]] = []
-            for size, part in self._parts(len(seeds)):
-                with clock.part("engines"):
-                    parts.append(self.draw([tokens[i // per_prompt] for i in part], x[part], steps, size))
-            images = np.concatenate(parts)[: len(seeds)]
-        else:
-            with clock.part("text_encoder"):
-                embeds = self.encode_prompts(tokens)
-            prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
-            for step in rows:
-                with clock.part("denoiser"):
-                    x = self.denoise(x, prompt_embeds, step)
-            images = x
-            if output_type != "latent":
-                with clock.part("decoder"):
-                    images = self.decode(x)
-        if output_type == "pil":
-            with clock.part("output"):
-                images = [
-                    self._to_pil(
-                        pixels, prompts[i // per_prompt], seeds[i] if latents is None else None, steps, strength
-                    )
-                    for i, pixels in enumerate(images)
-                ]
-        return Result(
-            images=images,
-            seeds=seeds if latents is None else [],
-            timings=clock.stop(),
-            dropped=[one.dropped for one in tokens],
-            num_inference_steps=steps,
+        job = accept(
+            self.bundle,
+            prompt,
+            image,
             strength=strength,
-            backend=self.backend.name,
-            device=self.backend.device,
-            precision=self.backend.precision,
-            bundle_id=self.bundle.bundle_id,
-            decoder=self.bundle.decoder,
+            num_inference_steps=num_inference_steps,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            latents=latents,
+            output_type=output_type,
+            cancel=cancel,
+            image_to_image=self._image_to_image,
         )
+        self._prepare(job)
+        if self._programs and job.image is None and job.ends_in_pictures:
+            self._run_joined(job)
+        else:
+            self._run_text(job)
+            self._run_denoiser(job)
+            self._run_decoder(job)
+        return finish(job, self.bundle, self.backend)
 
     async def generate_async(
         self, prompt: str | Sequence[str], image: ImageInput | None = None, **options: Any
@@ -211,6 +140,73 @@ class Pipeline:
             return await asyncio.to_thread(self, prompt, image, cancel=token, **options)
         finally:
             stop.set()
+
+    def stream(self, requests: Iterable[Request]) -> Generator[Result | SDTurboError]:
+        """Each request's result, in the requests' order, while the next ones are under way: text n+1 ‖ denoise n ‖ decode n-1.
+
+        For pictures a second; a single one is drawn sooner by a call. Gains where stages can run at the same time, as on a
+        GPU with room for them; on a CPU they share its cores. requests: each a call's arguments by name; asked for the next
+        one in the caller's thread, never more than `stream.IN_FLIGHT` ahead of the result that was taken last.
+        A request that fails yields its error in its place, an SDTurboError, and the others go on; one that is cancelled yields
+        Cancelled. Any other exception, and those of `requests`, are raised and end the stream. Closing the generator stops
+        what is under way before its next stage; the three threads have ended when it returns.
+        timings: "total" contains the time a request waited between stages.
+        """
+        return stream(requests, self._stream_text, self._stream_denoise, self._stream_decode)
+
+    def _stream_text(self, given: Request) -> Job:
+        job = accept(self.bundle, **given, image_to_image=self._image_to_image)
+        self._prepare(job)
+        self._run_text(job)
+        return job
+
+    def _stream_denoise(self, job: Job) -> Job:
+        self._run_denoiser(job)
+        return job
+
+    def _stream_decode(self, job: Job) -> Result:
+        self._run_decoder(job)
+        return finish(job, self.bundle, self.backend)
+
+    def _prepare(self, job: Job) -> None:
+        """Tokens and the first latents."""
+        with job.clock.part("tokenizer"):
+            job.tokens = [self._tokenizer(text) for text in job.prompts]
+        if job.image is None:
+            with job.clock.part("noise"):
+                job.x = self.prepare_latents(job.seeds, job.latents)
+            return
+        with job.clock.part("image"):
+            pixels = to_pixels(job.image, self.bundle.height, self.bundle.width)
+        with job.clock.part("noise"):
+            noises = self.prepare_image_noise(job.seeds)
+        with job.clock.part("encoder"):
+            job.x = self.encode_image(pixels, noises, job.rows[0])
+
+    def _run_joined(self, job: Job) -> None:
+        """All stages in one go, a batch at a time."""
+        count = len(job.seeds)
+        parts: list[NDArray[np.uint8]] = []
+        for size, part in self._parts(count):
+            with job.clock.part("engines"):
+                tokens = [job.tokens[i // job.images_per_prompt] for i in part]
+                parts.append(self.draw(tokens, job.x[part], job.num_inference_steps, size))
+        job.images = np.concatenate(parts)[:count]
+
+    def _run_text(self, job: Job) -> None:
+        with job.clock.part("text_encoder"):
+            embeds = self.encode_prompts(job.tokens)
+        job.prompt_embeds = [embeds[i // job.images_per_prompt] for i in range(len(job.seeds))]
+
+    def _run_denoiser(self, job: Job) -> None:
+        for step in job.rows:
+            with job.clock.part("denoiser"):
+                job.x = self.denoise(job.x, job.prompt_embeds, step)
+
+    def _run_decoder(self, job: Job) -> None:
+        if job.ends_in_pictures:
+            with job.clock.part("decoder"):
+                job.images = self.decode(job.x)
 
     def draw(self, tokens: Sequence[Tokens], latents: F32, steps: int, batch_size: int) -> NDArray[np.uint8]:
         """A batch of pictures uint8 (B, H, W, 3) in one go, where the backend keeps tensors on its device."""
@@ -300,25 +296,6 @@ class Pipeline:
             size = max((b for b in self.bundle.batch_sizes if b <= count - start), default=self.bundle.batch_sizes[0])
             yield size, [min(start + i, count - 1) for i in range(size)]
             start += size
-
-    def _to_pil(
-        self, pixels: NDArray[np.uint8], prompt: str, seed: int | None, steps: int, strength: float | None
-    ) -> Image.Image:
-        """A PIL image whose `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
-        picture = Image.fromarray(pixels)
-        denoising = f", Denoising strength: {strength:g}" if strength is not None else ""
-        vae = f", VAE: {self.bundle.decoder}" if self.bundle.decoder != "AutoencoderKL" else ""
-        seeded = f", Seed: {seed}" if seed is not None else ""
-        picture.info["parameters"] = (
-            f"{prompt}\nSteps: {steps}, Sampler: Euler, Schedule type: Trailing, CFG scale: 1{seeded},"
-            f" Size: {picture.width}x{picture.height}, Model hash: {self.bundle.bundle_id},"
-            f" Model: {self.bundle.model['name']}{vae}{denoising}, Version: sdturbo"
-        )
-        return picture
-
-    @property
-    def _step_counts(self) -> list[int]:
-        return sorted({row.num_inference_steps for row in self.bundle.schedule})
 
 
 def _require_finite(values: F32, who: str) -> None:

@@ -145,6 +145,15 @@ def test_bench_ends_with_one_json_line(sdturbo):
     assert 0 < parts["outside_engines"]["median"] < parts["total"]["median"]
 
 
+def test_bench_tells_pictures_a_second_called_and_streamed(sdturbo):
+    status, stdout, _ = sdturbo("bench", "--runs", 3, "--throughput", "--backend", "null")
+    document = json.loads(stdout.splitlines()[-1])
+    assert status == 0
+    assert document["pictures_per_second"].keys() == {"calls", "stream"}
+    assert all(rate > 0 for rate in document["pictures_per_second"].values())
+    assert sum("pictures/s" in line for line in stdout.splitlines()) == 2
+
+
 def test_unexpected_errors_are_one_sentence(sdturbo, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("surprise")

@@ -123,6 +123,21 @@ def test_what_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, 
     assert all(np.array_equal(value, expected[name]) for name, value in joined.run(inputs(bundle, 4)).items())
 
 
+@pytest.mark.parametrize(("stream", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])
+def test_a_stage_that_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, stream, why):
+    stage = bundle.stages["decoder"]
+    with caplog.at_level(logging.WARNING, "sdturbo"):
+        plain = DeviceSession(NullEngine(stage, 2), stage, 2, stream())
+    recorded = DeviceSession(NullEngine(stage, 2), stage, 2, NullStream())
+    assert (plain.replays, recorded.replays) == (False, True)
+    assert (
+        f"decoder at batch size 2: launched plainly, for {'recording' if why[0] == 'n' else 'a replay'}" in caplog.text
+    )
+    given = {"latents": inputs(bundle)["latents"]}
+    found = [plain.run(given), recorded.run(given), recorded.run(given, replay=False)]
+    assert all(np.array_equal(one["image"], found[0]["image"]) for one in found)
+
+
 def test_threads_sharing_a_device_get_their_own_pictures(on_device):
     def draw(i):
         picture = None if i % 3 else np.full((64, 64, 3), i, np.uint8)  # every third stage by stage

@@ -67,6 +67,22 @@ def test_a_request_is_one_graph_launch_and_nothing_else(bundle, nvidia):
     assert pipe.backend.device == "cuda:1"
 
 
+def test_a_stage_of_a_stream_is_one_graph_launch_on_a_stream_of_its_own(bundle, nvidia):
+    cuda, _ = nvidia
+    pipe = Pipeline.load(bundle.path, "tensorrt", image_to_image=False)
+    assert all(session.replays for session in pipe._sessions.values())
+    streams = []
+    launch = cuda.cudaGraphLaunch
+    cuda.cudaGraphLaunch = lambda graph, stream: (streams.append(stream), launch(graph, stream))[1]
+    given = [{"prompt": f"cat {i}", "seed": i, "num_inference_steps": 2, "output_type": "np"} for i in range(5)]
+    cuda.calls.clear()
+    found = [one.images for one in pipe.stream(given)]
+    assert set(cuda.calls) == {"cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"}
+    assert sorted(streams.count(one) for one in set(streams)) == [5, 5, 10]
+    host = Pipeline.load(bundle.path, "onnxruntime")
+    assert all(np.array_equal(images, host(**one).images) for images, one in zip(found, given, strict=True))
+
+
 def test_everything_is_freed_with_the_pipeline(bundle, nvidia):
     cuda, _ = nvidia
     pipe = Pipeline.load(bundle.path, "tensorrt")
@@ -100,8 +116,9 @@ def test_a_failed_capture_is_logged_and_the_launches_go_on_plainly(bundle, nvidi
         cuda.cudaStreamEndCapture = lambda stream: (setattr(stream, "captured", None), end(stream))[1]
     with caplog.at_level(logging.WARNING, "sdturbo"):
         pipe = Pipeline.load(bundle.path, "tensorrt")
-    assert not any(program.replays for program in pipe._programs.values())
-    assert "launched stage by stage: recording them failed" in caplog.text
+    assert not any(one.replays for one in (*pipe._programs.values(), *pipe._sessions.values()))
+    assert "decoder at batch size 2: launched plainly, for recording failed" in caplog.text
+    assert "4 steps at batch size 2: launched plainly, for recording failed" in caplog.text
     expected = Pipeline.load(bundle.path, "onnxruntime")("a cat", output_type="np").images
     assert np.array_equal(pipe("a cat", output_type="np").images, expected)
 

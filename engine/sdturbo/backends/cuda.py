@@ -102,10 +102,7 @@ class OrtGpuBackend:
         self._require_provider(compiled, graph)
         found = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
         check_tensors(graph, stage, batch_size, found)
-        session = DeviceSession(OrtGpuEngine(compiled, graph.name, self.device), stage, batch_size, self._stream())
-        for _ in range(2):  # the first run allocates, the second is captured
-            session.run({spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.inputs})
-        return session
+        return DeviceSession(OrtGpuEngine(compiled, graph.name, self.device), stage, batch_size, self._stream())
 
     def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
         return DeviceProgram(sessions, steps, self._stream())

@@ -1,14 +1,16 @@
 """Stages whose tensors live on a device: buffers made once at load, then only copy in, launch, copy out.
 
-`DeviceSession` runs one stage, `DeviceProgram` a whole request: text encoder, denoiser × n and decoder, recorded once and
-replayed. Knows no library: a backend supplies a `Stream` and an `Engine` for each stage.
+`DeviceSession` runs one stage, `DeviceProgram` a whole request: text encoder, denoiser × n and decoder. Each is recorded
+once, on a stream of its own, and replayed: sessions of different stages may work at the same time (`Pipeline.stream`), and
+hand on through host memory what is small there (0.4 MB a picture). Knows no library: a backend supplies a `Stream` and an
+`Engine` for each stage.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,6 +65,58 @@ class Engine(Protocol):
         ...
 
 
+class Recording:
+    """Work between buffers, copies in and out included, that is recorded once and replayed.
+
+    At construction it runs once launched plainly and once replayed. If recording fails or the two differ, that is logged
+    and it is launched plainly from then on: `replays` says which.
+    """
+
+    def __init__(
+        self, what: str, work: Work, stream: Stream, inputs: Sequence[Buffer], outputs: Sequence[Buffer]
+    ) -> None:
+        self._what, self._work, self._stream = what, work, stream
+        self._inputs, self._outputs = inputs, outputs
+        self.replays = False
+        self._replay = work
+        self._record()
+
+    def run(self, *, replay: bool = True) -> list[NDArray[Any]]:
+        """Copies of what the outputs' host memory holds after a run. replay: False launches plainly (measurements)."""
+        (self._replay if replay else self._work)()
+        self._stream.synchronize()
+        return [buffer.host.copy() for buffer in self._outputs]
+
+    def _record(self) -> None:
+        """Record the work, and keep the recording if it does what the plain launches did."""
+        self._fill()
+        plain = self.run(replay=False)
+        try:
+            replay = self._stream.record(self._work)
+        except RuntimeError as error:
+            log.warning("%s: launched plainly, for recording failed (%s)", self._what, error)
+            return
+        for buffer in self._outputs:
+            buffer.host[...] = 0
+        self._fill()
+        self._replay = replay
+        replayed = self.run()
+        self.replays = all(
+            np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+            for one, other in zip(plain, replayed, strict=True)
+        )
+        if not self.replays:
+            self._replay = self._work
+            log.warning("%s: launched plainly, for a replay gave other values than plain launches", self._what)
+
+    def _fill(self) -> None:
+        """Standard normals where floats go in, zeros elsewhere."""
+        rng = np.random.default_rng(0)
+        for buffer in self._inputs:
+            floats = buffer.host.dtype.kind == "f"
+            buffer.host[...] = rng.standard_normal(buffer.host.shape, np.float32) if floats else 0
+
+
 class DeviceSession:
     """One stage at one batch size. Calls from several threads take turns."""
 
@@ -72,24 +126,35 @@ class DeviceSession:
         self._inputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.inputs}
         self._outputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.outputs}
         self._launch = engine.bind({**self._inputs, **self._outputs}, stream)
+        what = f"{stage.name} at batch size {batch_size}"
+        with self.lock:
+            self._recording = Recording(
+                what, self._work, stream, list(self._inputs.values()), list(self._outputs.values())
+            )
 
-    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    @property
+    def replays(self) -> bool:
+        return self._recording.replays
+
+    def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
+        """Outputs by name. replay: False launches plainly (measurements)."""
         with self.lock:
             for name, buffer in self._inputs.items():
                 buffer.host[...] = inputs[name]
-                self._stream.upload(buffer)
-            self._launch()
-            for buffer in self._outputs.values():
-                self._stream.download(buffer)
-            self._stream.synchronize()
-            return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
+            return dict(zip(self._outputs, self._recording.run(replay=replay), strict=True))
+
+    def _work(self) -> None:
+        for buffer in self._inputs.values():
+            self._stream.upload(buffer)
+        self._launch()
+        for buffer in self._outputs.values():
+            self._stream.download(buffer)
 
 
 class DeviceProgram:
     """text encoder -> denoiser for each of `steps` -> decoder; embeddings and latents never leave the device in between.
 
-    At construction it runs once launched plainly and once replayed. If recording fails or the two differ, that is logged
-    and it is launched plainly from then on: `replays` says which. Takes turns with its sessions, whose engines it uses.
+    Takes turns with its sessions, whose engines it uses.
     """
 
     def __init__(self, sessions: Mapping[str, DeviceSession], steps: range, stream: Stream) -> None:
@@ -113,10 +178,15 @@ class DeviceProgram:
             self._launches.append(denoiser.engine.bind(buffers | output, stream))
         ends = {decoder.stage.inputs[0].name: self._last, decoder.stage.outputs[0].name: self._image}
         self._launches.append(decoder.engine.bind(ends, stream))
-        self.replays = False
-        self._replay: Work = self._work
+        what = f"{len(steps)} steps at batch size {size}"
         with self._turn():
-            self._record(f"{len(steps)} steps at batch size {size}")
+            self._recording = Recording(
+                what, self._work, stream, (self._input_ids, self._first), (self._last, self._image)
+            )
+
+    @property
+    def replays(self) -> bool:
+        return self._recording.replays
 
     def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
         """input_ids int64 (B, 77) and latents float32 (B, 4, H/8, W/8) to the last `latents` and `image` uint8 (B, H, W, 3).
@@ -126,7 +196,8 @@ class DeviceProgram:
         with self._turn():
             self._input_ids.host[...] = inputs["input_ids"]
             self._first.host[...] = inputs["latents"]
-            return self._go(self._replay if replay else self._work)
+            latents, image = self._recording.run(replay=replay)
+            return {"latents": latents, "image": image}
 
     def _work(self) -> None:
         self._stream.upload(self._input_ids)
@@ -135,30 +206,6 @@ class DeviceProgram:
             launch()
         self._stream.download(self._last)
         self._stream.download(self._image)
-
-    def _go(self, work: Work) -> dict[str, NDArray[Any]]:
-        work()
-        self._stream.synchronize()
-        return {"latents": self._last.host.copy(), "image": self._image.host.copy()}
-
-    def _record(self, what: str) -> None:
-        """Record the work, and keep the recording if it does what the plain launches did."""
-        first = np.random.default_rng(0).standard_normal(self._first.host.shape, np.float32)
-        self._first.host[...] = first
-        plain = self._go(self._work)
-        try:
-            replay = self._stream.record(self._work)
-        except RuntimeError as error:
-            log.warning("%s are launched stage by stage: recording them failed (%s)", what, error)
-            return
-        for buffer in (self._first, self._last, self._image):
-            buffer.host[...] = 0
-        self._first.host[...] = first
-        replayed = self._go(replay)
-        if not all(np.array_equal(plain[name], replayed[name], equal_nan=name == "latents") for name in plain):
-            log.warning("%s are launched stage by stage: a replay gave other values than plain launches", what)
-            return
-        self._replay, self.replays = replay, True
 
     def _turn(self) -> ExitStack:
         """Holds the locks of all sessions, always in the same order."""

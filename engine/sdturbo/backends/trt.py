@@ -117,9 +117,7 @@ class TrtBackend:
         declared = {spec.name: spec.dtype for spec in (*stage.inputs, *stage.outputs)}
         if engine.dtypes != declared:
             raise BundleError(graph, [f"its plan has the dtypes {engine.dtypes}, but the bundle declares {declared}"])
-        session = DeviceSession(engine, stage, batch_size, stream)
-        session.run({spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.inputs})
-        return session
+        return DeviceSession(engine, stage, batch_size, stream)
 
     def _require_bundle(self) -> Bundle:
         if self._bundle is None:
