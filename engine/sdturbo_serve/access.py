@@ -63,6 +63,14 @@ def _given_key(headers: Mapping[str, str]) -> bytes | None:
 def _check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
     """Browsers ask nobody before a WebSocket or a form goes to another origin, so the server has to look."""
     origin = headers.get("origin")
-    if origin is None or origin in allowed or urlsplit(origin).netloc == headers.get("host"):
+    if origin is None or origin in allowed or _host_of(origin) == headers.get("host"):
         return
     raise ApiError(403, "Pages of this origin may not call; the server's --allow-origin admits them.", code="origin")
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an origin; None where it has none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None

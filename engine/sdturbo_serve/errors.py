@@ -72,8 +72,6 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(place) or None
     kind = str(first["type"])
-    if kind == "json_invalid":
-        return ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
     if kind == "extra_forbidden":
         return ApiError(
             400, f"Unknown parameter: {(param or '')[:80]!r}.", param=param and param[:80], code="unknown_parameter"

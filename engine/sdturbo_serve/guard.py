@@ -38,7 +38,8 @@ class Guard:
             await self._pass_on(scope, receive, send)
             return
         start = time.perf_counter()
-        headers = Headers(scope=scope)
+        headers = MutableHeaders(scope=scope)
+        del headers["range"]  # nothing here is worth a part of it, and Starlette's refusals of ranges are text
         name = request_id(headers)
         fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log"] = fields
@@ -57,7 +58,7 @@ class Guard:
 
         body = _Body(receive, self._limit(headers), self._service.settings.body_s)
         try:
-            with tracing.span("sdturbo.request", dict(headers), path=scope["path"], request_id=name):
+            with tracing.span("sdturbo.request", dict(headers.items()), path=scope["path"], request_id=name):
                 try:
                     check_host(headers, self._service.settings.allow_hosts)
                     body.check_length(headers.get("content-length"))

@@ -19,9 +19,10 @@ from sdturbo_serve.errors import ApiError, invalid
 from sdturbo_serve.picture import Drawn, Picture
 from sdturbo_serve.schemas import ERRORS, Edit, Generation, ImagesResponse, Model, ModelList, Wanted
 from sdturbo_serve.service import Service
+from sdturbo_serve.strict import StrictRoute, check_once
 from sdturbo_serve.uploads import decode_image
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=ERRORS)
+router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=ERRORS, route_class=StrictRoute)
 
 
 @router.post("/images/generations", response_model=ImagesResponse)
@@ -35,6 +36,7 @@ async def generations(body: Generation, request: Request) -> JSONResponse:
 async def edits(body: Annotated[Edit, Form()], request: Request) -> JSONResponse:
     """Draw pictures from a prompt and a picture to start from."""
     service = _service(request)
+    check_once(await request.form(), "image", "image[]")
     seeds = _check(body, service)
     files = [*body.image, *body.image_list]
     if len(files) != 1:

@@ -25,6 +25,7 @@ from sdturbo_serve.images import report_of
 from sdturbo_serve.picture import Drawn, Picture
 from sdturbo_serve.schemas import LiveRequest
 from sdturbo_serve.service import Service
+from sdturbo_serve.strict import parse_json
 from sdturbo_serve.uploads import decode_base64, decode_image
 
 MESSAGES_A_SECOND = 200  # faster than anybody types or draws
@@ -49,6 +50,12 @@ async def live(websocket: WebSocket) -> None:
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
     with service.stream():
         await Stream(websocket, service).run()
+
+
+@router.websocket("/{path:path}")
+async def elsewhere(websocket: WebSocket) -> None:
+    error = ApiError(404, "There is no such WebSocket; expected /v1/live.")
+    await websocket.send_denial_response(JSONResponse(error.body(), error.status_code))
 
 
 class Stream:
@@ -88,7 +95,10 @@ class Stream:
                 return
             frame += 1
             try:
-                request = LiveRequest.model_validate_json(message.get("text") or "")
+                request = LiveRequest.model_validate(parse_json(message.get("text") or ""))
+            except ApiError as error:
+                await self._send_error(frame, error)
+                continue
             except ValidationError as error:
                 await self._send_error(frame, from_validation(error.errors(include_url=False, include_input=False)))
                 continue
@@ -115,13 +125,15 @@ class Stream:
     ) -> tuple[int, LiveRequest, Picture, Drawn]:
         """Wait for a queued picture, letting newer requests take its place until the engine begins with it."""
         deadline = time.monotonic() + self._service.settings.deadline_s
+        waiting = asyncio.wrap_future(picture.drawn)
         try:
             while True:
-                waiting = asyncio.wrap_future(picture.drawn)
                 newer = asyncio.create_task(self._arrived.wait())
                 left = deadline - time.monotonic()
-                await asyncio.wait({waiting, newer}, timeout=left, return_when="FIRST_COMPLETED")
-                newer.cancel()
+                try:
+                    await asyncio.wait({waiting, newer}, timeout=left, return_when="FIRST_COMPLETED")
+                finally:
+                    newer.cancel()
                 if not waiting.done() and self._newest is not None:
                     newest = self._newest
                     replacement = await self._picture(newest[1])
@@ -131,15 +143,16 @@ class Stream:
                         self._service.metrics.frames.labels("superseded").inc()
                         (frame, request), picture = newest, replacement
                         waiting.cancel()
+                        waiting = asyncio.wrap_future(picture.drawn)
                         continue
                     await asyncio.wait({waiting}, timeout=deadline - time.monotonic())  # the engine has begun
                 if not waiting.done():
-                    waiting.cancel()
                     self._service.metrics.deadlines.inc()
                     raise deadline_exceeded(self._service.settings.deadline_s)
                 return frame, request, picture, waiting.result()
         finally:
             picture.cancel()
+            waiting.cancel()
 
     def _take(self) -> tuple[int, LiveRequest]:
         assert self._newest is not None

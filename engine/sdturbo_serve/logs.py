@@ -23,7 +23,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Send every logger's lines there, uvicorn's included."""
+    """Send every logger's lines there, uvicorn's and Python's warnings included."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)

@@ -13,7 +13,7 @@ from sdturbo.request import MAX_SEED
 from sdturbo_serve.encoding import Format
 
 MAX_PROMPT, MAX_PICTURES = 4000, 10
-_CONTROL = {chr(code) for code in (*range(32), 127)} - set("\t\n\r")
+_CONTROL = {chr(code) for code in (*range(32), *range(127, 160))} - set("\t\n\r")
 
 
 def _printable(text: str) -> str:
@@ -24,7 +24,7 @@ def _printable(text: str) -> str:
 
 Prompt = Annotated[
     str,
-    Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"}),
+    Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"}),
     AfterValidator(_printable),
 ]
 Seed = Annotated[

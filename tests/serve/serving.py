@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdturbo import Pipeline
 from sdturbo_serve import Settings, create_app
-from sdturbo_serve.server import TimedProtocol
+from sdturbo_serve.connection import LIVE_MESSAGE, LiveProtocol, TimedProtocol
 
 BACKEND = "onnxruntime"
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -75,6 +75,8 @@ def listening(pipeline, **settings):
         create_app(pipeline, Settings(**settings)),
         port=0,
         http=TimedProtocol,
+        ws=LiveProtocol,
+        ws_max_size=LIVE_MESSAGE,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,  # a connection that a test left open must not hold up the others
