@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
@@ -29,14 +30,17 @@ from sdturbo.errors import BackendUnavailable
 from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import REWRITES
+from sdturbo_export.rewrites.geglu import two_linear_geglu
 from sdturbo_export.rewrites.group_norm import group_norm_by_channels
 from sdturbo_export.rewrites.upsample import phase_upsampling
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
 
-# rewrite -> (channels, side of the square picture, groups), decoder and UNet of SD-Turbo and of the toy model
+# rewrite -> (channels, side of the square picture, groups), decoder and UNet of SD-Turbo and of the toy model; for the gated
+# unit the picture is a row of tokens
 SIZES = {
     "upsample": ((512, 64, 0), (256, 128, 0), (1280, 8, 0), (640, 32, 0), (64, 64, 0), (32, 128, 0)),
     "group-norm": ((512, 64, 32), (128, 256, 32), (320, 64, 32), (64, 128, 8), (16, 512, 8)),
+    "geglu": ((320, 64, 0), (640, 32, 0), (1280, 16, 0), (64, 32, 0)),
 }
 ENGINES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 
@@ -60,17 +64,21 @@ def module_cases() -> Iterator[Case]:
                 with_it: bool, rewrite: str = rewrite, channels: int = channels, groups: int = groups
             ) -> nn.Module:
                 torch.manual_seed(0)
+                ends: list[nn.Module] = [nn.Conv2d(channels, channels, 1) for _ in range(2)]
                 if rewrite == "upsample":
                     body, apply = [Upsample2D(channels, use_conv=True)], phase_upsampling
-                else:
+                elif rewrite == "group-norm":
                     body, apply = [nn.GroupNorm(groups, channels), nn.SiLU()], group_norm_by_channels
-                ends = [nn.Conv2d(channels, channels, 1) for _ in range(2)]
+                else:
+                    body, apply = [GEGLU(channels, 4 * channels)], two_linear_geglu
+                    ends = [nn.Linear(channels, channels), nn.Linear(4 * channels, channels)]
                 module = nn.Sequential(ends[0], *body, ends[1]).requires_grad_(False)
                 if with_it:
                     apply(module)
                 return module
 
-            yield Case(rewrite, f"{channels} channels, {side}²", make, {"x": torch.randn(1, channels, side, side)})
+            shape = (1, side**2, channels) if rewrite == "geglu" else (1, channels, side, side)
+            yield Case(rewrite, f"{channels} channels, {side}²", make, {"x": torch.randn(shape)})
 
 
 def stage_cases(directory: Path) -> Iterator[Case]:

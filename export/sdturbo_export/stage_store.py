@@ -32,6 +32,7 @@ _SOURCES = (
     "stages.py",
     "schedule.py",
     "onnx_from_torch.py",
+    "rewrites/geglu.py",
     "rewrites/group_norm.py",
     "rewrites/half.py",
     "rewrites/time_tables.py",

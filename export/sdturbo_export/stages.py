@@ -19,6 +19,7 @@ from sdturbo.bundle import TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.rewrites.geglu import two_linear_geglu
 from sdturbo_export.rewrites.group_norm import group_norm_by_channels
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.rewrites.time_tables import tabulate_time
@@ -224,6 +225,7 @@ _APPLY: dict[str, Callable[[Any], None]] = {
     "time-tables": tabulate_time,
     "upsample": phase_upsampling,
     "group-norm": group_norm_by_channels,
+    "geglu": two_linear_geglu,
 }
 
 

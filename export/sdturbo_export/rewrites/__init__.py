@@ -15,8 +15,9 @@ REWRITES = {
     "time-tables": ("denoiser",),
     "upsample": ("denoiser", "decoder"),
     "group-norm": ("denoiser", "decoder", "encoder"),
+    "geglu": ("denoiser",),
 }
-_FP32_ONLY = ("group-norm",)  # GPU engines, which fp16 is for, have norms of their own
+_FP32_ONLY = ("group-norm", "geglu")  # GPU engines, which fp16 is for, have kernels of their own for these
 
 
 def rewrites_of(stage: str, precision: str, without: Collection[str] = ()) -> tuple[str, ...]:
