@@ -79,7 +79,7 @@ serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/sdturbo_serve/examp
 
 serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (LOAD_S=600 for the long run)
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	$(BIN)/python benchmarks/serve_load.py --bundle "$(BUNDLE)" --seconds $(LOAD_S)
+	$(BIN)/python -m benchmarks.serve_load --bundle "$(BUNDLE)" --seconds $(LOAD_S)
 
 test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 	$(BIN)/pytest

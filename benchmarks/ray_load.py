@@ -4,13 +4,12 @@ Needs the server running on this machine's Ray with two replicas or more (make s
 file written anew (`--update ray.yaml`, deployed with `serve deploy`). Prints a JSON line for each figure, and one JSON
 document as its last line; exits with 1 if one does not hold.
 
-    python benchmarks/ray_load.py --url http://127.0.0.1:8000 --seconds 60 --update build/ray-new.yaml
+    python -m benchmarks.ray_load --url http://127.0.0.1:8000 --seconds 60 --update build/ray-new.yaml
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -25,7 +24,9 @@ from typing import Any
 
 import httpx2
 import numpy as np
-from serve_load import ask
+
+from benchmarks.serve_load import ask
+from benchmarks.verdicts import Verdict, judge
 
 
 class Load:
@@ -107,7 +108,7 @@ def rolling_update(url: str, clients: int, seconds: float, config: str) -> dict[
     return found.report()
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, default=8)
@@ -117,28 +118,19 @@ def main() -> None:
     killed = replica_killed(arguments.url, arguments.clients, arguments.seconds)
     report: dict[str, Any] = {"replica_killed": killed}
     verdicts = [
-        {"what": "requests without a picture, a replica killed", "measured": killed["failed"], "must": "<= 0"},
-        {
-            "what": "replicas missing afterwards",
-            "measured": killed["replicas"][0] - killed["replicas"][1],
-            "must": "<= 0",
-        },
+        Verdict("requests without a picture, a replica killed", killed["failed"], "<=", 0),
+        Verdict("replicas missing afterwards", killed["replicas"][0] - killed["replicas"][1], "<=", 0),
     ]
     if arguments.update:
         updated = rolling_update(arguments.url, arguments.clients, arguments.seconds, arguments.update)
         report["rolling_update"] = updated
         not_new = int(len(updated["bundles"]) < 2 or updated["last_bundle"] == killed["last_bundle"])
         verdicts += [
-            {"what": "requests failed, bundle replaced", "measured": updated["failed"], "must": "<= 0"},
-            {"what": "1 if the old bundle still answers", "measured": not_new, "must": "<= 0"},
+            Verdict("requests failed, bundle replaced", updated["failed"], "<=", 0),
+            Verdict("1 if the old bundle still answers", not_new, "<=", 0),
         ]
-    report["verdicts"] = [{**line, "pass": line["measured"] <= 0} for line in verdicts]
-    for line in report["verdicts"]:
-        print(json.dumps(line))
-    print(json.dumps(report))
-    if not all(line["pass"] for line in report["verdicts"]):
-        raise SystemExit(1)
+    return judge(report, verdicts)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
