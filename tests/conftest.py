@@ -78,6 +78,14 @@ GRAPHS = {
 DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.UINT8: "uint8"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The tests neither read nor fill the user's cache; processes that they start inherit theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDTURBO_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def clip_files(tmp_path_factory):
     """A directory with CLIP's vocab.json and merges.txt, and the tokenizer.json made of them."""

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdturbo.errors import BundleError, InvalidRequest
 from sdturbo.files import sha256_file
+from sdturbo.hash_memory import HashMemory
 from sdturbo.onnx_files import external_locations
 
 FORMAT = 1
@@ -77,7 +78,10 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A validated bundle. `files` maps each path inside it to (sha256, size in bytes)."""
+    """A validated bundle. `files` maps each path inside it to (sha256, size in bytes).
+
+    trust_unchanged: large files that did not change since they were hashed within a week were not hashed again.
+    """
 
     path: Path
     bundle_id: str
@@ -91,10 +95,14 @@ class Bundle:
     files: Mapping[str, tuple[str, int]]
     parity: Mapping[str, Any]
     golden: Golden
+    trust_unchanged: bool = False
 
     @classmethod
-    def load(cls, path: str | Path) -> Bundle:
-        """Read and validate the bundle at `path`. Raises BundleError with all faults."""
+    def load(cls, path: str | Path, *, trust_unchanged: bool = False) -> Bundle:
+        """Read and validate the bundle at `path`. Raises BundleError with all faults.
+
+        trust_unchanged: do not hash large files again that are unchanged since they were, within a week (`hash_memory`).
+        """
         if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest(f"Got a bundle path of type {type(path).__name__}; expected a directory's path.")
         from sdturbo.manifest import parse_manifest, read_manifest  # which makes the classes defined here
@@ -107,6 +115,7 @@ class Bundle:
             raise BundleError(root, [f"{MANIFEST} cannot be read: it is nested too deeply"]) from error
         if bundle is None:
             raise BundleError(root, faults)
+        bundle = replace(bundle, trust_unchanged=trust_unchanged)
         faults += bundle._file_faults()
         if not faults:
             faults += bundle._graph_faults()
@@ -154,7 +163,8 @@ class Bundle:
                 present.append(name)
         try:
             with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-                digests = list(pool.map(sha256_file, [self.path / name for name in present]))
+                sha256 = HashMemory().sha256 if self.trust_unchanged else sha256_file
+                digests = list(pool.map(sha256, [self.path / name for name in present]))
         except OSError as error:
             return [*faults, f"cannot be read: {error}"]
         for name, digest in zip(present, digests, strict=True):

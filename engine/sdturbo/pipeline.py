@@ -44,6 +44,7 @@ class Pipeline:
         precision: str | None = None,
         num_threads: int | None = None,
         image_to_image: bool = True,
+        trust_unchanged: bool = True,
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
@@ -51,9 +52,11 @@ class Pipeline:
         backend: "auto", or one of `backends.MODULES`. device: "cpu", "cuda:0", …; None is the backend's first.
         precision: "fp32", "fp16", "bf16", or None for the fastest that the device makes of the bundle's graphs.
         num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and saves its memory.
+        trust_unchanged: large files of the bundle, and what was compiled of it, are not hashed again if they did not change
+        since they were, within a week; False hashes everything.
         Raises BundleError, BackendUnavailable, InvalidRequest.
         """
-        bundle = Bundle.load(path)
+        bundle = Bundle.load(path, trust_unchanged=trust_unchanged)
         chosen = connect(backend, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
         return cls(bundle, chosen, image_to_image=image_to_image)
 

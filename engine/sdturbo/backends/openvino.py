@@ -1,4 +1,7 @@
-"""OpenVINO on the CPU, in fp32 or, where the CPU has bf16 instructions, in bf16. Reads the bundle's ONNX files."""
+"""OpenVINO on the CPU, in fp32 or, where the CPU has bf16 instructions, in bf16. Reads the bundle's ONNX files.
+
+What it makes of a bundle's graph is kept in the user's cache (`compiled_cache`) and mapped into memory at the next load.
+"""
 
 # openvino's bindings are typed in part:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -7,6 +10,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session, Tensors, check_tensors
+from sdturbo.backends.openvino_half import keep_half_weights
 from sdturbo.backends.openvino_upsample import transposed_upsampling
 from sdturbo.bundle import Bundle, Stage
+from sdturbo.compiled_cache import CompiledCache, cache_key, cpu_flags
 from sdturbo.errors import BackendUnavailable
+from sdturbo.plans import onnx_sha256
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+FORM = 1  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
+
+log = logging.getLogger("sdturbo")
 
 
 def unavailable() -> str | None:
@@ -58,30 +68,71 @@ def connect(
     }
     if num_threads is not None:
         config["INFERENCE_NUM_THREADS"] = num_threads
-    return OpenVinoBackend(core, config, chosen, openvino.__version__)
+    return OpenVinoBackend(core, config, chosen, openvino.__version__, bundle)
 
 
 class OpenVinoBackend:
     name, device = "openvino", "cpu"
 
-    def __init__(self, core: Any, config: dict[str, Any], precision: str, version: str) -> None:
+    def __init__(self, core: Any, config: dict[str, Any], precision: str, version: str, bundle: Bundle | None) -> None:
         self._core = core
         self._config = config
+        self._bundle = bundle
         self.precision = precision
         self.version = version
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> OpenVinoSession:
+        key = self._key(graph, stage, batch_size)
         try:
-            model = self._core.read_model(str(graph))
-            transposed_upsampling(model)
-            compiled = self._core.compile_model(model, "CPU", self._config)
+            compiled, memory = (self._compile(graph), None) if key is None else self._cached(graph, key)
         except RuntimeError as error:
             raise BackendUnavailable(f"openvino {self.version} refuses {graph.name}: {error}") from error
         declared = {spec.name for spec in (*stage.inputs, *stage.outputs)}
         ports = (*compiled.inputs, *compiled.outputs)  # a port may have several names
         found = {min(declared & port.names, default=port.any_name): tuple(port.shape) for port in ports}
         check_tensors(graph, stage, batch_size, found)
-        return OpenVinoSession(compiled, stage, batch_size)
+        return OpenVinoSession(compiled, stage, batch_size, memory)
+
+    def _key(self, graph: Path, stage: Stage, batch_size: int) -> str | None:
+        """Names what this backend makes of `graph`; None if that is no graph of the bundle, so that its hash is unknown."""
+        bundle = self._bundle
+        if bundle is None or batch_size not in stage.graphs or graph != bundle.graph(stage.name, batch_size):
+            return None
+        return cache_key(
+            {
+                "form": FORM,
+                "graph": onnx_sha256(bundle, stage.name, batch_size),
+                "library": self.version,
+                "cpu": [self._core.get_property("CPU", "FULL_DEVICE_NAME"), cpu_flags()],
+                "properties": self._config,
+            }
+        )
+
+    def _cached(self, graph: Path, key: str) -> tuple[Any, NDArray[Any] | None]:
+        """(The compiled graph, the memory it lies in) from the cache, or else compiled and put there."""
+        import openvino
+
+        assert self._bundle is not None
+        cache = CompiledCache(trust_unchanged=self._bundle.trust_unchanged)
+        if (blob := cache.find(key)) is not None:
+            try:
+                memory = np.frombuffer(blob, np.uint8)
+                tensor = openvino.Tensor(memory, shared_memory=True)
+                return self._core.import_model(tensor, "CPU", self._config), memory
+            except RuntimeError as error:
+                log.warning(
+                    "openvino refuses what it compiled of %s before, so it compiles again: %s", graph.name, error
+                )
+                cache.drop(key)
+        compiled = self._compile(graph)
+        cache.put(key, compiled.export_model().getbuffer())
+        return compiled, None
+
+    def _compile(self, graph: Path) -> Any:
+        model = self._core.read_model(str(graph))
+        transposed_upsampling(model)
+        keep_half_weights(model)
+        return self._core.compile_model(model, "CPU", self._config)
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU
@@ -90,11 +141,13 @@ class OpenVinoBackend:
 class OpenVinoSession:
     """One infer request whose tensors are arrays made once; a run copies into and out of them under a lock."""
 
-    def __init__(self, compiled: Any, stage: Stage, batch_size: int) -> None:
+    def __init__(self, compiled: Any, stage: Stage, batch_size: int, memory: NDArray[Any] | None) -> None:
+        """memory: what the compiled model reads its weights from; not unmapped before the request is gone."""
         from openvino import Tensor
 
         self._lock = threading.Lock()
         self._request = compiled.create_infer_request()
+        self._memory = memory
         self._inputs = {spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.inputs}
         self._outputs = {spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.outputs}
         for name, array in (*self._inputs.items(), *self._outputs.items()):

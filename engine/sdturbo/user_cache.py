@@ -1,0 +1,52 @@
+"""The user's cache: where files lie that make the next load quick and may be deleted at any time. Standard library only.
+
+What is read from it decides what runs, so a directory that others may write to is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from pathlib import Path
+
+log = logging.getLogger("sdturbo")
+
+
+def cache_directory() -> Path:
+    """$SDTURBO_CACHE_DIR, or else `sdturbo` in $XDG_CACHE_HOME or ~/.cache. Raises RuntimeError if there is no home."""
+    if chosen := os.environ.get("SDTURBO_CACHE_DIR"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG specification: a relative path is to be ignored
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "sdturbo"  # noqa: PTH117
+
+
+def private_directory(name: str) -> Path | None:
+    """The directory `name` of the cache, made if it is missing; None, with the reason logged, if it cannot be used.
+
+    It may be read-only: whoever writes to it minds OSError.
+    """
+    try:
+        directory = cache_directory() / name
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fault = _fault(directory.parent) or _fault(directory)
+    except (OSError, RuntimeError, ValueError) as error:
+        directory, fault = None, str(error)
+    if fault is not None:
+        log.warning("the cache of %s is not used: %s", name, fault)
+        return None
+    return directory
+
+
+def _fault(directory: Path) -> str | None:
+    """Why others could put files into `directory`; None if they cannot."""
+    if sys.platform == "win32":
+        return None  # below the user's profile
+    found = directory.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        return f"{directory} belongs to user {found.st_uid}, not to this one"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{directory} can be written by others: `chmod go-w` it"
+    return None
