@@ -136,7 +136,13 @@ class Stream:
                     newer.cancel()
                 if not waiting.done() and self._newest is not None:
                     newest = self._newest
-                    replacement = await self._picture(newest[1])
+                    try:
+                        replacement = await self._picture(newest[1])
+                    except SDTurboError as error:  # it takes nobody's place
+                        if self._newest is newest:
+                            self._take()
+                        await self._send_error(newest[0], error)
+                        continue
                     if not waiting.done() and self._service.worker.swap(picture, replacement):
                         if self._newest is newest:
                             self._take()

@@ -78,6 +78,21 @@ def test_while_the_engine_is_busy_only_the_newest_request_waits(gated, bare):
         assert len(gate.batches) == 2
 
 
+def test_a_newer_request_that_cannot_be_drawn_takes_nobodys_place(gated, bare):
+    pipeline, gate = gated
+    with listening(pipeline) as url, connect(address(url)) as socket:
+        gate.shut()
+        ask(socket, "the first", seed=1)
+        gate.wait_for_entry()
+        ask(socket, "the second", image="aGVsbG8=")
+        refused = json.loads(socket.recv(10))
+        assert (refused["type"], refused["frame"]) == ("error", 2)
+        gate.open.set()
+        head, picture = frame(socket)
+        assert head["frame"] == 1
+        assert np.array_equal(picture, bare("the first", seed=1, output_type="np").images[0])
+
+
 def test_in_a_queue_behind_others_the_newest_request_keeps_the_place(gated):
     pipeline, gate = gated
     with listening(pipeline) as url, connect(address(url)) as busy, connect(address(url)) as socket:
