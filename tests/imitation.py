@@ -189,6 +189,9 @@ class Trt(types.ModuleType):
     class LayerInformationFormat(enum.IntEnum):
         JSON = 1
 
+    class ExecutionContextAllocationStrategy(enum.IntEnum):
+        USER_MANAGED = 2
+
     class ILogger:
         class Severity(enum.IntEnum):
             INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -201,6 +204,7 @@ class Trt(types.ModuleType):
         self.__version__, self.cuda = version, cuda
         self.refuses, self.configs, self.distort = None, [], 0.0
         self.used_gpus = set()  # by building and loading
+        self.scratch, self.busy = [], set()  # (graph, address, size) of each context; addresses in use at this moment
         for name, kind in (("Runtime", Runtime), ("Builder", Builder), ("OnnxParser", OnnxParser)):
             setattr(self, name, type(name, (kind,), {"trt": self}))
 
@@ -248,7 +252,12 @@ class Engine:
     def get_tensor_dtype(self, name):
         return NUMPY[self.tensors[name].type]
 
-    def create_execution_context(self):
+    @property
+    def device_memory_size_v2(self):
+        return 1000 * max(value.shape[0] for value in self.tensors.values() if value.shape)  # by the batch size
+
+    def create_execution_context(self, strategy):
+        assert strategy == Trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return None if self.trt.refuse(self.logger, "context") else Context(self)
 
     def create_engine_inspector(self):
@@ -260,7 +269,12 @@ class Engine:
 
 class Context:
     def __init__(self, engine):
-        self.engine, self.addresses = engine, {}
+        self.engine, self.addresses, self.scratch = engine, {}, None
+
+    def set_device_memory(self, memory, size):
+        assert self.engine.device_memory_size_v2 <= size <= len(self.engine.trt.cuda.things[memory])
+        self.scratch = memory
+        self.engine.trt.scratch.append((self.engine.plan["graph"], memory, size))
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -272,6 +286,16 @@ class Context:
             return False
 
         def run():
+            trt = engine.trt
+            assert self.scratch in trt.cuda.things, "runs without memory"
+            assert self.scratch not in trt.busy, "its memory is used by another context"
+            trt.busy.add(self.scratch)
+            try:
+                compute()
+            finally:
+                trt.busy.discard(self.scratch)
+
+        def compute():
             arrays = {name: self.array(name, address) for name, address in addresses.items()}
             inputs = {name: array.copy() for name, array in arrays.items() if name in engine.inputs}
             outputs = [name for name in arrays if name not in engine.inputs]

@@ -18,7 +18,6 @@ VERSIONS = ("tensorrt10", "tensorrt11")
 OURS = [
     *sorted((ROOT / "engine/sdturbo/backends").glob("*.py")),
     *sorted((ROOT / "export/sdturbo_export").glob("trt*.py")),
-    # ACC
 ]
 # members of objects that onnxruntime's functions return, by the class that has them
 ORT_OBJECTS = {

@@ -70,7 +70,7 @@ class Pipeline:
         self._sessions: dict[tuple[str, int], Session] = {
             (name, size): backend.session(bundle.graph(name, size), stage, size)
             for name, stage in bundle.stages.items()
-            for size in bundle.batch_sizes
+            for size in sorted(bundle.batch_sizes, reverse=True)  # the smaller ones then fit into memory they may share
             if image_to_image or name != "encoder"
         }
         self._programs: dict[tuple[int, int], Program] = {}

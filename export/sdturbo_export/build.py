@@ -30,6 +30,7 @@ from sdturbo_export.exchange import exchange, waiting_name
 from sdturbo_export.golden import GOLDEN, GoldenRun
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.parity import engine_output, half_output, stage_parity, torch_output
+from sdturbo_export.plan_writer import keep_plans, locked
 from sdturbo_export.progress import Progress
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stage_store import StoredStage
@@ -63,8 +64,9 @@ def build(
     without: names of `rewrites.REWRITES` to leave out.
     store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
     progress.
-    A stage whose inputs did not change is taken from the store. Whatever stops the build, and whenever, `out` is the new
-    bundle or the old one (but see `exchange` for odd file systems: there the next build puts the old one back).
+    A stage whose inputs did not change is taken from the store, and TensorRT plans in `out` whose graph did not change are
+    kept. Whatever stops the build, and whenever, `out` is the new bundle or the old one (but see `exchange` for odd file
+    systems: there the next build puts the old one back).
     Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
     """
     if not batch_sizes or any(size < 1 for size in batch_sizes):
@@ -97,7 +99,11 @@ def build(
             partial = _partial(out)
             try:
                 write_bundle(partial, checkpoint, hashes, stages, golden.picture(), precision, rewrites, replaces=out)
-                if out.exists():
+                if (out / MANIFEST).exists():
+                    with locked(out):  # no plan comes in between
+                        keep_plans(out, partial, say)
+                        exchange(partial, out)
+                elif out.exists():
                     exchange(partial, out)
                 else:
                     partial.replace(out)

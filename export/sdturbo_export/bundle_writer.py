@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.distance import BOUNDS
+from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
@@ -58,7 +58,7 @@ def write_bundle(
         # a file of another bundle is copied: onnx refuses weights with several hard links
         ours = stored.path in (stored.note.resolve(), (replaces / "onnx").resolve())
         for name in stored.files:
-            (_link_or_copy if ours else shutil.copyfile)(stored.path / name, directory / "onnx" / name)
+            (link_or_copy if ours else shutil.copyfile)(stored.path / name, directory / "onnx" / name)
     vocabulary = checkpoint.path / "tokenizer"
     text = tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt")
     (directory / TOKENIZER).write_text(text, encoding="utf-8")
@@ -147,10 +147,3 @@ def write_licence(directory: Path, checkpoint: Checkpoint) -> None:
     (directory / "NOTICE").write_text(
         f"{notes}Converted to ONNX by sdturbo from {checkpoint.source}.\n", encoding="utf-8"
     )
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

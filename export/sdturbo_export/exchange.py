@@ -1,10 +1,11 @@
-"""Two directories change names in one step, so that nobody ever finds neither."""
+"""Names on a file system: two directories change theirs in one step, so that nobody finds neither; a file gets a second."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import shutil
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
@@ -30,3 +31,11 @@ def exchange(new: Path, old: Path) -> None:
 def waiting_name(path: Path) -> Path:
     """Where an old directory waits while its successor takes its place in two renames."""
     return path.with_name(f".{path.name}.old")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link to `source` at the new name `target`, or a copy where there are none. Raises OSError."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

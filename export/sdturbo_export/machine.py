@@ -1,6 +1,6 @@
 """Which engines `make engines` builds on this machine: the NVIDIA driver decides. Run as a file, before anything is installed.
 
-    python export/sdturbo_export/machine.py     # prints cpu, tensorrt or cuda; why, on standard error
+    python export/sdturbo_export/machine.py     # prints cpu or tensorrt; why, on standard error
 
 Standard library only. Not yet run beside a real driver: tested on what nvidia-smi prints.
 """
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable
 
 LEAST_DRIVER = 580  # CUDA 13, which the packages of the extras are for; source: CUDA 13 release notes
-LEAST_CAPABILITY = (7, 5)  # TensorRT 10 and 11, as in `sdturbo.backends.trt`
+LEAST_CAPABILITY = (7, 5)  # CUDA 13 and TensorRT, as in `sdturbo.backends.gpu`
 QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 
 def choose(ask: Callable[[], str | None]) -> tuple[str, str]:
-    """("cpu", "tensorrt" or "cuda", why). ask: what `QUERY` prints, None where there is no driver."""
+    """("cpu" or "tensorrt", why). ask: what `QUERY` prints, None where there is no driver."""
     told = ask()
     if told is None:
         return "cpu", "no NVIDIA driver is installed (nvidia-smi is not there, or fails)"
@@ -34,7 +34,10 @@ def choose(ask: Callable[[], str | None]) -> tuple[str, str]:
             f"the NVIDIA driver {driver} is older than {LEAST_DRIVER}, which CUDA 13 needs; update it for the {name}",
         )
     if version < LEAST_CAPABILITY:
-        return "cuda", f"TensorRT does not support the {name} (compute capability {capability}); ONNX Runtime does"
+        return (
+            "cpu",
+            f"neither CUDA 13 nor TensorRT supports the {name} (compute capability {capability}, 7.5 is the least)",
+        )
     return "tensorrt", f"{name}, compute capability {capability}, driver {driver}"
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from sdturbo import Pipeline
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BundleError, InvalidRequest
+from sdturbo.plans import Plan, PlanKey, onnx_sha256, plan_bytes, read_plans
 from sdturbo_export import build as build_module
 from sdturbo_export import distance, stage_store
 from sdturbo_export.build import build
@@ -26,6 +27,7 @@ from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.lora import Lora
 from sdturbo_export.onnx_from_torch import WeightFile
+from sdturbo_export.plan_writer import add_plans, plan_name
 
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 
@@ -276,3 +278,19 @@ def test_notice_follows_the_licence_of_the_weights(copied, store, tmp_path, lice
     out = build(open_checkpoint(copied), tmp_path / "out", store=store).path
     assert ("This Stability AI Model is licensed under" in (out / "NOTICE").read_text()) == is_stability
     assert (licence or "https://stability.ai/license") in (out / "LICENSE.md").read_text()
+
+
+def test_a_rebuilt_bundle_keeps_plans_of_graphs_that_did_not_change(small_checkpoint, store, tmp_path):
+    first, _ = built(small_checkpoint, tmp_path / "bundle", store)
+    key = PlanKey("10.16.1.11", "8.9", "Some GPU", "13.0", onnx_sha256(first, "decoder", 1), first.precision)
+    plan = Plan(plan_name(key, "decoder", 1, b"code"), "decoder", 1, key, 1e-4, 2.0)
+    old = dataclasses.replace(key, onnx_sha256="0" * 64)
+    gone = Plan(plan_name(old, "denoiser", 1, b"old"), "denoiser", 1, old, 1e-4, 2.0)
+    add_plans(first, {plan: b"code", gone: b"old"}, {plan.file.replace(".plan", ".layers.json"): b"{}"})
+    lines = []
+    second = build(small_checkpoint, first.path, store=store, say=lines.append)
+    assert read_plans(second) == [plan]
+    assert plan_bytes(second, plan) == b"code"
+    assert sum(name.startswith("compiled/") for name in second.files) == 2
+    assert second.bundle_id == first.bundle_id
+    assert "      1 of 2 TensorRT plans are of these graphs and stay" in lines

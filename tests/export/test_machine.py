@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sdturbo.backends import gpu
 from sdturbo_export import machine
 
 
@@ -15,7 +16,7 @@ from sdturbo_export import machine
         ("No devices were found\n", "cpu", "names no GPU: 'No devices were found'"),
         ("NVIDIA GeForce RTX 4090, 8.9, 580.65.06\n", "tensorrt", "RTX 4090, compute capability 8.9, driver 580.65.06"),
         ("NVIDIA GeForce RTX 5090, 12.0, 590.10\nTesla P4, 6.1, 590.10\n", "tensorrt", "RTX 5090"),
-        ("Tesla V100-SXM2-16GB, 7.0, 580.65.06\n", "cuda", "does not support the Tesla V100-SXM2-16GB"),
+        ("Tesla V100-SXM2-16GB, 7.0, 580.65.06\n", "cpu", "supports the Tesla V100-SXM2-16GB (compute capability 7.0"),
         ("Tesla T4, 7.5, 535.104.05\n", "cpu", "535.104.05 is older than 580"),
     ],
 )
@@ -34,3 +35,7 @@ def test_it_runs_as_a_file_without_the_environment(tmp_path, script, engines):
     done = subprocess.run(command, env={"PATH": f"{tmp_path}:/bin"}, capture_output=True, text=True, check=True)
     assert done.stdout == f"{engines}\n"
     assert done.stderr.startswith(f"engines for {engines}: ")
+
+
+def test_the_least_capability_is_that_of_the_backends():
+    assert machine.LEAST_CAPABILITY == gpu.LEAST_CAPABILITY

@@ -5,15 +5,19 @@ import shutil
 
 import imitation
 import numpy as np
+import onnx
 import pytest
 
 from sdturbo import Bundle, Pipeline
 from sdturbo.backends.gpu import Gpu
+from sdturbo.bundle import identity
 from sdturbo.console import run
+from sdturbo.files import sha256_file
 from sdturbo.plans import plan_bytes, read_plans
 from sdturbo_export import trt_plans
 from sdturbo_export.cli import cli
 from sdturbo_export.errors import BuildError, ParityError
+from sdturbo_export.plan_writer import keep_plans
 from sdturbo_export.trt_from_onnx import Phases, PlanOptions, trt_from_onnx
 from sdturbo_export.trt_plans import compile_plans, require_room
 
@@ -219,3 +223,42 @@ def test_the_command_compiles_and_says_what_it_did(bundle, tmp_path, capsys):
 def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys):
     assert run(cli, "sdturbo-export", ["trt", str(bundle_dir)]) == 4
     assert "pip install 'sdturbo[tensorrt]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def successor(bundle, store, make_bundle, tmp_path):
+    """(a bundle with plans, another with a decoder of another hash that shall replace it)."""
+    compiled = compile_plans(bundle, store=store, tries=1)
+    root = shutil.copytree(make_bundle((1, 2)), tmp_path / "new")
+    graph = root / "onnx/decoder.1.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    model.producer_name = "changed"
+    graph.write_bytes(model.SerializeToString())
+    manifest = json.loads((root / "bundle.json").read_text())
+    manifest["files"]["onnx/decoder.1.onnx"] = {"sha256": sha256_file(graph), "size": graph.stat().st_size}
+    (root / "bundle.json").write_text(json.dumps({**manifest, "bundle_id": identity(manifest)}))
+    return compiled, Bundle.load(root)
+
+
+def test_plans_of_graphs_that_did_not_change_are_kept(successor):
+    old, new = successor
+    lines = []
+    keep_plans(old.path, new.path, lines.append)
+    kept = Bundle.load(new.path)
+    assert read_plans(kept) == [plan for plan in read_plans(old) if (plan.stage, plan.batch_size) != ("decoder", 1)]
+    assert lines == ["      7 of 8 TensorRT plans are of these graphs and stay"]
+    assert kept.bundle_id == new.bundle_id
+    assert sum(name.startswith("compiled/") for name in kept.files) == 14  # plans and reports of their layers
+    shutil.rmtree(old.path)
+    assert all(plan_bytes(kept, plan) for plan in read_plans(kept))
+
+
+def test_no_plan_of_an_altered_bundle_is_kept(successor):
+    old, new = successor
+    plan = old.path / read_plans(old)[0].file
+    plan.write_bytes(b"x" * plan.stat().st_size)
+    lines = []
+    keep_plans(old.path, new.path, lines.append)
+    assert read_plans(Bundle.load(new.path)) == []
+    assert "plans are not kept" in lines[0]
+    assert plan.name in lines[0]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imitation
 import numpy as np
 import pytest
 
@@ -86,6 +87,40 @@ def test_options_name_the_gpu_cap_the_memory_and_leave_tf32_off():
     assert (options["device_id"], options["gpu_mem_limit"], options["use_tf32"]) == ("1", "5000", "0")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert cuda.provider_options(cuda.TENSORRT, 1, 5_000)["device_id"] == "1"
+
+
+@pytest.fixture
+def gpu_build(monkeypatch):
+    """As with onnxruntime-gpu and two GPUs, until a session is made."""
+    import onnxruntime
+
+    imitation.install(monkeypatch)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda.TENSORRT, cuda.CUDA, cuda.CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+
+
+@pytest.mark.parametrize("found", [None, "", "1"])
+def test_fp32_in_tf32_is_refused_where_the_provider_has_no_switch(gpu_build, bundle_dir, monkeypatch, found):
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if found is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", found)
+    bundle = Bundle.load(bundle_dir)
+    with pytest.raises(BackendUnavailable, match=rf"in TF32.*is {found!r}\. Set NVIDIA_TF32_OVERRIDE=0"):
+        connect("cuda-tensorrt", bundle=bundle)
+    assert connect("cuda-tensorrt", precision="fp16").precision == "fp16"
+    assert connect("cuda", bundle=bundle).precision == "fp32"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert connect("cuda-tensorrt", bundle=bundle).precision == "fp32"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda-tensorrt"])
+def test_a_gpu_that_cuda_13_has_no_code_for_is_named(gpu_build, monkeypatch, name):
+    monkeypatch.setattr(imitation.Properties, "major", 7)
+    monkeypatch.setattr(imitation.Properties, "minor", 0)
+    with pytest.raises(
+        BackendUnavailable, match=r"does not support the Imitated GPU: .* is 7\.0, expected 7\.5 or more"
+    ):
+        connect(name)
 
 
 REFUSALS = """

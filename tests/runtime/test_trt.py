@@ -95,12 +95,37 @@ def test_everything_is_freed_with_the_pipeline(bundle, nvidia):
     assert np.array_equal(result, kept)
 
 
+def test_the_batch_sizes_of_a_stage_compute_in_one_block_and_stages_in_others(bundle, nvidia):
+    _, trt = nvidia
+    pipe = Pipeline.load(bundle.path, "tensorrt")
+    assert len(trt.scratch) == 8
+    blocks = {name: {one for one in trt.scratch if f"/{name}." in one[0]} for name in bundle.stages}
+    addresses = [{address for _, address, _ in ones} for ones in blocks.values()]
+    assert all(len(one) == 1 for one in addresses)
+    assert len(set.union(*addresses)) == 4
+    assert {size for _, _, size in trt.scratch} == {2000}
+    assert pipe._sessions["decoder", 1].lock is pipe._sessions["decoder", 2].lock
+
+
+def test_a_context_that_needs_more_gets_a_block_of_its_own_and_all_go_with_their_engines(bundle, nvidia):
+    cuda, trt = nvidia
+    backend = backends.connect("tensorrt", bundle=bundle)
+    sessions = [backend.session(bundle.graph("decoder", size), bundle.stages["decoder"], size) for size in (1, 2)]
+    assert [size for _, _, size in trt.scratch] == [1000, 2000]
+    assert all(address in cuda.things for _, address, _ in trt.scratch)
+    del sessions
+    gc.collect()
+    assert cuda.things == {}
+
+
 def test_threads_sharing_a_pipeline_get_their_own_pictures(bundle):
     pipe = Pipeline.load(bundle.path, "tensorrt")
 
     def draw(i):
         picture = None if i % 3 else np.full((64, 64, 3), i, np.uint8)
-        return pipe(f"cat {i % 5}", picture, seed=i, num_inference_steps=2, output_type="np").images
+        count = 1 + i % 2  # of both batch sizes
+        options = {"num_images_per_prompt": count, "num_inference_steps": 2, "output_type": "np"}
+        return pipe(f"cat {i % 5}", picture, seed=i, **options).images
 
     expected = [draw(i) for i in range(20)]
     with ThreadPoolExecutor(8) as pool:
@@ -240,7 +265,7 @@ def test_a_driver_that_is_missing_or_too_old_is_named(monkeypatch, driver, match
 def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypatch):
     monkeypatch.setattr(imitation.Properties, "major", 6)
     with pytest.raises(
-        BackendUnavailable, match=r"compute capability is 6\.9, expected 7\.5 or more. Use the backend 'cuda'"
+        BackendUnavailable, match=r"compute capability is 6\.9, expected 7\.5 or more. Use another GPU.* or the CPU"
     ):
         backends.connect("tensorrt")
     nvidia[1].__version__ = "9.3.0"

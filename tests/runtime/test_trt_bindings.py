@@ -18,7 +18,7 @@ from cuda.bindings import runtime
 from pathlib import Path
 from sdturbo import BackendUnavailable
 from sdturbo.backends import connect, unavailable
-from sdturbo.backends.cuda_stream import CudaStream
+from sdturbo.backends.cuda_stream import CudaStream, Scratch
 from sdturbo.backends.trt import MAJORS, Messages, TrtEngine
 from sdturbo_export.errors import BuildError
 from sdturbo_export.trt_from_onnx import Phases, PlanOptions, _monitor, trt_from_onnx
@@ -43,6 +43,9 @@ assert broken.step_complete("build", 0) is False and isinstance(stop[0], ZeroDiv
 dtypes = {name: np.dtype(tensorrt.nptype(getattr(tensorrt.DataType, name))).name for name in ("UINT8", "INT64", "FLOAT")}
 assert dtypes == {"UINT8": "uint8", "INT64": "int64", "FLOAT": "float32"}, dtypes
 assert int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) in (0, 1)
+assert "USER_MANAGED" in tensorrt.ExecutionContextAllocationStrategy.__members__
+assert all(hasattr(tensorrt.ICudaEngine, name) for name in ("device_memory_size_v2", "create_execution_context"))
+assert hasattr(tensorrt.IExecutionContext, "set_device_memory")
 
 def refused(kind, run, text):
     try:
@@ -53,7 +56,7 @@ def refused(kind, run, text):
     else:
         raise SystemExit(f"not refused: {text}")
 
-refused(BackendUnavailable, lambda: TrtEngine(b"plan", "a plan", host_code=False), "does not start")
+refused(BackendUnavailable, lambda: TrtEngine(b"plan", "a plan", None, Scratch(), host_code=False), "does not start")
 refused(BuildError, lambda: trt_from_onnx(Path("a.onnx"), PlanOptions(1 << 30), b"", lambda share: None), "does not start")
 if int(runtime.cudaGetDeviceCount()[0]):  # no GPU
     assert unavailable("tensorrt") is None

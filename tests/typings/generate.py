@@ -25,7 +25,15 @@ from pathlib import Path
 
 CLASSES = {
     *("Builder", "BuilderFlag", "EngineInspector", "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine"),
-    *("DataType", "IExecutionContext", "IHostMemory", "ILogger", "IProgressMonitor", "ITimingCache"),
+    *(
+        "DataType",
+        "ExecutionContextAllocationStrategy",
+        "IExecutionContext",
+        "IHostMemory",
+        "ILogger",
+        "IProgressMonitor",
+        "ITimingCache",
+    ),
     *("LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError"),
     *("ProfilingVerbosity", "Runtime"),
 }

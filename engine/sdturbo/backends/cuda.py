@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
+import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import numpy as np
 
 from sdturbo.backends import Program, check_precision, check_tensors
 from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
-from sdturbo.backends.gpu import find_gpus, free_memory, missing_bindings
+from sdturbo.backends.gpu import find_gpus, free_memory, missing_bindings, require_capability
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable
 
@@ -58,10 +60,27 @@ def connect_provider(
         )
     gpus = find_gpus()
     gpu = gpus[device_index(name, device, "cuda", len(gpus))]
+    require_capability(f"onnxruntime {onnxruntime.__version__}", gpu)
     chosen = check_precision(name, precision, ("fp16", "fp32"), bundle, default="fp16")
+    if chosen == "fp32" and provider == TENSORRT:
+        _require_no_tf32(name)
     onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries out of their Python packages
     options = provider_options(provider, gpu.index, int(free_memory(gpu.index) * MEMORY_SHARE))
     return OrtGpuBackend(name, [(provider, options)], "cuda", gpu.index, chosen)
+
+
+def _require_no_tf32(name: str) -> None:
+    """Raise BackendUnavailable unless TF32 is off for the whole process.
+
+    The TensorRT provider builds with it and has no option against it: github.com/microsoft/onnxruntime/issues/26029.
+    """
+    found = os.environ.get("NVIDIA_TF32_OVERRIDE")
+    if found != "0":
+        raise BackendUnavailable(
+            f"The backend {name!r} would compute fp32 in TF32, with 10 bits of mantissa: ONNX Runtime's TensorRT provider has"
+            f" no option against it, and NVIDIA_TF32_OVERRIDE is {found!r}. Set NVIDIA_TF32_OVERRIDE=0 before the process"
+            " starts, or use the backend 'tensorrt' or 'cuda', which compute fp32 in full."
+        )
 
 
 def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:
@@ -155,6 +174,7 @@ class OrtGpuBackend:
 
 class OrtGpuEngine:
     def __init__(self, session: Any, name: str, device: str) -> None:
+        self.lock = threading.Lock()
         self._session = session
         self._names = {value.name for value in session.get_inputs()}
         self._what = f"{name} on {device}"

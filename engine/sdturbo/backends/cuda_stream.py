@@ -6,6 +6,7 @@ its logic is tested on an imitation of CUDA's runtime, its names and arity again
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -41,18 +42,23 @@ class CudaStream:
         return int(self._stream)
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        self._make_current()
         size = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+        memory = self.memory(size)
         kind = self._runtime.cudaHostAllocDefault
-        device = self._do(f"take {size} bytes", self._runtime.cudaMalloc(size))
-        memory = Memory(int(device), size)
-        _when_gone(memory, self._runtime.cudaFree, memory.address)
         host = self._do(f"pin {size} bytes of host memory", self._runtime.cudaHostAlloc(size, kind))
         pinned = Memory(int(host), size)
         _when_gone(pinned, self._runtime.cudaFreeHost, pinned.address)
         array: NDArray[Any] = np.asarray(pinned)[: size if shape else np.dtype(dtype).itemsize]
         array[...] = 0
         return Buffer(array.view(dtype).reshape(shape), memory)
+
+    def memory(self, size: int) -> Memory:
+        """`size` bytes on the GPU (at least one), freed with the object. CUDA aligns to 256 bytes and more."""
+        self._make_current()
+        size = max(1, size)
+        memory = Memory(int(self._do(f"take {size} bytes", self._runtime.cudaMalloc(size))), size)
+        _when_gone(memory, self._runtime.cudaFree, memory.address)
+        return memory
 
     def upload(self, buffer: Buffer) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -118,11 +124,30 @@ class Memory:
     """`size` bytes at `address`, on the GPU, or on the host: then NumPy takes it for an array of bytes."""
 
     def __init__(self, address: int, size: int) -> None:
-        self.address, self._size = address, size
+        self.address, self.size = address, size
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        return {"shape": (self._size,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+        return {"shape": (self.size,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+
+class Scratch:
+    """GPU memory for what engines that take turns compute in between: whoever runs one of them holds `lock`.
+
+    It is freed with the last engine that has it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._block: weakref.ref[Memory] | None = None
+
+    def block(self, size: int, stream: CudaStream) -> Memory:
+        """At least `size` bytes: those that are there, or new ones where they are too few. They never move."""
+        found = self._block() if self._block is not None else None
+        if found is None or found.size < size:
+            found = stream.memory(size)
+            self._block = weakref.ref(found)
+        return found
 
 
 def _when_gone(owner: object, free: Any, *arguments: Any) -> None:

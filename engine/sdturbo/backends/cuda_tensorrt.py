@@ -1,6 +1,7 @@
 """ONNX Runtime's TensorRT provider: `cuda.py` with another provider. Builds its engines at every load and keeps none.
 
-It would not notice that TensorRT was upgraded under a cache of its own; `trt.py` checks what it loads. Not yet run on a GPU.
+fp32 needs NVIDIA_TF32_OVERRIDE=0 in the environment. The provider would not notice that TensorRT was upgraded under a cache
+of its own; `trt.py` checks what it loads. Not yet run on a GPU.
 """
 
 from __future__ import annotations

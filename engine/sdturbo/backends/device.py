@@ -58,8 +58,10 @@ class Stream(Protocol):
 
 
 class Engine(Protocol):
-    """A compiled stage."""
+    """A compiled stage. lock: held by whoever runs it; engines that cannot run at the same time share it."""
 
+    @property
+    def lock(self) -> threading.Lock: ...
     def bind(self, buffers: Mapping[str, Buffer], stream: Any) -> Work:
         """A function that enqueues one run on these buffers, named after the stage's tensors."""
         ...
@@ -121,7 +123,7 @@ class DeviceSession:
     """One stage at one batch size. Calls from several threads take turns."""
 
     def __init__(self, engine: Engine, stage: Stage, batch_size: int, stream: Stream) -> None:
-        self.engine, self.stage, self.batch_size, self.lock = engine, stage, batch_size, threading.Lock()
+        self.engine, self.stage, self.batch_size, self.lock = engine, stage, batch_size, engine.lock
         self._stream = stream
         self._inputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.inputs}
         self._outputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.outputs}

@@ -23,6 +23,11 @@ class Gpu:
     driver: str
 
 
+# Turing: the least that CUDA 13, and with it the extras' packages, supports, and TensorRT 10 and 11 too.
+# Sources: CUDA 13.0 release notes, "Deprecated Architectures"; TensorRT 10 and 11 support matrices
+LEAST_CAPABILITY = (7, 5)
+
+
 class CudaError(RuntimeError):
     """A call of CUDA's runtime failed."""
 
@@ -55,6 +60,16 @@ def find_gpus() -> list[Gpu]:
         return [_gpu(index, driver) for index in range(count)]
     except CudaError as error:
         raise BackendUnavailable(f"No NVIDIA GPU can be used here: {_reason(error)}") from error
+
+
+def require_capability(library: str, gpu: Gpu) -> None:
+    """Raise BackendUnavailable if the GPU is older than what the installed libraries have code for."""
+    if tuple(map(int, gpu.compute_capability.split("."))) < LEAST_CAPABILITY:
+        raise BackendUnavailable(
+            f"{library} does not support the {gpu.name}: its compute capability is {gpu.compute_capability}, expected"
+            f" {'.'.join(map(str, LEAST_CAPABILITY))} or more. Use another GPU (device='cuda:1', …), or the CPU (backend"
+            " 'openvino' or 'onnxruntime')."
+        )
 
 
 def free_memory(index: int) -> int:

@@ -6,6 +6,7 @@ has memory of its own and records: what GPU backends share (`device.py`) runs on
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,7 @@ class NullStream:
 
 class NullEngine:
     def __init__(self, stage: Stage, batch_size: int) -> None:
+        self.lock = threading.Lock()
         self._stage = stage
         self._session = NullSession(stage, batch_size)
 

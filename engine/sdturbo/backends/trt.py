@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdturbo.backends import Program, check_precision, check_tensors
-from sdturbo.backends.cuda_stream import CudaStream
+from sdturbo.backends.cuda_stream import CudaStream, Scratch
 from sdturbo.backends.device import PROGRAM_STAGES, Buffer, DeviceProgram, DeviceSession, Work, device_index
-from sdturbo.backends.gpu import Gpu, find_gpus, missing_bindings
+from sdturbo.backends.gpu import Gpu, find_gpus, missing_bindings, require_capability
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.errors import BackendUnavailable, BundleError
 from sdturbo.plans import Plan, PlanKey, choose_plan, onnx_sha256, plan_bytes, read_plans
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdturbo")
 
 MAJORS = ("10", "11")
-LEAST_CAPABILITY = (7, 5)  # Turing: TensorRT 10's and 11's support matrix
 
 
 def unavailable() -> str | None:
@@ -61,11 +60,7 @@ def find_machine(device: str | None) -> tuple[str, Gpu]:
         )
     gpus = find_gpus()
     gpu = gpus[device_index("tensorrt", device, "cuda", len(gpus))]
-    if tuple(map(int, gpu.compute_capability.split("."))) < LEAST_CAPABILITY:
-        raise BackendUnavailable(
-            f"TensorRT {version} does not support the {gpu.name}: its compute capability is {gpu.compute_capability}, expected"
-            f" {'.'.join(map(str, LEAST_CAPABILITY))} or more. Use the backend 'cuda'."
-        )
+    require_capability(f"TensorRT {version}", gpu)
     return version, gpu
 
 
@@ -82,6 +77,7 @@ class TrtBackend:
         self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision
         self.gpu = gpu
         self._bundle = bundle
+        self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # a stage: its batch sizes take turns, stages do not
         self._plans = read_plans(bundle) if bundle is not None else []
 
     def plan(self, stage: str, batch_size: int) -> Plan:
@@ -112,7 +108,8 @@ class TrtBackend:
         """
         stream = CudaStream(self.gpu.index)
         stream.handle()  # makes the GPU current: TensorRT loads the plan there
-        engine = TrtEngine(data, f"the plan of {graph.name} on {self.device}", host_code=host_code)
+        what = f"the plan of {graph.name} on {self.device}"
+        engine = TrtEngine(data, what, stream, self._scratch[stage.name], host_code=host_code)
         check_tensors(graph, stage, batch_size, engine.shapes)
         declared = {spec.name: spec.dtype for spec in (*stage.inputs, *stage.outputs)}
         if engine.dtypes != declared:
@@ -126,13 +123,15 @@ class TrtBackend:
 
 
 class TrtEngine:
-    """A loaded plan and its one execution context: whoever runs it holds its session's lock.
+    """A loaded plan and its one execution context, which computes in memory that it shares: whoever runs it holds `lock`.
 
-    The context is told its addresses anew at every launch. A CUDA graph keeps those of the launches it recorded.
+    The context is told its tensors' addresses anew at every launch. A CUDA graph keeps those of the launches it recorded.
     """
 
-    def __init__(self, data: bytes, what: str, *, host_code: bool) -> None:
+    def __init__(self, data: bytes, what: str, stream: CudaStream, scratch: Scratch, *, host_code: bool) -> None:
         import tensorrt
+
+        self.lock = scratch.lock
 
         self._what = what
         self._messages = Messages()
@@ -145,13 +144,16 @@ class TrtEngine:
             ) from error
         self._loader.engine_host_code_allowed = host_code
         engine = self._loader.deserialize_cuda_engine(data)
-        context = engine.create_execution_context() if engine is not None else None
+        strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy) if engine is not None else None
         if engine is None or context is None:
             raise BackendUnavailable(
                 f"TensorRT {tensorrt.__version__} cannot load {what}: {self._messages.last()} If it is out of memory, free some"
                 " or load with image_to_image=False; otherwise compile the plans again with `sdturbo-export trt`."
             )
         self._engine, self._context = engine, context
+        self._block = scratch.block(engine.device_memory_size_v2, stream)
+        context.set_device_memory(self._block.address, self._block.size)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
         self.dtypes = {name: np.dtype(tensorrt.nptype(engine.get_tensor_dtype(name))).name for name in names}
