@@ -132,6 +132,24 @@ def test_what_comes_after_an_answer_keeps_no_connection_open(server, monkeypatch
         assert read_all(idle).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel has no such clock")
+def test_a_client_that_takes_nothing_of_its_answer_is_dropped(server, monkeypatch):
+    monkeypatch.setattr(connection_module, "UNREAD_S", 0.5)
+    ends, lost = [], connection_module.TimedProtocol.connection_lost
+
+    def note(protocol, error):
+        ends.append(error)
+        lost(protocol, error)
+
+    monkeypatch.setattr(connection_module.TimedProtocol, "connection_lost", note)
+    address, body = urlsplit(server), b'{"prompt": "x", "n": 10}'
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((address.hostname, address.port))
+        deaf.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: any(isinstance(one, TimeoutError) for one in ends))
+
+
 def test_pings_whose_pongs_are_not_read_end_the_stream(server):
     ping = b"\x89\xfd\0\0\0\0" + b"a" * 125
     with connect(server) as flood:
