@@ -38,8 +38,8 @@ engines-cuda: $(VENV)/.cuda
 
 # a dry run needs no GPU: it shows the report and runs all but CUDA's calls
 gpu-acceptance: MODEL = $(if $(DRY),small,seeded)
-gpu-acceptance: $(VENV)/$(if $(DRY),.export,.tensorrt)  ## On an NVIDIA GPU: engines, parity, latency, memory, soak; DRY=1 anywhere
-	$(BIN)/python benchmarks/gpu_acceptance.py --model "$(MODEL)" --bundle "$(BUNDLE)" $(if $(DRY),--dry)
+gpu-acceptance: $(VENV)/$(if $(DRY),.export,.tensorrt)  ## On an NVIDIA GPU: engines, parity, latency, memory, soak; BATCH="1 2 4 8"; DRY=1 anywhere
+	$(BIN)/python benchmarks/gpu_acceptance.py --model "$(MODEL)" --bundle "$(BUNDLE)" $(BATCH:%=--batch-size %) $(if $(DRY),--dry)
 
 image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines

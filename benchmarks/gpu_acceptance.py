@@ -1,6 +1,7 @@
 """Does this machine's NVIDIA GPU do what sdturbo promises? Engines, parity, latency, memory and a soak, in one report.
 
     python benchmarks/gpu_acceptance.py --model seeded            # on a machine with a GPU, under 30 minutes
+    python benchmarks/gpu_acceptance.py --model seeded --batch-size 1 --batch-size 4       # every batch size is measured
     python benchmarks/gpu_acceptance.py --model small --dry       # anywhere: the same lines, figures that need a GPU left open
 
 Prints the report, saves it as text and JSON, and prints one JSON document as its last line. Exit code 0 if no line failed,
@@ -24,8 +25,9 @@ from typing import Any
 import numpy as np
 
 import sdturbo
-from sdturbo import Pipeline, backends
+from sdturbo import Pipeline, Request, backends
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram
+from sdturbo.bench import pictures_per_second
 from sdturbo.bundle import Bundle
 from sdturbo.console import run
 from sdturbo.errors import BackendUnavailable, SDTurboError
@@ -89,55 +91,67 @@ def machine(plan: Plan) -> Iterator[Line]:
 
 def compile_plans(bundle: Bundle, plan: Plan, store: Path) -> Iterator[Line]:
     """Compile what is missing; each plan was compared with the graph on the CPU when it was made."""
-    if plan.dry or plan.backend != "tensorrt":
-        for name in bundle.stages:
-            yield Line(f"plan and parity, {name}", NEEDS_GPU if plan.dry else "none: the graph runs as it is")
-        return
     from sdturbo.plans import read_plans
     from sdturbo_export.trt_plans import compile_plans as compile_all
 
     start = time.perf_counter()
     compiled = compile_all(bundle, device=plan.device, store=store, say=lambda line: print(line, file=sys.stderr))
     yield Line("plans compiled in", f"{time.perf_counter() - start:.0f} s")
-    bound = BOUNDS[bundle.precision]
     for one in read_plans(compiled):
-        found = f"relative L2 {one.relative_l2:.1e}, {one.median_ms:.2f} ms"
-        what = f"plan and parity, {one.stage} at batch size {one.batch_size}"
-        yield Line(what, found, f"<= {bound:.0e} to ONNX Runtime's CPU", one.relative_l2 <= bound)
+        yield _parity(one.stage, one.batch_size, one.relative_l2, bundle, plan, f", plan {one.median_ms:.2f} ms")
 
 
-def stages(bundle: Bundle, plan: Plan) -> Iterator[Line]:
-    """Each stage alone, copies in and out included; then joined, launched plainly and as one CUDA graph."""
+def parity(bundle: Bundle, plan: Plan) -> Iterator[Line]:
+    """Each stage against the graph on the CPU, where no plan was compared when it was made."""
+    from sdturbo_export.trt_plans import references
+
+    backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
+    for size in bundle.batch_sizes:
+        for stage, inputs, expected in references(bundle, size):
+            (found,) = backend.session(bundle.graph(stage.name, size), stage, size).run(inputs).values()
+            yield _parity(stage.name, size, relative_l2(found, expected), bundle, plan)
+
+
+def _parity(stage: str, size: int, distance: float, bundle: Bundle, plan: Plan, more: str = "") -> Line:
+    bound = BOUNDS[bundle.precision]
+    found = plan.figure(f"relative L2 {distance:.1e}{more}")
+    expected = f"<= {bound:.0e} to ONNX Runtime's CPU"
+    return Line(f"parity, {stage} at batch size {size}", found, expected, plan.verdict(distance <= bound))
+
+
+def stages(bundle: Bundle, plan: Plan, size: int) -> Iterator[Line]:
+    """Each stage alone at a batch size, copies in and out included; then joined, launched plainly and as one CUDA graph."""
     backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
     sessions: dict[str, Any] = {
-        name: backend.session(bundle.graph(name, 1), bundle.stages[name], 1) for name in PROGRAM_STAGES
+        name: backend.session(bundle.graph(name, size), bundle.stages[name], size) for name in PROGRAM_STAGES
     }
     rng = np.random.default_rng(0)
-    tensors: dict[str, Any] = {"input_ids": rng.integers(0, 49408, (1, 77)), "step": np.zeros((), np.int64)}
-    shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
+    tensors: dict[str, Any] = {"input_ids": rng.integers(0, 49408, (size, 77)), "step": np.zeros((), np.int64)}
+    shape = bundle.stages["denoiser"].outputs[0].shape_at(size)
+    at = f" at batch size {size}"
     tensors["latents"] = rng.standard_normal(shape, np.float32) * np.float32(bundle.schedule[0].sigma)
     first = dict(tensors)
     for name in PROGRAM_STAGES:
         stage = bundle.stages[name]
         inputs = {spec.name: tensors[spec.name] for spec in stage.inputs}
-        yield Line(f"latency, {name}", plan.figure(_times(lambda s=sessions[name], i=inputs: s.run(i), plan.runs)))
+        yield Line(f"latency, {name}{at}", plan.figure(_times(lambda s=sessions[name], i=inputs: s.run(i), plan.runs)))
         (output,) = sessions[name].run(inputs).values()
         key = "prompt_embeds" if name == "text_encoder" else "latents"
         tensors |= {key: output} if name != "decoder" else {}
     program = backend.program(sessions, bundle.steps(1))
     if not isinstance(program, DeviceProgram):
         raise BackendUnavailable(f"The backend {plan.backend!r} does not keep a request on its device.")
-    yield Line("stages joined and replayed as one", str(program.replays), "True", program.replays)
+    yield Line(f"stages joined and replayed as one{at}", str(program.replays), "True", program.replays)
     expected = program.run(first)
     plain = program.run(first, replay=False)
     distance = relative_l2(plain["latents"], tensors["latents"])
-    yield Line("joined against stage by stage", f"relative L2 {distance:.1e}", "<= 1e-3", distance <= 1e-3)
+    yield Line(f"joined against stage by stage{at}", f"relative L2 {distance:.1e}", "<= 1e-3", distance <= 1e-3)
     again = program.run(first)
     same = all(np.array_equal(expected[name], again[name]) for name in expected)
-    yield Line("run 1 equals run 2", str(same), "True", same)
+    yield Line(f"run 1 equals run 2{at}", str(same), "True", same)
     for replay, text in ((False, "without CUDA graph"), (True, "with CUDA graph")):
         yield Line(
-            f"latency, three stages {text}",
+            f"latency, three stages {text}{at}",
             plan.figure(_times(lambda r=replay: program.run(first, replay=r), plan.runs)),
         )
 
@@ -158,6 +172,10 @@ def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
     ok = plan.verdict(float(np.median(times)) <= limit) if full else None
     expected = f"median <= {limit:.0f} ms" + ("" if full else ", for the full-size model")
     yield Line("latency, whole request, one step", plan.figure(_summary(times)), expected, ok)
+    for size in bundle.batch_sizes[1:]:
+        batch = _samples(lambda i, n=size: pipe(_prompts(i, n), seed=i, output_type="np"), max(3, plan.runs // size))
+        yield Line(f"latency, whole request of {size} pictures", plan.figure(_summary(batch)))
+    yield from _streamed(pipe, plan)
     yield Line("roofline of this GPU", plan.figure(f"{floor:.2f} ms" if floor else "not known for this GPU"))
     free, resident = _free(plan), _resident()
     for i in range(plan.soak):
@@ -170,6 +188,24 @@ def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
     yield Line(f"{what} process", f"{host / 1e6:+.1f} MB", "<= 64 MB", plan.verdict(host <= 64e6))
 
 
+def _streamed(pipe: Pipeline, plan: Plan) -> Iterator[Line]:
+    """Requests under way at the same time: that they are what calls draw, and pictures a second of both."""
+    given: list[Request] = [{"prompt": f"picture number {i}", "seed": i, "output_type": "np"} for i in range(8)]
+    most = 0
+    for one, request in zip(pipe.stream(given), given, strict=True):
+        if isinstance(one, SDTurboError):
+            raise one
+        most = max(most, int(np.abs(one.images.astype(int) - pipe(**request).images).max()))
+    yield Line("streamed against called", f"pixels differ by {most} of 255", "<= 1", most <= 1)
+    rates = pictures_per_second(pipe, runs=plan.runs, num_inference_steps=1)
+    for name, rate in rates.items():
+        yield Line(f"throughput, {name}", plan.figure(f"{rate:.1f} pictures/s"))
+
+
+def _prompts(i: int, count: int) -> list[str]:
+    return [f"picture {j} of request {i}" for j in range(count)]
+
+
 def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
     """Every line of the report. A machine that cannot run it ends it; of what breaks later, a line tells, and it goes on."""
     bundle = Bundle.load(path)
@@ -180,9 +216,13 @@ def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
         yield Line("machine", str(error), "no error", False)
         return
     yield from _guarded("machine", lambda: machine(plan))
-    yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), plan, store))
-    yield from _guarded("stages", lambda: stages(Bundle.load(path), plan))
-    gc.collect()  # the stages' engines, before the pipeline loads its own
+    if plan.backend == "tensorrt":
+        yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), plan, store))
+    else:
+        yield from _guarded("parity", lambda: parity(bundle, plan))
+    for size in bundle.batch_sizes:
+        yield from _guarded("stages", lambda at=size: stages(Bundle.load(path), plan, at))
+        gc.collect()  # the stages' engines, before the next ones are loaded
     yield from _guarded("requests", lambda: requests(Bundle.load(path), plan))
 
 
@@ -237,15 +277,22 @@ def _known(table: dict[str, float], name: str) -> float | None:
     return next((value for key, value in table.items() if re.search(rf"\b{key}\b", name)), None)
 
 
-def _bundle(model: str, path: Path) -> Bundle:
-    """The fp16 bundle at `path`, built from `model` if it is not there."""
+def _bundle(model: str, path: Path, batch_sizes: list[int]) -> Bundle:
+    """The fp16 bundle at `path`, built from `model` if it is not there. Raises BuildError if it lacks a batch size."""
+    sizes = [part for size in batch_sizes for part in ("--batch-size", str(size))]
+    command = ["build", "--model", model, "--precision", "fp16", "--out", str(path), *sizes]
     if not path.exists():
         from sdturbo_export.cli import cli
 
-        command = ["build", "--model", model, "--precision", "fp16", "--out", str(path)]
         if status := run(cli, "sdturbo-export", command):
             raise BuildError(f"`sdturbo-export {' '.join(command)}` ended with exit code {status}.")
-    return Bundle.load(path)
+    bundle = Bundle.load(path)
+    if missing := set(batch_sizes) - set(bundle.batch_sizes):
+        raise BuildError(
+            f"The bundle {path} has no graphs for batch size {', '.join(map(str, sorted(missing)))}. Build it again, with the"
+            f" options it was built with: `sdturbo-export {' '.join(command)}`."
+        )
+    return bundle
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -255,6 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="tensorrt", choices=["tensorrt", "cuda", "cuda-tensorrt"])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--out", type=Path, default=Path("build/gpu-acceptance"), help="directory of the report")
+    parser.add_argument("--batch-size", type=int, action="append", help="of the bundle; again for more. Default: 1")
     parser.add_argument("--dry", action="store_true", help="everything but the calls of CUDA")
     given = parser.parse_args(arguments)
     plan = Plan(given.backend, given.device, dry=False, runs=200, soak=1000)
@@ -262,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Plan("null", "null:0", dry=True, runs=5, soak=20)
     name = Path(given.model.rstrip("/")).name
     try:
-        bundle = _bundle(given.model, given.bundle or Path("build") / f"{name}-fp16")
+        bundle = _bundle(given.model, given.bundle or Path("build") / f"{name}-fp16", given.batch_size or [1])
     except SDTurboError as error:
         print(f"gpu_acceptance: {error}", file=sys.stderr)
         return error.exit_code

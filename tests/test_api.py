@@ -95,6 +95,15 @@ def test_every_name_we_use_is_in_the_real_api(version, root, stub):
     assert [(file, chain) for file, chain in uses if missing(chain, tree)] == []
 
 
+def test_what_only_a_gpu_can_exercise_is_listed():
+    """Every name of CUDA's runtime and of TensorRT in our code, but for names of their enums that stand for all members."""
+    text = (ROOT / "benchmarks/gpu_acceptance.md").read_text(encoding="utf-8")
+    names = {chain[-1] for root in ("tensorrt", "runtime") for _, chain in used(root)} - {"__version__", "__init__"}
+    enums = {"cudaMemcpyKind", "cudaStreamCaptureMode"}
+    assert len(names) > 30
+    assert {name for name in names - enums if name not in text} == set()
+
+
 def test_a_name_that_is_gone_is_found():
     """FP16 is a flag of TensorRT 10 that 11 has not."""
     chain = max(chains(ast.parse("tensorrt.BuilderFlag.FP16"), "tensorrt"), key=len)

@@ -15,13 +15,19 @@ from sdturbo import Bundle, Pipeline, save_png
 from sdturbo.files import sha256_file
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu_acceptance.py"
-LINES = [
-    *("model", "sdturbo", "GPU", "TensorRT"),
-    *(f"plan and parity, {name}" for name in ("text_encoder", "denoiser", "decoder", "encoder")),
-    *(f"latency, {name}" for name in ("text_encoder", "denoiser", "decoder")),
+STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
+AT_A_SIZE = [
+    *(f"latency, {name}" for name in STAGES[:3]),
     *("stages joined and replayed as one", "joined against stage by stage", "run 1 equals run 2"),
     *("latency, three stages without CUDA graph", "latency, three stages with CUDA graph"),
-    *("load time", "GPU memory taken", "golden picture", "latency, whole request, one step", "roofline of this GPU"),
+]
+LINES = [
+    *("model", "sdturbo", "GPU", "TensorRT"),
+    *(f"parity, {name} at batch size {size}" for size in (1, 2) for name in STAGES),
+    *(f"{what} at batch size {size}" for size in (1, 2) for what in AT_A_SIZE),
+    *("load time", "GPU memory taken", "golden picture", "latency, whole request, one step"),
+    *("latency, whole request of 2 pictures", "streamed against called", "throughput, calls", "throughput, stream"),
+    "roofline of this GPU",
     *("soak, 20 requests: memory of the GPU", "soak, 20 requests: memory of the process"),
 ]
 
@@ -38,7 +44,7 @@ def script():
 @pytest.fixture
 def bundle(make_bundle, tmp_path):
     """A bundle whose golden picture is that of ONNX Runtime on the CPU."""
-    root = shutil.copytree(make_bundle(), tmp_path / "bundle")
+    root = shutil.copytree(make_bundle((1, 2)), tmp_path / "bundle")
     pipe = Pipeline.load(root, "onnxruntime")
     save_png(pipe("a cat").images[0], root / "golden.png")
     manifest = json.loads((root / "bundle.json").read_text())
@@ -54,16 +60,17 @@ def report_of(script, bundle, out, *arguments):
 
 
 def test_a_dry_run_has_every_line_and_judges_no_figure_of_a_gpu(script, bundle, tmp_path, capsys):
-    status, report = report_of(script, bundle, tmp_path / "out", "--dry")
+    status, report = report_of(script, bundle, tmp_path / "out", "--dry", "--batch-size", "1", "--batch-size", "2")
     assert status == 0
     assert [line["what"] for line in report["lines"]] == LINES
     found = {line["what"]: line for line in report["lines"]}
     of_a_gpu = [line for line in report["lines"] if line["found"] == script.NEEDS_GPU]
     assert all(line["ok"] is None for line in of_a_gpu)
     assert {"GPU", "golden picture", "GPU memory taken", LINES[-5]} <= {line["what"] for line in of_a_gpu}
-    assert found["run 1 equals run 2"]["ok"] is True
-    assert found["stages joined and replayed as one"]["ok"] is True
-    assert report["verdict"] == f"0 lines failed, 3 passed, {len(of_a_gpu)} need a GPU"
+    assert found["run 1 equals run 2 at batch size 2"]["ok"] is True
+    assert found["stages joined and replayed as one at batch size 1"]["ok"] is True
+    assert found["streamed against called"]["ok"] is True
+    assert report["verdict"] == f"0 lines failed, 7 passed, {len(of_a_gpu)} need a GPU"
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     assert "FAIL" not in (tmp_path / "out/report.txt").read_text()
 
@@ -84,7 +91,7 @@ def test_on_a_gpu_plans_are_compiled_and_every_line_is_judged(script, bundle, tm
     assert status == 0
     found = {line["what"]: line for line in report["lines"]}
     assert found["GPU"]["found"].startswith("Imitated GPU, compute capability 8.9")
-    assert "relative L2" in found["plan and parity, denoiser at batch size 1"]["found"]
+    assert "relative L2" in found["parity, denoiser at batch size 2"]["found"]
     judged = {what for what, line in found.items() if line["ok"]}
     assert {"golden picture", "latency, whole request, one step", "soak, 3 requests: memory of the GPU"} <= judged
     assert script.NEEDS_GPU not in json.dumps(report["lines"])
@@ -118,10 +125,26 @@ def test_a_run_that_changes_between_replays_fails(script, bundle, monkeypatch):
 
     monkeypatch.setattr(script.DeviceProgram, "run", drift)
     lines = {
-        line.what: line.ok for line in script.stages(bundle, script.Plan("null", "null:0", dry=True, runs=1, soak=1))
+        line.what: line.ok for line in script.stages(bundle, script.Plan("null", "null:0", dry=True, runs=1, soak=1), 1)
     }
-    assert lines["run 1 equals run 2"] is False
-    assert lines["joined against stage by stage"] is False
+    assert lines["run 1 equals run 2 at batch size 1"] is False
+    assert lines["joined against stage by stage at batch size 1"] is False
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(1e-6, True), (-1.0, False)])
+def test_without_plans_each_stage_is_compared_with_the_cpu(script, bundle, monkeypatch, bound, verdict):
+    """As on ONNX Runtime's GPU providers; here with its CPU provider in their place."""
+    monkeypatch.setitem(script.BOUNDS, bundle.precision, bound)
+    lines = list(script.parity(bundle, script.Plan("onnxruntime", "cpu", dry=False, runs=1, soak=1)))
+    assert [line.what for line in lines] == [line for line in LINES if line.startswith("parity")]
+    assert [line.ok for line in lines] == [verdict] * 8
+    assert all(line.found == "relative L2 0.0e+00" for line in lines)
+
+
+def test_a_bundle_without_the_batch_size_is_refused_with_the_command(script, bundle, tmp_path, capsys):
+    status = script.main(["--bundle", str(bundle.path), "--out", str(tmp_path), "--dry", "--batch-size", "4"])
+    assert status != 0
+    assert "has no graphs for batch size 4" in capsys.readouterr().err
 
 
 def test_without_a_gpu_the_run_fails_with_the_reason(script, bundle, tmp_path):
