@@ -138,6 +138,33 @@ def test_a_stage_that_cannot_be_recorded_is_launched_plainly_and_logged(bundle, 
     assert all(np.array_equal(one["image"], found[0]["image"]) for one in found)
 
 
+def test_a_launch_that_fails_leaves_nothing_under_way(bundle, monkeypatch):
+    stream = NullStream()
+    joined = program(bundle, stream)
+    given = inputs(bundle, 1)
+    expected = joined.run(given)
+    bind, failing = NullEngine.bind, []
+
+    def bind_failing(self, buffers, stream):
+        launch = bind(self, buffers, stream)
+
+        def fail():
+            if failing and self._stage.name == "decoder":
+                raise BackendUnavailable("the decoder failed to start")
+            launch()
+
+        return fail
+
+    monkeypatch.setattr(NullEngine, "bind", bind_failing)
+    joined = program(bundle, stream)
+    failing.append(True)
+    with pytest.raises(BackendUnavailable, match="failed to start"):
+        joined.run(given, replay=False)
+    assert stream._queue == []
+    failing.clear()
+    assert all(np.array_equal(value, expected[name]) for name, value in joined.run(given).items())
+
+
 def test_threads_sharing_a_device_get_their_own_pictures(on_device):
     def draw(i):
         picture = None if i % 3 else np.full((64, 64, 3), i, np.uint8)  # every third stage by stage

@@ -15,9 +15,12 @@ def bundle(make_bundle):
     return Bundle.load(make_bundle((1, 2)))
 
 
-@pytest.fixture(scope="module", params=["cpu", "null"])
+BACKENDS = [("null", "cpu"), ("null", "null"), ("onnxruntime", "cpu"), ("openvino", "cpu")]
+
+
+@pytest.fixture(scope="module", params=BACKENDS[:2], ids="-".join)
 def pipe(bundle, request):
-    return Pipeline.load(bundle.path, "null", device=request.param)
+    return Pipeline.load(bundle.path, request.param[0], device=request.param[1])
 
 
 def requests(count=12):
@@ -32,7 +35,9 @@ def threads():
     return [one for one in threading.enumerate() if one.name.startswith("sdturbo-")]
 
 
-def test_results_come_in_order_and_each_is_that_of_a_plain_call(pipe):
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_results_come_in_order_and_each_is_that_of_a_plain_call(bundle, backend, device):
+    pipe = Pipeline.load(bundle.path, backend, device=device)
     found = list(pipe.stream(requests()))
     expected = [pipe(**one) for one in requests()]
     assert len(found) == 12

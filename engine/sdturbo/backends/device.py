@@ -68,25 +68,36 @@ class Engine(Protocol):
 
 
 class Recording:
-    """Work between buffers, copies in and out included, that is recorded once and replayed.
+    """Launches with the copies of their inputs before and of their outputs after them, recorded once and replayed.
 
     At construction it runs once launched plainly and once replayed. If recording fails or the two differ, that is logged
-    and it is launched plainly from then on: `replays` says which.
+    and it is launched plainly from then on: `replays` says which. Nothing in it leads back to its owner, so that device
+    memory is freed when the owner goes, and not when Python next looks for cycles.
     """
 
     def __init__(
-        self, what: str, work: Work, stream: Stream, inputs: Sequence[Buffer], outputs: Sequence[Buffer]
+        self, what: str, launches: Sequence[Work], stream: Stream, inputs: Sequence[Buffer], outputs: Sequence[Buffer]
     ) -> None:
+        def work() -> None:
+            for buffer in inputs:
+                stream.upload(buffer)
+            for launch in launches:
+                launch()
+            for buffer in outputs:
+                stream.download(buffer)
+
         self._what, self._work, self._stream = what, work, stream
         self._inputs, self._outputs = inputs, outputs
         self.replays = False
-        self._replay = work
+        self._replay: Work = work
         self._record()
 
     def run(self, *, replay: bool = True) -> list[NDArray[Any]]:
         """Copies of what the outputs' host memory holds after a run. replay: False launches plainly (measurements)."""
-        (self._replay if replay else self._work)()
-        self._stream.synchronize()
+        try:
+            (self._replay if replay else self._work)()
+        finally:  # when it is the next one's turn nothing of this one is under way, even if a launch failed
+            self._stream.synchronize()
         return [buffer.host.copy() for buffer in self._outputs]
 
     def _record(self) -> None:
@@ -124,14 +135,13 @@ class DeviceSession:
 
     def __init__(self, engine: Engine, stage: Stage, batch_size: int, stream: Stream) -> None:
         self.engine, self.stage, self.batch_size, self.lock = engine, stage, batch_size, engine.lock
-        self._stream = stream
         self._inputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.inputs}
         self._outputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.outputs}
-        self._launch = engine.bind({**self._inputs, **self._outputs}, stream)
+        launches = [engine.bind({**self._inputs, **self._outputs}, stream)]
         what = f"{stage.name} at batch size {batch_size}"
         with self.lock:
             self._recording = Recording(
-                what, self._work, stream, list(self._inputs.values()), list(self._outputs.values())
+                what, launches, stream, list(self._inputs.values()), list(self._outputs.values())
             )
 
     @property
@@ -145,13 +155,6 @@ class DeviceSession:
                 buffer.host[...] = inputs[name]
             return dict(zip(self._outputs, self._recording.run(replay=replay), strict=True))
 
-    def _work(self) -> None:
-        for buffer in self._inputs.values():
-            self._stream.upload(buffer)
-        self._launch()
-        for buffer in self._outputs.values():
-            self._stream.download(buffer)
-
 
 class DeviceProgram:
     """text encoder -> denoiser for each of `steps` -> decoder; embeddings and latents never leave the device in between.
@@ -162,13 +165,12 @@ class DeviceProgram:
     def __init__(self, sessions: Mapping[str, DeviceSession], steps: range, stream: Stream) -> None:
         text, denoiser, decoder = self._sessions = [sessions[name] for name in PROGRAM_STAGES]
         size = text.batch_size
-        self._stream = stream
         self._input_ids = _buffer(stream, text.stage.inputs[0], size)
         embeds = _buffer(stream, text.stage.outputs[0], size)
         latents = [_buffer(stream, denoiser.stage.outputs[0], size) for _ in range(2)]
         self._first, self._last = latents[0], latents[len(steps) % 2]
         self._image = _buffer(stream, decoder.stage.outputs[0], size)
-        self._launches = [
+        launches = [
             text.engine.bind({text.stage.inputs[0].name: self._input_ids, text.stage.outputs[0].name: embeds}, stream)
         ]
         for i, step in enumerate(steps):
@@ -177,13 +179,13 @@ class DeviceProgram:
             stream.upload(row)  # once: it stays on the device
             buffers = {"latents": latents[i % 2], "prompt_embeds": embeds, "step": row}
             output = {denoiser.stage.outputs[0].name: latents[(i + 1) % 2]}
-            self._launches.append(denoiser.engine.bind(buffers | output, stream))
+            launches.append(denoiser.engine.bind(buffers | output, stream))
         ends = {decoder.stage.inputs[0].name: self._last, decoder.stage.outputs[0].name: self._image}
-        self._launches.append(decoder.engine.bind(ends, stream))
+        launches.append(decoder.engine.bind(ends, stream))
         what = f"{len(steps)} steps at batch size {size}"
         with self._turn():
             self._recording = Recording(
-                what, self._work, stream, (self._input_ids, self._first), (self._last, self._image)
+                what, launches, stream, (self._input_ids, self._first), (self._last, self._image)
             )
 
     @property
@@ -200,14 +202,6 @@ class DeviceProgram:
             self._first.host[...] = inputs["latents"]
             latents, image = self._recording.run(replay=replay)
             return {"latents": latents, "image": image}
-
-    def _work(self) -> None:
-        self._stream.upload(self._input_ids)
-        self._stream.upload(self._first)
-        for launch in self._launches:
-            launch()
-        self._stream.download(self._last)
-        self._stream.download(self._image)
 
     def _turn(self) -> ExitStack:
         """Holds the locks of all sessions, always in the same order."""
