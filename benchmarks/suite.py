@@ -19,7 +19,7 @@ from sdturbo.bundle import MAX_STEPS, Bundle
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 
 SCALING_RUNS = 3
-PRECISIONS = ("bf16", "fp16", "fp32")
+PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 
 
 def engines(bundle: Bundle) -> list[tuple[str, str]]:

@@ -80,6 +80,7 @@ class Golden:
 class Bundle:
     """A validated bundle. `files` maps each path inside it to (sha256, size in bytes).
 
+    quality: of a bundle in int8, how far its pictures are from those in fp32; otherwise empty.
     trust_unchanged: large files that did not change since they were hashed within a week were not hashed again.
     """
 
@@ -95,6 +96,7 @@ class Bundle:
     files: Mapping[str, tuple[str, int]]
     parity: Mapping[str, Any]
     golden: Golden
+    quality: Mapping[str, Any]
     trust_unchanged: bool = False
 
     @classmethod

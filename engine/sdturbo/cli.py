@@ -46,7 +46,7 @@ engine_options = _options(
     ),
     click.option("--device", help="cpu, cuda:0, cuda:1, … Default: the backend's first."),
     click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: the fastest the device has."
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), help="Default: the fastest the device has."
     ),
     click.option("--threads", type=int, help="CPU threads. Default: all."),
 )
@@ -155,6 +155,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
         "batch_sizes": list(found.batch_sizes),
         "bytes": size,
         "parity": dict(found.parity),
+        "quality": dict(found.quality),
     }
     if as_json:
         print_json(document)
@@ -170,6 +171,13 @@ def info(bundle: Path | None, as_json: bool) -> None:
     for name, parity in found.parity.items():
         click.echo(
             f"parity     {name}: relative L2 {parity['relative_l2']:.1e} to PyTorch (bound {parity['bound']:.0e})"
+        )
+    if quality := found.quality:
+        verdict = "" if quality["passed"] else "; BELOW ITS GATE, built with --allow-low-quality"
+        click.echo(
+            f"quality    median {quality['median_psnr_db']:.1f} dB (worst {quality['worst_psnr_db']:.1f}), SSIM"
+            f" {quality['median_ssim']:.3f} (worst {quality['worst_ssim']:.3f}) to fp32 over {quality['prompts']} prompts"
+            f" (gate {quality['min_psnr_db']:.0f} dB){verdict}"
         )
 
 

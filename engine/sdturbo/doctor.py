@@ -39,7 +39,7 @@ def _backend(name: str) -> dict[str, Any]:
     if reason:
         return {"runs": False, "reason": reason}
     found: dict[str, Any] = {"runs": False, "precisions": {}}
-    for precision in ("fp32", "fp16", "bf16"):
+    for precision in ("fp32", "fp16", "bf16", "int8"):
         try:
             backends.connect(name, precision=precision)
         except BackendUnavailable as error:

@@ -99,6 +99,12 @@ def parse_manifest(root: Path, manifest: Json, faults: list[str]) -> Bundle | No
         fields = _Fields(entry, f"parity.{name}", faults)
         for key in ("relative_l2", "bound"):
             fields.get(key, (int, float), None)
+    quality: Json = top.get("quality", dict, {}) if "quality" in top.data else {}
+    if quality:
+        fields = _Fields(quality, "quality", faults)
+        for key in ("prompts", "median_psnr_db", "worst_psnr_db", "median_ssim", "worst_ssim", "min_psnr_db"):
+            fields.get(key, (int, float), None)
+        fields.get("passed", bool, None)
     bundle = Bundle(
         path=root,
         bundle_id=top.get("bundle_id", str, ""),
@@ -118,6 +124,7 @@ def parse_manifest(root: Path, manifest: Json, faults: list[str]) -> Bundle | No
             golden.get("image", str, ""),
             golden.get("min_psnr", (int, float), 0.0),
         ),
+        quality=quality,
     )
     if not 1 <= bundle.golden.num_inference_steps <= MAX_STEPS or not 0 <= bundle.golden.seed < 2**64:
         faults.append(f"golden: steps {bundle.golden.num_inference_steps} and seed {bundle.golden.seed} are no request")

@@ -50,7 +50,7 @@ class Pipeline:
 
         path: a bundle's directory; by default `tiny`, the toy model that comes with this package.
         backend: "auto", or one of `backends.MODULES`. device: "cpu", "cuda:0", …; None is the backend's first.
-        precision: "fp32", "fp16", "bf16", or None for the fastest that the device makes of the bundle's graphs.
+        precision: "fp32", "fp16", "bf16", "int8", or None for the fastest that the device makes of the bundle's graphs.
         num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and saves its memory.
         trust_unchanged: large files of the bundle, and what was compiled of it, are not hashed again if they did not change
         since they were, within a week; False hashes everything.

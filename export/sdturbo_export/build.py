@@ -11,10 +11,6 @@ import tempfile
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sdturbo import backends
 from sdturbo.bundle import MANIFEST, Bundle
@@ -28,8 +24,10 @@ from sdturbo_export.distance import BOUNDS, relative_l2
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.exchange import exchange, waiting_name
 from sdturbo_export.golden import GOLDEN, GoldenRun
+from sdturbo_export.int8.prompts import Prompts, prompts_for
+from sdturbo_export.int8.recipe import Int8Build
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.parity import engine_output, half_output, stage_parity, torch_output
+from sdturbo_export.parity import engine_output, golden_output, half_output, stage_parity, torch_output
 from sdturbo_export.plan_writer import keep_plans, locked
 from sdturbo_export.progress import Progress
 from sdturbo_export.rewrites import rewrites_of
@@ -37,7 +35,7 @@ from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import PLANS, StagePlan, example_inputs, graph_module
 from sdturbo_export.tokenizer_files import tokenizer_json
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 _PARTS = [
     ("hash the weights", 4),
     ("text_encoder", 12),
@@ -55,50 +53,75 @@ def build(
     batch_sizes: Sequence[int] = (1,),
     precision: str = "fp32",
     without: Collection[str] = (),
+    calibration: Path | None = None,
+    allow_low_quality: bool = False,
     store: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export `checkpoint` to the bundle directory `out` and return it; an older bundle there is replaced at the end.
 
-    batch_sizes: static batch sizes to hold. precision: of all graphs, "fp32" or "fp16" (NVIDIA GPUs).
+    batch_sizes: static batch sizes to hold. precision: of the graphs, "fp32", "fp16" (NVIDIA GPUs) or "int8" (denoiser and
+    decoder of CPUs: see `int8`, which `calibration`, a file of prompts, and `allow_low_quality` are for).
     without: names of `rewrites.REWRITES` to leave out.
     store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
     progress.
     A stage whose inputs did not change is taken from the store, and TensorRT plans in `out` whose graph did not change are
     kept. Whatever stops the build, and whenever, `out` is the new bundle or the old one (but see `exchange` for odd file
     systems: there the next build puts the old one back).
-    Raises ParityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
+    Raises ParityError, QualityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
     """
     if not batch_sizes or any(size < 1 for size in batch_sizes):
         raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
     if precision not in PRECISIONS:
         raise InvalidRequest(f"Got precision {precision!r}; expected {' or '.join(PRECISIONS)}.")
-    rewrites = {plan.name: rewrites_of(plan.name, precision, without) for plan in PLANS}
+    prompts = _int8_prompts(checkpoint, batch_sizes, calibration) if precision == "int8" else None
+    if prompts is None and (calibration is not None or allow_low_quality):
+        raise InvalidRequest(
+            f"Got calibration prompts or allow_low_quality with {precision}; they are for precision int8."
+        )
+    exported = "fp32" if prompts else precision
+    rewrites = {plan.name: rewrites_of(plan.name, exported, without) for plan in PLANS}
     batch_sizes = sorted(set(batch_sizes))
     out = out.resolve()
     store = (store or out.parent / ".stages").resolve()
     _require_replaceable(out)
-    progress = Progress(_PARTS, say)
+    progress = Progress([*_PARTS, ("int8", 100)] if prompts else _PARTS, say)
     with _plain_disk_errors(out), _lock(store):
         _clear_remains(store, out)
         with progress.part("hash the weights"):
             hashes = checkpoint.hashes() | {str(lora.path): sha256_file(lora.path) for lora in checkpoint.loras}
-        golden = GoldenRun(checkpoint, _golden_ids(checkpoint), batch_sizes[0])
+        golden = GoldenRun(checkpoint, _tokenizer(checkpoint)(GOLDEN.prompt).input_ids, batch_sizes[0])
         stages: dict[str, StoredStage] = {}
         for plan in PLANS:
             with progress.part(plan.name):
-                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, precision, rewrites[plan.name])
+                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, exported, rewrites[plan.name])
                 found = stage_store.find(store, key)
                 stages[plan.name] = found or _export_stage(
-                    plan, checkpoint, batch_sizes, precision, without, golden, store, key
+                    plan, checkpoint, batch_sizes, exported, without, golden, store, key
                 )
-                golden.outputs[plan.name] = _golden_output(plan, checkpoint, stages[plan.name], precision, golden)
+                golden.outputs[plan.name] = golden_output(plan, checkpoint, stages[plan.name], exported, golden)
                 origin = "not changed, reused" if found else "exported"
                 say(f"      {origin}; relative L2 to PyTorch {stages[plan.name].parity:.1e}")
+        quantized = None
+        if prompts:
+            with progress.part("int8"):
+                recipe = Int8Build(checkpoint, stages, _tokenizer(checkpoint), prompts, golden, store, progress)
+                quantized = recipe.quantize(allow_low_quality=allow_low_quality)
+                stages |= quantized.stages
         with progress.part("bundle"):
             partial = _partial(out)
             try:
-                write_bundle(partial, checkpoint, hashes, stages, golden.picture(), precision, rewrites, replaces=out)
+                write_bundle(
+                    partial,
+                    checkpoint,
+                    hashes,
+                    stages,
+                    golden.picture(),
+                    precision,
+                    rewrites,
+                    quantized=quantized,
+                    replaces=out,
+                )
                 if (out / MANIFEST).exists():
                     with locked(out):  # no plan comes in between
                         keep_plans(out, partial, say)
@@ -183,23 +206,16 @@ def _write_graphs(
     return graphs
 
 
-def _golden_ids(checkpoint: Checkpoint) -> NDArray[np.int64]:
-    """The golden prompt's input_ids, int64 (1, 77)."""
+def _tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
     vocabulary = checkpoint.path / "tokenizer"
-    text = tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt")
-    return PromptTokenizer(text)(GOLDEN.prompt).input_ids
+    return PromptTokenizer(tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt"))
 
 
-def _golden_output(
-    plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, precision: str, golden: GoldenRun
-) -> NDArray[Any]:
-    """The stage's output for the golden request: stored if its inputs are the same, else computed."""
-    if stored.inputs_sha256 == golden.digest(plan.name):
-        return stored.output()
-    graph = stored.path / stored.graphs[golden.batch_size]
-    with tempfile.TemporaryDirectory(dir=stored.note.parent, prefix=".parity-") as workspace:
-        backend = backends.connect("onnxruntime", precision=precision)
-        return engine_output(plan, checkpoint, graph, golden.inputs(plan.name), backend, Path(workspace))
+def _int8_prompts(checkpoint: Checkpoint, batch_sizes: Sequence[int], calibration: Path | None) -> Prompts:
+    """Raises InvalidRequest for what cannot be calibrated."""
+    if 1 not in batch_sizes:
+        raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; int8 is measured at batch size 1: add it to them.")
+    return prompts_for(checkpoint, calibration)
 
 
 def _require_replaceable(out: Path) -> None:

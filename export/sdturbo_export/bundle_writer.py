@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,19 @@ from sdturbo import save_png
 from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.checkpoint import Checkpoint
-from sdturbo_export.distance import BOUNDS
+from sdturbo_export.distance import BOUNDS, stage_precision
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
 from sdturbo_export.tokenizer_files import tokenizer_json
 
+if TYPE_CHECKING:
+    from sdturbo_export.int8.recipe import Quantized
+
+QUANTIZATION = (
+    "quantization.json"  # how a bundle in int8 was made: each layer's damage, and each judging picture's score
+)
 STABILITY_NOTICE = (
     "This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd."
     " All Rights Reserved\n"
@@ -47,6 +53,7 @@ def write_bundle(
     precision: str,
     rewrites: Mapping[str, Sequence[str]],
     *,
+    quantized: Quantized | None = None,
     replaces: Path,
 ) -> None:
     """Fill the new `directory` with a complete bundle that will replace `replaces`.
@@ -64,7 +71,10 @@ def write_bundle(
     (directory / TOKENIZER).write_text(text, encoding="utf-8")
     write_licence(directory, checkpoint)
     save_png(Image.fromarray(picture), directory / GOLDEN.image)
-    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites)
+    if quantized:
+        text = json.dumps(quantized.report, indent=1, ensure_ascii=False)
+        (directory / QUANTIZATION).write_text(text, encoding="utf-8")
+    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites, quantized)
 
 
 def _write_manifest(
@@ -74,6 +84,7 @@ def _write_manifest(
     stages: Mapping[str, StoredStage],
     precision: str,
     rewrites: Mapping[str, Sequence[str]],
+    quantized: Quantized | None,
 ) -> None:
     known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
     files: dict[str, dict[str, Any]] = {}
@@ -112,12 +123,19 @@ def _write_manifest(
             for plan in PLANS
         },
         "parity": {
-            name: {"relative_l2": stored.parity, "bound": BOUNDS[precision], "backend": "onnxruntime"}
+            name: {
+                "relative_l2": stored.parity,
+                "bound": BOUNDS[stage_precision(name, precision)],
+                "backend": "onnxruntime",
+            }
             for name, stored in stages.items()
+            if stage_precision(name, precision) in BOUNDS
         },
         "golden": asdict(GOLDEN),
         "files": files,
     }
+    if quantized:
+        manifest["quality"] = dict(quantized.quality)
     manifest["bundle_id"] = identity(manifest)
     with atomic_write(directory / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())

@@ -50,6 +50,7 @@ def cli() -> None:
 @cli.command(
     epilog="Examples:\n\n  sdturbo-export build --model seeded --out build/seeded\n\n"
     "  sdturbo-export build --model stabilityai/sd-turbo --accept-license --out build/sd-turbo\n\n"
+    "  sdturbo-export build --model ./my-checkpoint --precision int8 --calibration prompts.txt --out build/int8\n\n"
     "  sdturbo-export build --model ./my-checkpoint --lora style.safetensors:0.8 --batch-size 1 --batch-size 4 --out b"
 )
 @click.option("--model", required=True, help=MODEL_HELP)
@@ -62,8 +63,18 @@ def cli() -> None:
     "--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable."
 )
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16: NVIDIA GPUs."
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="fp16: NVIDIA GPUs. int8: CPUs; measured layer by layer, and refused if the pictures suffer.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="For int8: prompts of the model's own kind, a text file with one a line. Default: a built-in list.",
+)
+@click.option("--allow-low-quality", is_flag=True, help="For int8: build also what the pictures' gate refuses.")
 @without_option
 @workspace_option
 @json_option
@@ -76,6 +87,8 @@ def build(
     decoder: Path | None,
     batch_sizes: tuple[int, ...],
     precision: str,
+    calibration: Path | None,
+    allow_low_quality: bool,
     without: tuple[str, ...],
     workspace: Path,
     as_json: bool,
@@ -103,6 +116,8 @@ def build(
         batch_sizes=batch_sizes,
         precision=precision,
         without=without,
+        calibration=calibration,
+        allow_low_quality=allow_low_quality,
         store=workspace / "stages",
         say=lambda line: click.echo(line, err=True),
     )

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}  # relative L2 a stage
+BOUNDS = {
+    "fp32": 1e-4,
+    "fp16": 1e-2,
+    "bf16": 3e-2,
+}  # relative L2 a stage; int8 has no such bound: its pictures are judged
+INT8_STAGES = ("denoiser", "decoder")  # of a bundle in int8; the others are in fp32
+
+
+def stage_precision(stage: str, precision: str) -> str:
+    """The precision of a stage's graph in a bundle of that precision."""
+    return "fp32" if precision == "int8" and stage not in INT8_STAGES else precision
 
 
 def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:

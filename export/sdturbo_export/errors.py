@@ -30,3 +30,9 @@ class ParityError(SDTurboError):
     """A stage or picture differs from PyTorch by more than its bound; no bundle is published."""
 
     exit_code = 5
+
+
+class QualityError(SDTurboError):
+    """Pictures in a lower precision are too far from those in float32; no bundle is published."""
+
+    exit_code = 5

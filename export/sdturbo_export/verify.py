@@ -4,6 +4,7 @@ against PyTorch and diffusers' own pipelines."""
 from __future__ import annotations
 
 import gc
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
             yield from _stages(bundle, checkpoint, backend)
     if checkpoint is not None and bundle.precision == "fp32":
         yield from compare_with_diffusers(bundle, checkpoint)
+    elif checkpoint is not None and bundle.precision == "int8":
+        yield from judge_against_diffusers(bundle, checkpoint)
 
 
 def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
@@ -75,7 +78,7 @@ def _backends(bundle: Bundle) -> Iterator[Backend]:
     reasons: list[str] = []
     found = False
     for name in backends.AUTO_ORDER:
-        for precision in ("fp32", "fp16", "bf16"):
+        for precision in ("fp32", "fp16", "bf16", "int8"):
             try:
                 backend = backends.connect(name, precision=precision, bundle=bundle)
             except BackendUnavailable as error:
@@ -95,13 +98,15 @@ def _golden(bundle: Bundle, backend: Backend) -> Line:
 
 
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
-    from sdturbo_export.distance import BOUNDS
+    from sdturbo_export.distance import BOUNDS, stage_precision
     from sdturbo_export.parity import stage_parity
     from sdturbo_export.stages import PLANS
 
-    bound = BOUNDS[backend.precision]
     with tempfile.TemporaryDirectory() as workspace:
         for plan in PLANS:
+            bound = BOUNDS.get(stage_precision(plan.name, backend.precision))
+            if bound is None:
+                continue  # int8: its pictures are judged
             graphs = {size: bundle.graph(plan.name, size) for size in bundle.batch_sizes}
             distance = stage_parity(plan, checkpoint, graphs, backend, Path(workspace))
             what = f"{plan.name} against PyTorch, {backend.name} {backend.precision}"
@@ -110,21 +115,8 @@ def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterato
 
 def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
     """The requests of `REQUESTS` in fp32 against StableDiffusionPipeline and StableDiffusionImg2ImgPipeline."""
-    from sdturbo_export.diffusers_reference import draw
-
-    start = _start_image(bundle)
-    expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
-    gc.collect()  # diffusers' pipelines hold reference cycles; the weights are gigabytes
-    for name in backends.AUTO_ORDER:
-        try:
-            backend = backends.connect(name, precision="fp32", bundle=bundle)
-        except BackendUnavailable:
-            continue  # `sdturbo doctor` says why
-        pipe = Pipeline(bundle, backend)
-        for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
-            image = start if strength is not None else None
-            result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")
-            distance, off = difference(result.images[0], picture)
+    for name, distances in _from_diffusers(bundle, checkpoint):
+        for (steps, strength), (distance, off) in zip(REQUESTS, distances, strict=True):
             kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
             yield _line(
                 f"diffusers' picture, {steps} steps, {kind}, {name} fp32",
@@ -132,6 +124,42 @@ def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[L
                 f"{distance:.1f} dB, largest difference {off}",
                 f">= {MIN_PSNR:.0f} dB, <= {MAX_OFF}",
             )
+
+
+def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
+    """The same requests of a bundle in int8, by the limit that it was built with."""
+    from sdturbo_export.int8.quality import MIN_PSNR as LEAST
+
+    held = bundle.quality.get("passed", False)
+    for name, distances in _from_diffusers(bundle, checkpoint):
+        median = statistics.median(distance for distance, _ in distances)
+        yield _line(
+            f"diffusers' pictures, median of {len(distances)} requests, {name} int8",
+            median >= LEAST or not held,
+            f"{median:.1f} dB",
+            f">= {LEAST:.0f} dB" if held else "no limit: built with --allow-low-quality",
+        )
+
+
+def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[str, list[tuple[float, int]]]]:
+    """For each backend: (PSNR in dB, largest difference of a value) of each request, in the bundle's own precision."""
+    from sdturbo_export.diffusers_reference import draw
+
+    start = _start_image(bundle)
+    expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
+    gc.collect()  # diffusers' pipelines hold reference cycles; the weights are gigabytes
+    for name in backends.AUTO_ORDER:
+        try:
+            backend = backends.connect(name, precision=bundle.precision, bundle=bundle)
+        except BackendUnavailable:
+            continue  # `sdturbo doctor` says why
+        pipe = Pipeline(bundle, backend)
+        distances: list[tuple[float, int]] = []
+        for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
+            image = start if strength is not None else None
+            result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")
+            distances.append(difference(result.images[0], picture))
+        yield name, distances
         del pipe  # its memory, before the next one is loaded
 
 

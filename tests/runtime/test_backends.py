@@ -133,7 +133,7 @@ def test_an_unknown_device_is_refused(backend, device):
 
 @pytest.mark.parametrize(
     ("backend", "precision"),
-    [("onnxruntime", "bf16"), ("onnxruntime", "int8"), ("openvino", "fp16"), ("openvino", "int8")],
+    [("onnxruntime", "bf16"), ("onnxruntime", "int4"), ("openvino", "fp16"), ("openvino", "int4")],
 )
 def test_a_precision_that_the_backend_lacks_is_refused(backend, precision):
     with pytest.raises(BackendUnavailable, match=precision):

@@ -94,7 +94,7 @@ def connect(
 ) -> Backend:
     """The backend `name`, or with "auto" the first of `AUTO_ORDER` that runs here; never another than was asked for.
 
-    device: "cpu", "cuda:0", …; None is the backend's first. precision: "fp32", "fp16" or "bf16"; None lets the backend
+    device: "cpu", "cuda:0", …; None is the backend's first. precision: "fp32", "fp16", "bf16" or "int8"; None lets the backend
     take the fastest that it makes of the bundle's graphs. num_threads: CPU threads to use, at most the number of CPUs;
     None means all. bundle: what will run, for backends that cannot run every bundle.
     Raises InvalidRequest for an unknown name or thread count, BackendUnavailable if it cannot run.

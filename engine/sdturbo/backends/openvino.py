@@ -1,6 +1,7 @@
 """OpenVINO on the CPU, in fp32 or, where the CPU has bf16 instructions, in bf16. Reads the bundle's ONNX files.
 
-What it makes of a bundle's graph is kept in the user's cache (`compiled_cache`) and mapped into memory at the next load.
+A bundle in int8 says itself which layers are computed in 8 bits; the others are in fp32. What OpenVINO makes of a graph is kept
+in the user's cache (`compiled_cache`) and mapped into memory at the next load.
 """
 
 # openvino's bindings are typed in part:
@@ -27,7 +28,7 @@ from sdturbo.compiled_cache import CompiledCache, cache_key, cpu_flags
 from sdturbo.errors import BackendUnavailable
 from sdturbo.plans import onnx_sha256
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # OpenVINO's names for what the graph leaves open
 FORM = 1  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
 
 log = logging.getLogger("sdturbo")
@@ -45,11 +46,17 @@ def connect(
     if device not in (None, "cpu"):
         raise BackendUnavailable(f"The backend 'openvino' has no device {device!r} here; expected cpu.")
     if precision is not None and precision not in PRECISIONS:
-        raise BackendUnavailable(f"The backend 'openvino' has no precision {precision!r}; expected fp32 or bf16.")
-    if bundle is not None and bundle.precision != "fp32":
+        raise BackendUnavailable(f"The backend 'openvino' has no precision {precision!r}; expected fp32, bf16 or int8.")
+    if bundle is not None and bundle.precision not in ("fp32", "int8"):
         raise BackendUnavailable(
-            f"The backend 'openvino' takes bundles whose graphs are in fp32, not in {bundle.precision}; build one without"
-            " --precision."
+            f"The backend 'openvino' takes bundles whose graphs are in fp32 or int8, not in {bundle.precision}; build one"
+            " without --precision."
+        )
+    if bundle is not None and precision is not None and (precision == "int8") != (bundle.precision == "int8"):
+        remedy = "--precision int8" if precision == "int8" else "no --precision"
+        raise BackendUnavailable(
+            f"This bundle's graphs are in {bundle.precision}, so the backend 'openvino' cannot compute it in {precision};"
+            f" leave the precision out, or build a bundle with {remedy}."
         )
     import openvino
 
@@ -60,7 +67,8 @@ def connect(
             "This CPU has no bf16 instructions (avx512_bf16 or AMX), so OpenVINO would compute in fp32 under the name"
             " of bf16. Ask for precision fp32, or leave it out."
         )
-    chosen = precision or ("bf16" if has_bf16 else "fp32")
+    fastest = "bf16" if has_bf16 else "fp32"
+    chosen = precision or ("int8" if bundle is not None and bundle.precision == "int8" else fastest)
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[chosen],
         "PERFORMANCE_HINT": "LATENCY",

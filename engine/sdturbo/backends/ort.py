@@ -1,5 +1,5 @@
-"""ONNX Runtime, CPU execution provider. The bundle's ONNX files run as they are: fp32, or fp16 for comparison, for a CPU
-computes those in float32 between casts, slower and with no rounding inside a chain of nodes."""
+"""ONNX Runtime, CPU execution provider. The bundle's ONNX files run as they are: fp32, int8 where they say so, or fp16 for
+comparison, for a CPU computes those in float32 between casts, slower and with no rounding inside a chain of nodes."""
 
 # onnxruntime ships no type information:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -32,7 +32,7 @@ def unavailable() -> str | None:
 def connect(*, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None) -> OrtBackend:
     if device not in (None, "cpu"):
         raise BackendUnavailable(f"The backend 'onnxruntime' has no device {device!r} here; expected cpu.")
-    return OrtBackend(num_threads, check_precision("onnxruntime", precision, ("fp32", "fp16"), bundle))
+    return OrtBackend(num_threads, check_precision("onnxruntime", precision, ("fp32", "fp16", "int8"), bundle))
 
 
 class OrtBackend:

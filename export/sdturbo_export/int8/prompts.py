@@ -1,0 +1,74 @@
+"""Which prompts calibrate and which judge: never the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from sdturbo.errors import InvalidRequest
+from sdturbo_export.checkpoint import Checkpoint
+from sdturbo_export.int8.quality import LEAST_PROMPTS
+from sdturbo_export.resolve import TINY
+
+CALIBRATION_PROMPTS = 16
+MAX_PROMPTS = 256  # of a file: each is a picture to draw
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """calibration: the activations' ranges come from these. judging: the gate draws these."""
+
+    calibration: tuple[str, ...]
+    judging: tuple[str, ...]
+
+
+def prompts_for(checkpoint: Checkpoint, calibration: Path | None) -> Prompts:
+    """The built-in lists, tiny's own for tiny; `calibration`, a text file with a prompt a line, in the place of the first.
+
+    Raises InvalidRequest for a file that cannot be read, or holds no prompt, or too many.
+    """
+    built_in = _tiny() if checkpoint.source == TINY else _general()
+    if calibration is None:
+        return built_in
+    return Prompts(_read(calibration, built_in.judging), built_in.judging)
+
+
+def _read(file: Path, judging: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"The calibration prompts cannot be read from {file}: {error}. Expected a text file in UTF-8, a prompt a line."
+        ) from error
+    found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not 1 <= len(found) <= MAX_PROMPTS:
+        raise InvalidRequest(
+            f"{file} holds {len(found)} different prompts; expected 1 to {MAX_PROMPTS}, a line each, 16 or more for good"
+            " ranges."
+        )
+    if shared := sorted(set(found) & set(judging)):
+        raise InvalidRequest(
+            f"{file} holds {len(shared)} of the prompts that judge the result, such as {shared[0]!r}: take them out."
+        )
+    return found
+
+
+def _tiny() -> Prompts:
+    """Captions spread over the combinations that tiny was trained on, and over those that it was not."""
+    from sdturbo_export.tiny.captions import plain_caption
+    from sdturbo_export.tiny.scenes import HELD_OUT, TRAINING
+
+    chosen = [
+        tuple(plain_caption(some[i * len(some) // count]) for i in range(count))
+        for some, count in ((TRAINING, CALIBRATION_PROMPTS), (HELD_OUT, LEAST_PROMPTS))
+    ]
+    return Prompts(*chosen)
+
+
+def _general() -> Prompts:
+    folder = files("sdturbo_export.int8")
+    lists = [
+        folder.joinpath(name).read_text(encoding="utf-8").splitlines() for name in ("calibration.txt", "judging.txt")
+    ]
+    return Prompts(*(tuple(lines) for lines in lists))

@@ -1,0 +1,35 @@
+"""Each layer's own damage: it alone in 8 bits, the rest in float32, and the relative L2 error of the stage's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from sdturbo_export.distance import relative_l2
+from sdturbo_export.int8.layers import Layer
+from sdturbo_export.int8.qdq import Range, insert_qdq
+from sdturbo_export.int8.session import Arrays, GraphSession
+
+
+def measure_damage(
+    graph: Path,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    points: Sequence[Arrays],
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """layer -> the largest relative L2 error over `points`, inputs of the stage. tick: called after each layer."""
+    exact = GraphSession(ir.load(graph), graph.parent, fuse=False)
+    expected = [exact.run(point)[0] for point in points]
+    damage: dict[str, float] = {}
+    for layer in layers:
+        model = ir.load(graph)
+        insert_qdq(model, [layer], ranges)
+        session = GraphSession(model, graph.parent, fuse=False)
+        damage[layer.name] = max(
+            relative_l2(session.run(point)[0], want) for point, want in zip(points, expected, strict=True)
+        )
+        tick()
+    return damage
