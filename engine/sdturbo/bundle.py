@@ -25,6 +25,7 @@ TOKENIZER = "tokenizer.json"
 EMBEDDED = Path(__file__).parent / "bundles" / "tiny"  # the toy model that comes with this package
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 MAX_STEPS = 4
+WEIGHT_FORMATS = ("fp32", "fp16")
 DTYPES = ("int64", "uint8", "float32", "float16")
 
 
@@ -80,6 +81,7 @@ class Golden:
 class Bundle:
     """A validated bundle. `files` maps each path inside it to (sha256, size in bytes).
 
+    weight_format: what the weights of float32 graphs were rounded to, if to anything: one of `WEIGHT_FORMATS`.
     quality: of a bundle in int8, how far its pictures are from those in fp32; otherwise empty.
     trust_unchanged: large files that did not change since they were hashed within a week were not hashed again.
     """
@@ -88,6 +90,7 @@ class Bundle:
     bundle_id: str
     model: Mapping[str, Any]
     precision: str
+    weight_format: str
     height: int
     width: int
     batch_sizes: tuple[int, ...]
@@ -194,6 +197,6 @@ def identity(manifest: Mapping[str, Any]) -> str:
     """The bundle id: 16 hex digits over what decides the pictures. The same model and graphs give the same id."""
     used = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(("onnx/", TOKENIZER))}
     keys = ("format", "model", "precision", "image", "batch_sizes", "schedule", "stages")
-    kept = {key: manifest[key] for key in keys}
+    kept = {key: manifest[key] for key in keys} | {key: manifest[key] for key in ("weight_format",) if key in manifest}
     text = json.dumps({**kept, "files": used}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -151,6 +151,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
         "model": dict(found.model),
         "decoder": found.decoder,
         "precision": found.precision,
+        "weight_format": found.weight_format,
         "size": [found.width, found.height],
         "batch_sizes": list(found.batch_sizes),
         "bytes": size,
@@ -167,7 +168,8 @@ def info(bundle: Path | None, as_json: bool) -> None:
     )
     click.echo(f"decoder    {found.decoder}")
     click.echo(f"pictures   {found.width}x{found.height}, batch sizes {', '.join(map(str, found.batch_sizes))}")
-    click.echo(f"precision  {found.precision}, {size / 1e6:.0f} MB in {len(found.files)} files")
+    rounded = f", weights stored in {found.weight_format}" if found.weight_format != "fp32" else ""
+    click.echo(f"precision  {found.precision}{rounded}, {size / 1e6:.0f} MB in {len(found.files)} files")
     for name, parity in found.parity.items():
         click.echo(
             f"parity     {name}: relative L2 {parity['relative_l2']:.1e} to PyTorch (bound {parity['bound']:.0e})"

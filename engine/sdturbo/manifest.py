@@ -14,6 +14,7 @@ from sdturbo.bundle import (
     MAX_STEPS,
     STAGES,
     TOKENIZER,
+    WEIGHT_FORMATS,
     Bundle,
     Golden,
     ScheduleRow,
@@ -110,6 +111,7 @@ def parse_manifest(root: Path, manifest: Json, faults: list[str]) -> Bundle | No
         bundle_id=top.get("bundle_id", str, ""),
         model=model,
         precision=top.get("precision", str, ""),
+        weight_format=_parse_weight_format(top),
         height=height,
         width=width,
         batch_sizes=tuple(sorted(batch_sizes)) if not faults else (),
@@ -134,6 +136,14 @@ def parse_manifest(root: Path, manifest: Json, faults: list[str]) -> Bundle | No
     if not faults and (expected := identity(manifest)) != bundle.bundle_id:
         faults.append(f"bundle_id is {bundle.bundle_id}, but its contents give {expected}: {MANIFEST} was edited")
     return None if faults else bundle
+
+
+def _parse_weight_format(top: _Fields) -> str:
+    """Bundles that do not say it are older than the rounding of weights."""
+    found: str = top.get("weight_format", str, "") if "weight_format" in top.data else WEIGHT_FORMATS[0]
+    if found and found not in WEIGHT_FORMATS:
+        top.faults.append(f"weight_format is {found!r}, expected {' or '.join(WEIGHT_FORMATS)}")
+    return found
 
 
 def _parse_files(data: Json, faults: list[str]) -> dict[str, tuple[str, int]]:

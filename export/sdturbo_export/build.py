@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdturbo import backends
-from sdturbo.bundle import MANIFEST, Bundle
+from sdturbo.bundle import MANIFEST, WEIGHT_FORMATS, Bundle
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.bundle_writer import write_bundle
 from sdturbo_export.checkpoint import Checkpoint
-from sdturbo_export.distance import BOUNDS, relative_l2
+from sdturbo_export.distance import bound, relative_l2
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.exchange import exchange, waiting_name
 from sdturbo_export.golden import GOLDEN, GoldenRun
@@ -52,6 +52,7 @@ def build(
     *,
     batch_sizes: Sequence[int] = (1,),
     precision: str = "fp32",
+    weight_format: str = "fp32",
     without: Collection[str] = (),
     calibration: Path | None = None,
     allow_low_quality: bool = False,
@@ -62,6 +63,8 @@ def build(
 
     batch_sizes: static batch sizes to hold. precision: of the graphs, "fp32", "fp16" (NVIDIA GPUs) or "int8" (denoiser and
     decoder of CPUs: see `int8`, which `calibration`, a file of prompts, and `allow_low_quality` are for).
+    weight_format: how float32 graphs store their weights, "fp32" or "fp16": rounded to it, half the bytes, the arithmetic
+    stays float32 or bfloat16. What float16 holds exactly is stored in it either way.
     without: names of `rewrites.REWRITES` to leave out.
     store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
     progress.
@@ -70,10 +73,7 @@ def build(
     systems: there the next build puts the old one back).
     Raises ParityError, QualityError, BuildError (disk, permissions), CheckpointError, InvalidRequest.
     """
-    if not batch_sizes or any(size < 1 for size in batch_sizes):
-        raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
-    if precision not in PRECISIONS:
-        raise InvalidRequest(f"Got precision {precision!r}; expected {' or '.join(PRECISIONS)}.")
+    _check(batch_sizes, precision, weight_format)
     prompts = _int8_prompts(checkpoint, batch_sizes, calibration) if precision == "int8" else None
     if prompts is None and (calibration is not None or allow_low_quality):
         raise InvalidRequest(
@@ -94,10 +94,12 @@ def build(
         stages: dict[str, StoredStage] = {}
         for plan in PLANS:
             with progress.part(plan.name):
-                key = stage_store.stage_key(plan, checkpoint, hashes, batch_sizes, exported, rewrites[plan.name])
+                key = stage_store.stage_key(
+                    plan, checkpoint, hashes, batch_sizes, exported, rewrites[plan.name], weight_format
+                )
                 found = stage_store.find(store, key)
                 stages[plan.name] = found or _export_stage(
-                    plan, checkpoint, batch_sizes, exported, without, golden, store, key
+                    plan, checkpoint, batch_sizes, exported, weight_format, without, golden, store, key
                 )
                 golden.outputs[plan.name] = golden_output(plan, checkpoint, stages[plan.name], exported, golden)
                 origin = "not changed, reused" if found else "exported"
@@ -119,6 +121,7 @@ def build(
                     golden.picture(),
                     precision,
                     rewrites,
+                    weight_format,
                     quantized=quantized,
                     replaces=out,
                 )
@@ -137,11 +140,26 @@ def build(
             return Bundle.load(out)
 
 
+def _check(batch_sizes: Sequence[int], precision: str, weight_format: str) -> None:
+    """Raises InvalidRequest for what no bundle can be made of."""
+    if not batch_sizes or any(size < 1 for size in batch_sizes):
+        raise InvalidRequest(f"Got batch sizes {list(batch_sizes)}; expected whole numbers from 1.")
+    if precision not in PRECISIONS:
+        raise InvalidRequest(f"Got precision {precision!r}; expected {' or '.join(PRECISIONS)}.")
+    if weight_format not in WEIGHT_FORMATS:
+        raise InvalidRequest(f"Got weight format {weight_format!r}; expected {' or '.join(WEIGHT_FORMATS)}.")
+    if weight_format == "fp16" and precision != "fp32":
+        raise InvalidRequest(
+            f"Got weight format fp16 with precision {precision}, whose graphs have weights of their own; it is for fp32."
+        )
+
+
 def _export_stage(
     plan: StagePlan,
     checkpoint: Checkpoint,
     batch_sizes: Sequence[int],
     precision: str,
+    weight_format: str,
     without: Collection[str],
     golden: GoldenRun,
     store: Path,
@@ -152,7 +170,7 @@ def _export_stage(
     partial = store / f".{key}.partial"
     partial.mkdir()
     try:
-        graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, without, partial)
+        graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, weight_format, without, partial)
         inputs = golden.inputs(plan.name)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         expected = torch_output(plan, checkpoint, inputs)
@@ -168,9 +186,9 @@ def _export_stage(
             )
         if precision == "fp16":
             distance = max(distance, relative_l2(half_output(plan, checkpoint, inputs, without), expected))
-        if distance > BOUNDS[precision]:
+        if distance > (most := bound(precision, weight_format)):
             raise ParityError(
-                f"The exported {plan.name} is {distance:.1e} (relative L2) from PyTorch, more than {BOUNDS[precision]:.0e}."
+                f"The exported {plan.name} is {distance:.1e} (relative L2) from PyTorch, more than {most:.0e}."
                 " No bundle was written. Please report this with the versions that `sdturbo doctor` prints."
             )
         return stage_store.publish(
@@ -191,6 +209,7 @@ def _write_graphs(
     checkpoint: Checkpoint,
     batch_sizes: Sequence[int],
     precision: str,
+    weight_format: str,
     without: Collection[str],
     directory: Path,
 ) -> dict[int, str]:
@@ -202,7 +221,8 @@ def _write_graphs(
             graphs[size] = f"{plan.name}.onnx" if size == 1 else f"{plan.name}.b{size}.onnx"
             inputs = example_inputs(plan, checkpoint, size)
             outputs = [plan.output(checkpoint).name]
-            onnx_from_torch(module, inputs, outputs, directory / graphs[size], weights, pack=precision == "fp32")
+            storage = {"pack": precision == "fp32", "rounded": weight_format == "fp16"}
+            onnx_from_torch(module, inputs, outputs, directory / graphs[size], weights, **storage)
     return graphs
 
 

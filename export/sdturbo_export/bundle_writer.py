@@ -18,7 +18,7 @@ from sdturbo import save_png
 from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.checkpoint import Checkpoint
-from sdturbo_export.distance import BOUNDS, stage_precision
+from sdturbo_export.distance import BOUNDS, bound, stage_precision
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
@@ -52,6 +52,7 @@ def write_bundle(
     picture: NDArray[np.uint8],
     precision: str,
     rewrites: Mapping[str, Sequence[str]],
+    weight_format: str,
     *,
     quantized: Quantized | None = None,
     replaces: Path,
@@ -74,7 +75,7 @@ def write_bundle(
     if quantized:
         text = json.dumps(quantized.report, indent=1, ensure_ascii=False)
         (directory / QUANTIZATION).write_text(text, encoding="utf-8")
-    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites, quantized)
+    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites, weight_format, quantized)
 
 
 def _write_manifest(
@@ -84,6 +85,7 @@ def _write_manifest(
     stages: Mapping[str, StoredStage],
     precision: str,
     rewrites: Mapping[str, Sequence[str]],
+    weight_format: str,
     quantized: Quantized | None,
 ) -> None:
     known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
@@ -107,6 +109,7 @@ def _write_manifest(
             ],
         },
         "precision": precision,
+        "weight_format": weight_format,
         "image": {"height": HEIGHT, "width": WIDTH},
         "batch_sizes": sorted(next(iter(stages.values())).graphs),
         "schedule": {
@@ -125,7 +128,7 @@ def _write_manifest(
         "parity": {
             name: {
                 "relative_l2": stored.parity,
-                "bound": BOUNDS[stage_precision(name, precision)],
+                "bound": bound(stage_precision(name, precision), weight_format),
                 "backend": "onnxruntime",
             }
             for name, stored in stages.items()

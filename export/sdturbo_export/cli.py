@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sdturbo import __version__
-from sdturbo.bundle import Bundle
+from sdturbo.bundle import WEIGHT_FORMATS, Bundle
 from sdturbo.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 from sdturbo_export.rewrites import REWRITES
@@ -70,6 +70,13 @@ def cli() -> None:
     help="fp16: NVIDIA GPUs. int8: CPUs; measured layer by layer, and refused if the pictures suffer.",
 )
 @click.option(
+    "--weight-format",
+    type=click.Choice(WEIGHT_FORMATS),
+    default="fp32",
+    show_default=True,
+    help="fp16: half the bytes; the arithmetic stays fp32 or bf16.",
+)
+@click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="For int8: prompts of the model's own kind, a text file with one a line. Default: a built-in list.",
@@ -87,6 +94,7 @@ def build(
     decoder: Path | None,
     batch_sizes: tuple[int, ...],
     precision: str,
+    weight_format: str,
     calibration: Path | None,
     allow_low_quality: bool,
     without: tuple[str, ...],
@@ -115,6 +123,7 @@ def build(
         out,
         batch_sizes=batch_sizes,
         precision=precision,
+        weight_format=weight_format,
         without=without,
         calibration=calibration,
         allow_low_quality=allow_low_quality,

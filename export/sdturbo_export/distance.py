@@ -20,6 +20,14 @@ def stage_precision(stage: str, precision: str) -> str:
     return "fp32" if precision == "int8" and stage not in INT8_STAGES else precision
 
 
+ROUNDED_WEIGHTS = 3e-3  # for float32 graphs whose weights are stored in float16, relative error 2^-11
+
+
+def bound(precision: str, weight_format: str) -> float:
+    """The largest relative L2 of a stage computed in `precision` with weights stored in `weight_format`."""
+    return max(BOUNDS[precision], ROUNDED_WEIGHTS if weight_format == "fp16" else 0.0)
+
+
 def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """‖found - expected‖ / ‖expected‖ in float64; infinite if anything is not finite."""
     difference = np.linalg.norm((found.astype(np.float64) - expected).ravel())

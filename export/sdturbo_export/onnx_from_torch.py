@@ -1,7 +1,8 @@
 """A torch module to an ONNX file with static shapes; graphs of different batch size share one file of weights.
 
 Float32 weights that float16 holds exactly, such as those of an fp16 checkpoint, may be stored in float16 with a Cast in
-the graph that gives them back: half the bytes, the same numbers. Engines fold the Cast when they load.
+the graph that gives them back: half the bytes, the same numbers. Matrices and kernels may also be rounded to it, if that
+is asked for. Engines fold the Cast when they load, or keep it.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ def onnx_from_torch(
     weights: WeightFile,
     *,
     pack: bool = True,
+    rounded: bool = False,
 ) -> None:
     """Export `module`, called with `inputs` in order, to `path`; large tensors go to `weights`, in the same directory.
 
-    Shapes are those of `inputs`. pack: store float32 weights in float16 where that is exact.
+    Shapes are those of `inputs`. pack: store float32 weights in float16 where that is exact. rounded: and those of two
+    dimensions and more where it is not, unless one is beyond float16.
     The file holds no path, stack trace or name of this machine, so that the same model gives the same bytes.
     """
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
@@ -95,7 +98,7 @@ def onnx_from_torch(
     _strip(model)
     for value in list(model.graph.initializers.values()):
         if value.const_value is not None and value.const_value.nbytes >= INLINE_BYTES:
-            half = _exact_half(value.const_value) if pack else None
+            half = _half(value.const_value, rounded=rounded) if pack else None
             if half is None:
                 value.const_value = weights.put(value.const_value)
             else:
@@ -103,14 +106,15 @@ def onnx_from_torch(
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
-def _exact_half(tensor: ir.TensorProtocol) -> ir.Tensor | None:
-    """The float32 tensor in float16, or None if that would change a value."""
+def _half(tensor: ir.TensorProtocol, *, rounded: bool) -> ir.Tensor | None:
+    """The float32 tensor in float16, or None if that would change a value; rounded: change it more than by rounding."""
     if tensor.dtype != ir.DataType.FLOAT:
         return None
     values = tensor.numpy()
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
-    return ir.tensor(half, name=f"{tensor.name}.half") if np.array_equal(half, values) else None
+    fits = np.array_equal(half, values) or (rounded and values.ndim > 1 and bool(np.isfinite(half).all()))
+    return ir.tensor(half, name=f"{tensor.name}.half") if fits else None
 
 
 def _store_half(graph: ir.Graph, value: ir.Value, half: ir.ExternalTensor) -> None:

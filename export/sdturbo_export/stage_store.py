@@ -67,6 +67,7 @@ def stage_key(
     batch_sizes: Sequence[int],
     precision: str,
     rewrites: Sequence[str],
+    weight_format: str,
 ) -> str:
     """The name of the stage in the store."""
     component = plan.component
@@ -79,6 +80,7 @@ def stage_key(
         "batch_sizes": sorted(batch_sizes),
         "precision": precision,
         "rewrites": list(rewrites),
+        "weight_format": weight_format,
         "sources": [sha256_file(Path(str(files("sdturbo_export").joinpath(name)))) for name in _SOURCES],
         "packages": {name: version(name) for name in _PACKAGES},
     }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # what is compared with diffusers: (num_inference_steps, strength or None for text-to-image)
 REQUESTS = ((1, None), (2, None), (3, None), (4, None), (1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))
-MIN_PSNR, MAX_OFF = 50.0, 2  # dB and pixel values, fp32 on uint8
+LIMITS = {"fp32": (50.0, 2), "fp16": (55.0, 2)}  # by the weights' format: dB and pixel values, fp32 on uint8
 PROMPT, SEED = "a lighthouse on a cliff, 灯台, evening", 7
 
 Line = dict[str, Any]
@@ -98,31 +98,33 @@ def _golden(bundle: Bundle, backend: Backend) -> Line:
 
 
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
-    from sdturbo_export.distance import BOUNDS, stage_precision
+    from sdturbo_export.distance import BOUNDS, bound, stage_precision
     from sdturbo_export.parity import stage_parity
     from sdturbo_export.stages import PLANS
 
     with tempfile.TemporaryDirectory() as workspace:
         for plan in PLANS:
-            bound = BOUNDS.get(stage_precision(plan.name, backend.precision))
-            if bound is None:
+            precision = stage_precision(plan.name, backend.precision)
+            if precision not in BOUNDS:
                 continue  # int8: its pictures are judged
+            most = bound(precision, bundle.weight_format)
             graphs = {size: bundle.graph(plan.name, size) for size in bundle.batch_sizes}
             distance = stage_parity(plan, checkpoint, graphs, backend, Path(workspace))
             what = f"{plan.name} against PyTorch, {backend.name} {backend.precision}"
-            yield _line(what, distance <= bound, f"relative L2 {distance:.1e}", f"<= {bound:.0e}")
+            yield _line(what, distance <= most, f"relative L2 {distance:.1e}", f"<= {most:.0e}")
 
 
 def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
     """The requests of `REQUESTS` in fp32 against StableDiffusionPipeline and StableDiffusionImg2ImgPipeline."""
+    least, most = LIMITS[bundle.weight_format]
     for name, distances in _from_diffusers(bundle, checkpoint):
         for (steps, strength), (distance, off) in zip(REQUESTS, distances, strict=True):
             kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
             yield _line(
                 f"diffusers' picture, {steps} steps, {kind}, {name} fp32",
-                distance >= MIN_PSNR and off <= MAX_OFF,
+                distance >= least and off <= most,
                 f"{distance:.1f} dB, largest difference {off}",
-                f">= {MIN_PSNR:.0f} dB, <= {MAX_OFF}",
+                f">= {least:.0f} dB, <= {most}",
             )
 
 

@@ -35,7 +35,7 @@ def replaced(tree, path, value):
     if not path:
         return value
     copy = tree.copy()
-    copy[path[0]] = replaced(tree[path[0]], path[1:], value)
+    copy[path[0]] = replaced(tree[path[0]], path[1:], value) if path[1:] else value
     return copy
 
 
@@ -259,6 +259,8 @@ def test_every_stage_is_needed(root, stage):
         (("golden", "image"), "other.png", "files does not list other.png"),
         (("model",), {}, "model: name is missing"),
         (("precision",), None, "precision is None, expected str"),
+        (("weight_format",), "int4", "weight_format is 'int4', expected fp32 or fp16"),
+        (("weight_format",), 16, "weight_format is 16, expected str"),
     ],
 )
 def test_a_wrong_value_is_named(root, path, value, fault):

@@ -114,6 +114,7 @@ def test_info_in_words_and_json(sdturbo, bundle_dir):
     document = json.loads(sdturbo("info", "--json")[1])
     assert document["bundle_id"] in stdout
     assert document["batch_sizes"]
+    assert document["weight_format"] == "fp32"
     assert document["bytes"] == sum(entry["size"] for entry in _manifest(bundle_dir)["files"].values())
 
 
