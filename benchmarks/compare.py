@@ -7,6 +7,7 @@ that says why.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def compare(
     threads, steps = request["threads"], request["steps"]
     python = python_of(peer.environment, directory)
     log = directory / f"{peer.environment.name}.log"
-    model = converted(peer, python, request, directory) if peer.converts else None
+    model, prepare_ms = converted(peer, python, request, directory) if peer.converts else (None, None)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ours = stack.enter_context(Worker(sys.executable, "sdturbo_worker.py", engine, threads))
@@ -74,6 +75,7 @@ def compare(
         }
     ratios = [theirs / mine for theirs, mine in zip(times["peer"], times["ours"], strict=True)]
     return {
+        "prepare_ms": prepare_ms,
         "median_ms": float(np.median(times["peer"])),
         "our_median_ms": float(np.median(times["ours"])),
         "ratios": ratios,
@@ -86,18 +88,21 @@ def compare(
     }
 
 
-def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], directory: Path) -> Path:
-    """The peer's own form of the checkpoint, made once a bundle's identity."""
+def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], directory: Path) -> tuple[Path, float]:
+    """(The peer's own form of the checkpoint, milliseconds that its conversion took), made once a bundle's identity."""
     target = directory / "models" / f"{peer.environment.name}-{request['bundle_id']}"
-    if not target.is_dir():
+    note = target.with_name(f"{target.name}.json")
+    if not (target.is_dir() and note.is_file()):
+        shutil.rmtree(target, ignore_errors=True)
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         log = directory / f"{peer.environment.name}.log"
         with Worker(python, peer.worker, peer.arguments, request["threads"], log) as worker:
-            worker.ask("prepare", checkpoint=request["checkpoint"], model=str(partial))
+            taken = worker.ask("prepare", checkpoint=request["checkpoint"], model=str(partial))
+        note.write_text(json.dumps(taken), encoding="utf-8")
         partial.replace(target)
-    return target
+    return target, json.loads(note.read_text(encoding="utf-8"))["ms"]
 
 
 def reference_picture(request: Mapping[str, Any], directory: Path) -> Path:

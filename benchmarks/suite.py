@@ -78,7 +78,8 @@ def run(bundle_path: Path, store: Path, threads: Sequence[int], runs: int) -> di
         row = rows.find(one.key)
         if row is None:
             is_base = (one.batch_size, one.steps, one.threads) == (1, 1, threads[-1])
-            row = rows.add(one.key, measure.run(bundle_path, one, runs if is_base else min(runs, SCALING_RUNS)))
+            count = runs if is_base else min(runs, SCALING_RUNS)
+            row = rows.add(one.key, measure.run(bundle_path, one, count, cold_first=is_base))
         result = row.get("error") or f"{row['parts_ms']['total']['median']:.1f} ms"
         print(f"[{i + 1}/{len(configurations)}] {one.label}: {result}", file=sys.stderr)
     return rows.finish()

@@ -48,7 +48,8 @@ def _bench(document: Row) -> list[str]:
         r for r in rows if (r["key"]["batch_size"], r["key"]["steps"]) == (1, 1) and r["key"]["threads"] == full[-1]
     ]
     header = (
-        "engine, ms", "median", "p95", "text", "denoiser", "decoder", "outside", "load", "first", "peak MB", "anonymous MB",
+        "engine, ms", "median", "p95", "text", "denoiser", "decoder", "outside", "cold load", "load", "first", "peak MB",
+        "anonymous MB",
     )  # fmt: skip
     lines = [_bench_line(row) for row in base]
     scaling = [row for row in rows if row not in base]
@@ -66,13 +67,14 @@ def _engine(row: Row) -> str:
 
 def _bench_line(row: Row) -> list[str]:
     if "error" in row:
-        return [f"{_engine(row)}: {_short(row['error'])}", *["–"] * 10]
+        return [f"{_engine(row)}: {_short(row['error'])}", *["–"] * 11]
     parts = row["parts_ms"]
     total = parts["total"]
     stages = [parts[name]["median"] if name in parts else None for name in ("text_encoder", "denoiser", "decoder")]
     memory = [f"{row[name]:.0f}" if row[name] else "–" for name in ("peak_memory_mb", "anonymous_memory_mb")]
     times = [total["median"], total["p95"], *stages, parts["outside_engines"]["median"]]
-    return [_engine(row), *map(ms, [*times, row["load_ms"], row["first_image_ms"]]), *memory]
+    loads = [row.get("cold_load_ms"), row["load_ms"], row["first_image_ms"]]
+    return [_engine(row), *map(ms, [*times, *loads]), *memory]
 
 
 def _scaling(row: Row) -> list[str]:
@@ -113,13 +115,17 @@ def _peers(document: Row) -> list[str]:
     for row in document["rows"]:
         name = f"{row['key']['peer']} / {_engine(row)}"
         if "error" in row:
-            lines.append([f"{name}: {_short(row['error'])}", *["–"] * 6])
+            lines.append([f"{name}: {_short(row['error'])}", *["–"] * 7])
             continue
         spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})"
         start = row["load_and_first_ms"] / row["our_load_and_first_ms"]
         distances = [f"{row[name]:.1f}" if row[name] is not None else "–" for name in ("psnr", "our_psnr")]
-        lines.append([name, ms(row["median_ms"]), ms(row["our_median_ms"]), spread, f"{start:.2f}", *distances])
-    header = ("peer / our engine", "its ms", "our ms", "ratio a pair", "load + first", "its PSNR, dB", "our PSNR, dB")
+        medians = [ms(row["median_ms"]), ms(row["our_median_ms"])]
+        lines.append([name, *medians, spread, f"{start:.2f}", *distances, ms(row.get("prepare_ms"))])
+    header = (
+        "peer / our engine", "its ms", "our ms", "ratio a pair", "load + first", "its PSNR, dB", "our PSNR, dB",
+        "its conversion, ms",
+    )  # fmt: skip
     return [table(header, lines)]
 
 

@@ -39,6 +39,14 @@ def test_pairs_are_drawn_in_turn_and_a_failed_peer_is_a_row(bundle_dir, tmp_path
     assert good["ratios"] == [theirs / ours for theirs, ours in pairs]
     assert min(good["times_ms"]["peer"]) >= 10
     assert (good["psnr"], good["our_psnr"] < 100) == (100.0, True)
+    assert good["prepare_ms"] > 0
+    again = compare.converted(
+        peer("draws", converts=True),
+        sys.executable,
+        {"bundle_id": document["settings"]["bundle_id"]},
+        tmp_path / "peers",
+    )
+    assert again[1] == good["prepare_ms"]  # of the one conversion
     assert refused["error"] == "load failed: KeyError: 'no such weight'"
     assert died["error"].startswith("its process ended at `load` with status 3")
     text = document_tables(document)

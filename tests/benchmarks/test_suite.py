@@ -42,11 +42,11 @@ def test_every_configuration_is_measured_and_stored(bundle_of_two, null_only, tm
 def test_an_interrupted_run_keeps_its_rows(bundle_of_two, null_only, tmp_path, monkeypatch):
     real, measured = measure.run, []
 
-    def stop_at_third(bundle, configuration, runs):
+    def stop_at_third(bundle, configuration, runs, **options):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(configuration)
-        return real(bundle, configuration, runs)
+        return real(bundle, configuration, runs, **options)
 
     monkeypatch.setattr(measure, "run", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
@@ -54,7 +54,7 @@ def test_an_interrupted_run_keeps_its_rows(bundle_of_two, null_only, tmp_path, m
     assert not (tmp_path / "bench-fake.json").exists()
     kept = json.loads((tmp_path / "bench-fake.partial.json").read_text())["rows"]
     assert len(kept) == 2
-    monkeypatch.setattr(measure, "run", lambda *_: {"error": "measured again"})
+    monkeypatch.setattr(measure, "run", lambda *_, **__: {"error": "measured again"})
     document = suite.run(bundle_of_two, tmp_path, [1], runs=1)
     assert document["rows"][:2] == kept
     assert [row["error"] for row in document["rows"][2:]] == ["measured again"] * 3
@@ -97,6 +97,15 @@ def test_peak_memory_is_that_of_the_measured_process(bundle_dir):
     assert 0 < row["anonymous_memory_mb"] <= row["peak_memory_mb"]
 
 
+def test_loads_are_measured_cold_and_warm_with_a_cache_of_their_own(bundle_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDTURBO_CACHE_DIR", str(tmp_path / "users"))
+    row = measure.run(bundle_dir, Configuration("openvino", "fp32", 1), 1, cold_first=True)
+    assert row["load_ms"] > 0
+    assert row["cold_load_ms"] > 0
+    assert not (tmp_path / "users").exists()
+    assert not list((ROOT / "build").glob("cache-*"))
+
+
 def test_engines_are_those_that_run_here(bundle_dir, monkeypatch):
     assert ("onnxruntime", "fp32") in suite.engines(Bundle.load(bundle_dir))
     monkeypatch.setattr("sdturbo.backends.unavailable", lambda name: "it is not installed")
@@ -109,7 +118,7 @@ def test_tables_show_figures_and_failures(bundle_of_two, null_only, tmp_path):
     document["rows"][4] = {"key": document["rows"][4]["key"], "error": "out of memory | killed"}
     text = document_tables(document)
     median = document["rows"][0]["parts_ms"]["total"]["median"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| null fp32") and line.count("|") == 12)
+    (line,) = (line for line in text.splitlines() if line.startswith("| null fp32") and line.count("|") == 13)
     assert float(line.split("|")[2]) == pytest.approx(median, rel=0.06)
     assert "null fp32: out of memory / killed" in text
 
