@@ -1,5 +1,6 @@
 """int8: the numbers of one layer, what is measured of a graph, and a whole bundle of the small model."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline
 from sdturbo.cli import cli
 from sdturbo.golden import golden_distance
 from sdturbo_export import build as build_module
+from sdturbo_export import verify
 from sdturbo_export.build import build
 from sdturbo_export.distance import relative_l2
 from sdturbo_export.errors import QualityError
@@ -231,12 +233,12 @@ def test_a_measurement_is_made_once_and_again_when_its_file_is_damaged(tmp_path)
 
 @pytest.fixture(scope="module")
 def little_work():
-    """The small model is judged on four prompts, calibrated on four, and every sixth layer may be in int8."""
+    """The small model is judged on two prompts, calibrated on three, and every tenth layer may be in int8."""
     with pytest.MonkeyPatch.context() as patch:
-        few = Prompts(prompts._general().calibration[:4], prompts._general().judging[:4])
+        few = Prompts(prompts._general().calibration[:3], prompts._general().judging[:2])
         patch.setattr(build_module, "prompts_for", lambda *_: few)
-        patch.setattr(recipe, "CALIBRATION_REQUESTS", 4)
-        patch.setattr(recipe, "layers_of", lambda model: layers_of(model)[::6])
+        patch.setattr(recipe, "CALIBRATION_REQUESTS", 3)
+        patch.setattr(recipe, "layers_of", lambda model: layers_of(model)[::10])
         yield
 
 
@@ -249,11 +251,11 @@ def int8_bundle(small_checkpoint, store, little_work, tmp_path_factory):
 
 def test_bundle_says_how_it_was_quantised(int8_bundle):
     assert int8_bundle.precision == "int8"
-    assert int8_bundle.quality["prompts"] == 4
+    assert int8_bundle.quality["prompts"] == 2
     assert int8_bundle.quality["passed"] == (int8_bundle.quality["median_psnr_db"] >= 28)
     report = json.loads((int8_bundle.path / "quantization.json").read_text())
-    assert len(report["pictures"]) == len(report["calibration"]) == 4
-    for name, least in (("denoiser", 15), ("decoder", 4)):
+    assert (len(report["pictures"]), len(report["calibration"])) == (2, 3)
+    for name, least in (("denoiser", 9), ("decoder", 2)):
         stage = report["stages"][name]
         assert len(stage["damage"]) >= least
         assert stage["kept_fp32"] == [
@@ -307,6 +309,17 @@ def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, store, tm
     with pytest.raises(QualityError, match="no bundle was written"):
         build(small_checkpoint, tmp_path / "refused", precision="int8", batch_sizes=(1, 2), store=store)
     assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(("passed", "psnr", "ok"), [(True, 28.5, True), (True, 27.5, False), (False, 12.0, True)])
+def test_verify_holds_int8_to_the_gate_it_was_built_with(int8_bundle, monkeypatch, passed, psnr, ok):
+    bundle = dataclasses.replace(int8_bundle, quality={**int8_bundle.quality, "passed": passed})
+    monkeypatch.setattr(
+        verify, "_from_diffusers", lambda *_: [("onnxruntime", [(psnr - 9, 90), (psnr, 80), (psnr, 80)])]
+    )
+    (line,) = verify.judge_against_diffusers(bundle, None)
+    assert line["ok"] == ok
+    assert ("--allow-low-quality" in line["expected"]) != passed
 
 
 def test_info_tells_the_quality(int8_bundle):
