@@ -80,7 +80,7 @@ def require_quality(found: dict[str, Any], name: str, *, allow_low_quality: bool
         return
     raise QualityError(
         f"In int8 the pictures of {name} are {found['median_psnr_db']:.1f} dB from fp32 (median PSNR of {found['prompts']}"
-        f" prompts), below {MIN_PSNR:.0f} dB; no bundle was written. Models with pseudo-random weights fail this as a rule."
+        f" prompts), below {MIN_PSNR:.0f} dB; no bundle was written."
         " Build without --precision, calibrate with prompts of the model's own kind (--calibration FILE), or pass"
         " --allow-low-quality to build it all the same."
     )
