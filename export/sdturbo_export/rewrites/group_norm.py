@@ -4,9 +4,10 @@ torch.onnx writes GroupNorm as InstanceNormalization of a picture reshaped to (B
 view, so engines copy the picture to plain layout and back. With m_g, v_g the mean over the C/G channels of group g of the
 channels' means over H and W:
 
-    m = m_g(x)     d = x - m     v = v_g(d²)     y = d·(γ/√(v+ε)) + β
+    m = m_g(x)     v = v_g((x - m)²)     s = γ/√(v+ε)     y = x·s + (β - m·s)
 
-Only tensors of C numbers are reshaped. Two passes, not E[x²]-m²: nothing cancels, also where the engine rounds to bfloat16.
+Only tensors of C numbers are reshaped. Two passes, not E[x²]-m²: the variance cancels nowhere, also where the engine rounds to
+bfloat16. x - m is squared and nothing else, so that an engine need not write it to memory.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ class ChannelGroupNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         column = (-1,) + (1,) * (x.dim() - 2)
-        d = x - self._group_mean(x)
+        mean = self._group_mean(x)
+        d = x - mean
         scale = (self._group_mean(d * d) + self.eps).rsqrt() * self.weight.view(column)
-        return d * scale + self.bias.view(column)
+        return x * scale + (self.bias.view(column) - mean * scale)
 
     def _group_mean(self, x: torch.Tensor) -> torch.Tensor:
         """Mean of each channel's group: (B, C, 1, …)."""
