@@ -7,6 +7,7 @@ that says why.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -89,8 +90,8 @@ def compare(
 
 
 def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], directory: Path) -> tuple[Path, float]:
-    """(The peer's own form of the checkpoint, milliseconds that its conversion took), made once a bundle's identity."""
-    target = directory / "models" / f"{peer.environment.name}-{request['bundle_id']}"
+    """(The peer's own form of the checkpoint, milliseconds that its conversion took), made once a checkpoint."""
+    target = directory / "models" / f"{peer.environment.name}-{request['checkpoint_id']}"
     note = target.with_name(f"{target.name}.json")
     if not (target.is_dir() and note.is_file()):
         shutil.rmtree(target, ignore_errors=True)
@@ -105,9 +106,14 @@ def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], director
     return target, json.loads(note.read_text(encoding="utf-8"))["ms"]
 
 
+def checkpoint_id(bundle: Bundle) -> str:
+    """Names what the bundle was built from: other bundles of it meet the same conversions."""
+    return hashlib.sha256(json.dumps(bundle.model, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def reference_picture(request: Mapping[str, Any], directory: Path) -> Path:
-    """What diffusers draws of PROMPT with seed 0 in fp32, made once a bundle's identity and step count."""
-    target = directory / f"reference-{request['bundle_id']}-{request['steps']}.png"
+    """What diffusers draws of PROMPT with seed 0 in fp32, made once a checkpoint and step count."""
+    target = directory / f"reference-{request['checkpoint_id']}-{request['steps']}.png"
     if not target.is_file():
         python = python_of(REFERENCE.environment, directory)
         log = directory / f"{REFERENCE.environment.name}.log"
@@ -130,7 +136,11 @@ def run(
         "steps": settings["steps"],
     }
     rows = Results(store, "peers", bundle.model["name"], {**request, "runs": settings["runs"]})
-    request |= {"bundle": str(bundle_path.resolve()), "checkpoint": str(checkpoint.resolve())}
+    request |= {
+        "bundle": str(bundle_path.resolve()),
+        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint_id": checkpoint_id(bundle),
+    }
     try:
         reference = reference_picture(request, directory)
     except PeerUnavailable as error:

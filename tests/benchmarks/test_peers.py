@@ -9,6 +9,7 @@ from benchmarks.peers import environments
 from benchmarks.peers.conversation import FOLDER, Worker
 from benchmarks.peers.environments import PEERS, Environment, PeerSpec, PeerUnavailable, python_of
 from benchmarks.tables import document_tables
+from sdturbo.bundle import Bundle
 from sdturbo.errors import InvalidRequest
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
@@ -43,7 +44,7 @@ def test_pairs_are_drawn_in_turn_and_a_failed_peer_is_a_row(bundle_dir, tmp_path
     again = compare.converted(
         peer("draws", converts=True),
         sys.executable,
-        {"bundle_id": document["settings"]["bundle_id"]},
+        {"checkpoint_id": compare.checkpoint_id(Bundle.load(bundle_dir))},
         tmp_path / "peers",
     )
     assert again[1] == good["prepare_ms"]  # of the one conversion

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU, in fp32 or, where the CPU has bf16 instructions, in bf16. Reads the bundle's ONNX files.
 
-A bundle in int8 says itself which layers are computed in 8 bits; the others are in fp32. What OpenVINO makes of a graph is kept
-in the user's cache (`compiled_cache`) and mapped into memory at the next load.
+A bundle in int8 says itself which layers are computed in 8 bits; the others are in bf16 or fp32, as above. What OpenVINO makes
+of a graph is kept in the user's cache (`compiled_cache`) and mapped into memory at the next load.
 """
 
 # openvino's bindings are typed in part:
@@ -28,7 +28,7 @@ from sdturbo.compiled_cache import CompiledCache, cache_key, cpu_flags
 from sdturbo.errors import BackendUnavailable
 from sdturbo.plans import onnx_sha256
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # OpenVINO's names for what the graph leaves open
+PRECISIONS = ("fp32", "bf16", "int8")
 FORM = 1  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
 
 log = logging.getLogger("sdturbo")
@@ -70,7 +70,7 @@ def connect(
     fastest = "bf16" if has_bf16 else "fp32"
     chosen = precision or ("int8" if bundle is not None and bundle.precision == "int8" else fastest)
     config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[chosen],
+        "INFERENCE_PRECISION_HINT": "bf16" if chosen == "bf16" or (chosen == "int8" and has_bf16) else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
     }
