@@ -66,10 +66,10 @@ class CompiledCache:
             log.warning("what was compiled before cannot be read: %s", error)
         return None
 
-    def put(self, key: str, blob: memoryview) -> None:
-        """Keep `blob` under `key`, and delete what was not used for a month."""
+    def put(self, key: str, blob: memoryview) -> bool:
+        """Keep `blob` under `key`, and delete what was not used for a month. Whether it could be kept."""
         if self._directory is None:
-            return
+            return False
         digest = hashlib.sha256(blob).hexdigest()
         path = self._directory / f"{key}-{digest}.blob"
         try:
@@ -78,8 +78,9 @@ class CompiledCache:
                 file.write(blob)
         except OSError as error:
             log.warning("what was compiled is not kept for the next load: %s", error)
-        else:
-            self._memory.remember(path, digest)
+            return False
+        self._memory.remember(path, digest)
+        return True
 
     def drop(self, key: str) -> None:
         """Delete what lies under `key`: its library refused it."""

@@ -14,7 +14,7 @@ import pytest
 
 from sdturbo import Pipeline, backends, compiled_cache, hash_memory
 from sdturbo.backends.openvino import OpenVinoBackend
-from sdturbo.backends.openvino_half import keep_half_weights
+from sdturbo.backends.openvino_weights import keep_half_weights, round_weights
 from sdturbo.bundle import Bundle
 from sdturbo.compiled_cache import CompiledCache, cache_key
 from sdturbo.files import sha256_file
@@ -287,6 +287,32 @@ def test_float16_weights_stay_float16_in_what_is_kept(tmp_path):
     x = np.ones((1, 256), np.float32)
     (y,) = core.import_model(blob, "CPU", properties)([x]).values()
     assert np.allclose(y, x @ weights.astype(np.float32), atol=1e-4)
+
+
+def test_weights_of_layers_in_bfloat16_are_kept_in_it(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    torch = pytest.importorskip("torch")
+    numbers = np.random.default_rng(0).standard_normal((2, 256, 256)).astype(np.float32)
+    numbers[0, 0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, 0.0, -1e-40]  # two ties, zero, a number below the normal ones
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> g (float[1,256] x) => (float[1,256] y)'
+        " { p = MatMul (x, weights)  q = MatMul (p, shared)  r = Add (q, shared_row)  y = Add (r, bias) }"
+    )
+    arrays = {"weights": numbers[0], "shared": numbers[1], "shared_row": numbers[1, :1], "bias": numbers[0, 1]}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    onnx.save(model, tmp_path / "g.onnx")
+    core = openvino.Core()
+    read = core.read_model(str(tmp_path / "g.onnx"))
+    assert round_weights(read) == 2
+    assert round_weights(read) == 0
+    properties = {"INFERENCE_PRECISION_HINT": "f32"}
+    blob = core.compile_model(read, "CPU", properties).export_model().getvalue()
+    assert numbers.nbytes / 2 < len(blob) < 0.75 * numbers.nbytes
+    x = np.random.default_rng(1).standard_normal((1, 256)).astype(np.float32)
+    rounded = torch.from_numpy(numbers).bfloat16().float().numpy()
+    expected = x @ rounded[0] @ rounded[1] + arrays["shared_row"] + arrays["bias"]
+    (y,) = core.import_model(blob, "CPU", properties)([x]).values()
+    assert np.abs(y - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_machines_have_a_list_of_instruction_sets():

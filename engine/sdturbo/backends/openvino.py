@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session, Tensors, check_tensors
-from sdturbo.backends.openvino_half import keep_half_weights
 from sdturbo.backends.openvino_upsample import transposed_upsampling
+from sdturbo.backends.openvino_weights import keep_half_weights, round_weights
 from sdturbo.bundle import Bundle, Stage
 from sdturbo.compiled_cache import CompiledCache, cache_key, cpu_flags
 from sdturbo.errors import BackendUnavailable
 from sdturbo.plans import onnx_sha256
 
 PRECISIONS = ("fp32", "bf16", "int8")
-FORM = 1  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
+FORM = 2  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
 
 log = logging.getLogger("sdturbo")
 
@@ -117,29 +117,37 @@ class OpenVinoBackend:
         )
 
     def _cached(self, graph: Path, key: str) -> tuple[Any, NDArray[Any] | None]:
-        """(The compiled graph, the memory it lies in) from the cache, or else compiled and put there."""
-        import openvino
-
+        """(The compiled graph, the memory it lies in) from the cache, to which it is compiled if it is not there."""
         assert self._bundle is not None
         cache = CompiledCache(trust_unchanged=self._bundle.trust_unchanged)
-        if (blob := cache.find(key)) is not None:
-            try:
-                memory = np.frombuffer(blob, np.uint8)
-                tensor = openvino.Tensor(memory, shared_memory=True)
-                return self._core.import_model(tensor, "CPU", self._config), memory
-            except RuntimeError as error:
-                log.warning(
-                    "openvino refuses what it compiled of %s before, so it compiles again: %s", graph.name, error
-                )
-                cache.drop(key)
+        if (found := self._imported(cache, graph, key)) is not None:
+            return found
         compiled = self._compile(graph)
-        cache.put(key, compiled.export_model().getbuffer())
-        return compiled, None
+        if not cache.put(key, compiled.export_model().getbuffer()):
+            return compiled, None
+        del compiled  # it holds its constants beside what it made of them; what is imported maps them
+        return self._imported(cache, graph, key) or (self._compile(graph), None)
+
+    def _imported(self, cache: CompiledCache, graph: Path, key: str) -> tuple[Any, NDArray[Any]] | None:
+        import openvino
+
+        if (blob := cache.find(key)) is None:
+            return None
+        try:
+            memory = np.frombuffer(blob, np.uint8)
+            tensor = openvino.Tensor(memory, shared_memory=True)
+            return self._core.import_model(tensor, "CPU", self._config), memory
+        except RuntimeError as error:
+            log.warning("openvino refuses what it compiled of %s before, so it compiles again: %s", graph.name, error)
+            cache.drop(key)
+            return None
 
     def _compile(self, graph: Path) -> Any:
         model = self._core.read_model(str(graph))
         transposed_upsampling(model)
         keep_half_weights(model)
+        if self._config["INFERENCE_PRECISION_HINT"] == "bf16":
+            round_weights(model)
         return self._core.compile_model(model, "CPU", self._config)
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> None:

@@ -1,0 +1,67 @@
+"""Weights in two bytes as OpenVINO compiles them: it then carries half of what it would, and loads in less time.
+
+A constant and a Convert to float32 is carried out while OpenVINO compiles, which takes the weights' float32 size of memory,
+unless the Convert is marked as those of its own files are (ov::Decompression, of which only the name counts:
+openvino/core/rt_info/decompression.hpp); then each layer converts its own.
+"""
+
+# openvino's bindings are typed in part:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingImports=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_MARK = "decompression_0"
+_LAYERS = {"MatMul", "Convolution", "Gather"}  # others want their constants folded
+
+
+def keep_half_weights(model: Any) -> int:
+    """Mark every float16 weight of a layer in `model`, an openvino.Model, in place; their number."""
+    casts = [node for node in model.get_ops() if node.get_type_name() == "Convert" and _type(node.input(0)) == "f16"]
+    kept = [cast for cast in casts if cast.input_value(0).get_node().get_type_name() == "Constant" and _is_weight(cast)]
+    for cast in kept:
+        cast.get_rt_info()[_MARK] = ""
+    return len(kept)
+
+
+def round_weights(model: Any) -> int:
+    """Store every float32 weight of a layer in `model` in bfloat16, in place; their number.
+
+    For models whose layers compute in bfloat16: they round their weights in the same way, to nearest even.
+    """
+    from openvino import op
+    from openvino import opset13 as ops
+
+    constants = [
+        node for node in model.get_ops() if node.get_type_name() == "Constant" and _type(node.output(0)) == "f32"
+    ]
+    weights = [constant for constant in constants if _is_weight(constant)]
+    for constant in weights:
+        cast = ops.convert(op.Constant(_rounded(constant.data)), "f32")
+        cast.get_rt_info()[_MARK] = ""
+        for reader in constant.output(0).get_target_inputs():
+            reader.replace_source_output(cast.output(0))
+    return len(weights)
+
+
+def _rounded(values: Any) -> Any:
+    """float32 to bfloat16: half of the last bit that stays is added, less one where that bit is 0."""
+    from openvino import Tensor, Type
+
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = Tensor(Type.bf16, list(values.shape))
+    np.right_shift(bits + 0x7FFF + (bits >> 16 & 1), 16, out=rounded.data.view(np.uint16), casting="unsafe")
+    return rounded
+
+
+def _type(port: Any) -> str:
+    return port.get_element_type().get_type_name()
+
+
+def _is_weight(node: Any) -> bool:
+    """Whether layers, and nothing else, read its value."""
+    return {port.get_node().get_type_name() for port in node.output(0).get_target_inputs()} <= _LAYERS
