@@ -119,10 +119,22 @@ def test_layers_are_found_behind_casts(graph):
 
 
 def test_damage_is_each_layers_own(graph, points, measured_ranges):
-    damage = measure_damage(graph, layers_of(ir.load(graph)), measured_ranges, points)
+    damage = measure_damage(graph, layers_of(ir.load(graph)), measured_ranges, points, 0.01)
     assert list(damage) == ["first", "second", "third", "fourth"]
     assert all(0 < damage[name] < 0.03 for name in ("first", "second", "fourth"))
     assert damage["third"] > 0.1  # its range is that of values a thousand times as great
+
+
+def test_what_stays_below_half_the_limit_is_measured_once(graph, points, measured_ranges):
+    points = points[::-1]  # the last one does most
+    layers = layers_of(ir.load(graph))
+    alone = [measure_damage(graph, layers, measured_ranges, [point], 0.0) for point in points]
+    every = measure_damage(graph, layers, measured_ranges, points, 0.0)
+    assert every == {name: max(one[name] for one in alone) for name in every}
+    assert every != alone[0]
+    limit = 2 * sorted(alone[0].values())[1]  # half of it is the second least: two layers do not exceed that
+    mixed = measure_damage(graph, layers, measured_ranges, points, limit)
+    assert mixed == {name: (every if alone[0][name] > limit / 2 else alone[0])[name] for name in every}
 
 
 def test_a_written_graph_computes_in_8_bits_on_both_backends(graph, points, measured_ranges, tmp_path):
