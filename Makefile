@@ -48,8 +48,11 @@ image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 verify: $(VENV)/.export  ## Compare the engines of MODEL with PyTorch and diffusers, stage by stage and picture by picture
 	$(BIN)/sdturbo-export verify "$(BUNDLE)" --model "$(MODEL)"
 
+# a bundle of its own, for other bundles have batch size 1 alone unless BUILD_OPTIONS says more
+BATCHES ?= 1 2 4 8
+bench: BUNDLE = build/$(notdir $(patsubst %/,%,$(MODEL)))-batches
 bench: $(VENV)/.bench  ## Time every engine of MODEL that runs here, and how it scales; stored in benchmarks/results
-	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
+	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines BUNDLE="$(BUNDLE)" BUILD_OPTIONS="$(BATCHES:%=--batch-size %) $(BUILD_OPTIONS)"
 	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
 	$(BIN)/python -m benchmarks.suite --bundle "$(BUNDLE)" --runs $(RUNS) $(if $(THREADS),--threads $(THREADS))
 

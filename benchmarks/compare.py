@@ -135,7 +135,7 @@ def run(
         "threads": settings["threads"],
         "steps": settings["steps"],
     }
-    rows = Results(store, "peers", bundle.model["name"], {**request, "runs": settings["runs"]})
+    rows = Results(store, "peers", results.name_of(bundle), {**request, "runs": settings["runs"]})
     request |= {
         "bundle": str(bundle_path.resolve()),
         "checkpoint": str(checkpoint.resolve()),

@@ -91,7 +91,7 @@ def run(bundle: Bundle, checkpoint: Checkpoint, store: Path, count: int, steps: 
         raise InvalidRequest(f"Got {steps} steps; expected 1 to {MAX_STEPS}.")
     texts = prompts(count)
     settings = {"bundle_id": bundle.bundle_id, "steps": steps, "prompts": texts}
-    rows = Results(store, "quality", bundle.model["name"], settings)
+    rows = Results(store, "quality", results.name_of(bundle), settings)
     missing = [engine for engine in suite.engines(bundle) if rows.find(dict(zip(KEY, engine, strict=True))) is None]
     expected = reference(checkpoint, texts, steps) if missing else []
     for backend, precision in missing:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sdturbo import doctor
+from sdturbo import Bundle, doctor
 from sdturbo.files import atomic_write
 
 DIRECTORY = Path(__file__).parent / "results"
@@ -78,6 +78,12 @@ class Results:
     def _write(self, path: Path) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps(self.document, indent=1).encode())
+
+
+def name_of(bundle: Bundle) -> str:
+    """What results of a bundle are stored under: its model, and its precision where that is not fp32."""
+    name = bundle.model["name"]
+    return name if bundle.precision == "fp32" else f"{name}-{bundle.precision}"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

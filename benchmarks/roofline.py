@@ -44,7 +44,7 @@ def run(bundle_path: Path, store: Path, threads: int, runs: int) -> dict[str, An
     bundle = Bundle.load(bundle_path)
     work = work_of(bundle)
     settings = {"bundle_id": bundle.bundle_id, "threads": threads, "runs": runs}
-    rows = Results(store, "roofline", bundle.model["name"], settings)
+    rows = Results(store, "roofline", results.name_of(bundle), settings)
     for precision in PRECISIONS:
         key = {"ceiling": precision}
         if rows.find(key) is None:

@@ -70,7 +70,7 @@ def run(bundle_path: Path, store: Path, threads: Sequence[int], runs: int) -> di
     threads = check_threads(threads)
     bundle = Bundle.load(bundle_path)
     settings = {"bundle_id": bundle.bundle_id, "threads": threads, "runs": runs, "batch_sizes": bundle.batch_sizes}
-    rows = Results(store, "bench", bundle.model["name"], settings)
+    rows = Results(store, "bench", results.name_of(bundle), settings)
     if rows.resumed:
         print("going on with an interrupted run", file=sys.stderr)
     configurations = plan(engines(bundle), bundle.batch_sizes, threads, range(1, MAX_STEPS + 1))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks import charts, measure, suite
 from benchmarks.measure import Configuration
-from benchmarks.results import Results
+from benchmarks.results import Results, name_of
 from benchmarks.tables import document_tables
 from sdturbo import backends
 from sdturbo.bundle import Bundle
@@ -65,6 +66,12 @@ def test_rows_of_other_settings_are_not_taken_over(tmp_path):
     Results(tmp_path, "bench", "fake", {"runs": 1}).add({"threads": 1}, {"median": 5})
     assert Results(tmp_path, "bench", "fake", {"runs": 1}).resumed
     assert not Results(tmp_path, "bench", "fake", {"runs": 2}).resumed
+
+
+def test_other_precisions_of_a_model_are_stored_beside_it(bundle_dir):
+    bundle = Bundle.load(bundle_dir)
+    assert name_of(bundle) == "fake"
+    assert name_of(dataclasses.replace(bundle, precision="int8")) == "fake-int8"
 
 
 def test_a_row_that_failed_is_tried_again(tmp_path):
