@@ -146,11 +146,16 @@ def run(
     except PeerUnavailable as error:
         reference = None
         print(f"no PSNR, for the reference cannot be drawn: {error}", file=sys.stderr)
+    prepared: set[Engine] = set()
     for peer, engine in pairs(engines(bundle), peers):
         key = {"peer": peer.name, "backend": engine[0], "precision": engine[1]}
         row = rows.find(key)
         if row is None:
             try:
+                if engine not in prepared:
+                    with Worker(sys.executable, "sdturbo_worker.py", engine, request["threads"]) as worker:
+                        worker.ask("prepare", **request)
+                    prepared.add(engine)
                 row = rows.add(key, compare(peer, engine, request, settings["runs"], directory, reference))
             except PeerUnavailable as error:
                 row = rows.add(key, {"error": str(error)})

@@ -29,7 +29,8 @@ def section(directory: Path) -> str:
     for document in documents:
         pictures = "".join(f"![{name}](benchmarks/results/{name})\n" for name in charts.names(document))
         parts.append(
-            f"### {TITLES[document['suite']]}\n\n{provenance(document)}\n\n{document_tables(document)}\n\n{pictures}"
+            f"### {TITLES[document['suite']]}\n\n{provenance(document)}\n\n"
+            f"{document_tables(document, beside_charts=True)}\n\n{pictures}"
         )
     return "\n".join(parts)
 

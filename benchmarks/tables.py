@@ -16,9 +16,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [_line(row, widths) for row in rows])
 
 
-def document_tables(document: Row) -> str:
-    """The tables of one stored run."""
-    return "\n\n".join(part for part in _TABLES[document["suite"]](document) if part)
+def document_tables(document: Row, *, beside_charts: bool = False) -> str:
+    """The tables of one stored run. beside_charts: without how it scales, which a chart shows."""
+    parts = _TABLES[document["suite"]](document)
+    if beside_charts and document["suite"] == "bench":
+        parts = parts[:1]
+    return "\n\n".join(part for part in parts if part)
 
 
 def provenance(document: Row) -> str:
@@ -149,7 +152,7 @@ def _quality(document: Row) -> list[str]:
         for row in document["rows"]
     ]
     return [
-        f"{len(document['settings']['prompts'])} prompts, {document['settings']['steps']} steps",
+        f"{len(document['settings']['prompts'])} prompts, num_inference_steps {document['settings']['steps']}",
         table(header, lines),
     ]
 

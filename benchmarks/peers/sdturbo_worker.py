@@ -16,7 +16,8 @@ class Ours:
         self.backend, self.precision = backend, precision
 
     def prepare(self, request: Mapping[str, Any]) -> None:
-        """Nothing: the bundle is there."""
+        """Compile the bundle: what comes of it stays in the user's cache."""
+        self.load(request)
 
     def load(self, request: Mapping[str, Any]) -> None:
         self.pipe = Pipeline.load(

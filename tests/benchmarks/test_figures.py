@@ -3,7 +3,8 @@ import re
 import pytest
 
 from benchmarks import readme
-from benchmarks.results import DIRECTORY, ROOT, Results
+from benchmarks.results import DIRECTORY, ROOT, Results, stored
+from benchmarks.tables import document_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARTS = {
@@ -23,6 +24,7 @@ def directory(tmp_path):
         "anonymous_memory_mb": 10.0,
     }
     rows.add(key, {"parts_ms": PARTS, **figures})
+    rows.add({**key, "steps": 2}, {"parts_ms": PARTS, **figures, "batch_size": 1})
     rows.finish()
     return tmp_path
 
@@ -40,6 +42,8 @@ def test_section_is_made_of_the_results(directory):
     text = readme.section(directory)
     assert "| null fp32" in text
     assert "sdturbo 0" in text
+    assert "| scaling" not in text  # a chart shows it
+    assert "| scaling" in document_tables(next(stored(directory)))
     assert re.search(r"\d{4}-\d\d-\d\d", text)
     changed = readme.with_section(README, text)
     assert changed != README
