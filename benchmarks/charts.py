@@ -72,7 +72,8 @@ def _stages(figure: Any, rows: Sequence[Row]) -> None:
 def _scaling(figure: Any, document: Row, rows: Sequence[Row]) -> None:
     most = document["settings"]["threads"][-1]
     fixed = {"threads": most, "batch_size": 1, "steps": 1}
-    for axes, axis in zip(figure.subplots(1, len(AXES)), AXES, strict=True):
+    varied = [axis for axis in AXES if len({row["key"][axis] for row in rows}) > 1] or list(AXES[:1])
+    for axes, axis in zip(figure.subplots(1, len(varied), squeeze=False)[0], varied, strict=True):
         for engine in sorted({(row["key"]["backend"], row["key"]["precision"]) for row in rows}):
             others = {"backend": engine[0], "precision": engine[1], **fixed}
             del others[axis]
