@@ -16,6 +16,7 @@ class Progress:
     say: Callable[[str], None]
     _start: float = field(default_factory=time.monotonic)
     _done: float = 0.0
+    _part_start: float = 0.0
     _count: int = 0
     _tenth: int = 0
 
@@ -24,15 +25,17 @@ class Progress:
         """Announce a part when it begins; its weight counts as done when it ends."""
         self._count += 1
         self._tenth = 0
+        self._part_start = time.monotonic()
         self.say(f"[{self._count}/{len(self.parts)}] {name}{self._left()}")
         yield
         self._done += dict(self.parts)[name]
 
     def share(self, done: float) -> None:
-        """Say how much of the current part is done, 0 to 1, at every new tenth."""
+        """Say how much of the current part is done, 0 to 1, at every new tenth, and how long the rest of it takes."""
         if int(done * 10) > self._tenth:
             self._tenth = int(done * 10)
-            self.say(f"      {self._tenth * 10} %")
+            left = (time.monotonic() - self._part_start) / done * (1 - done)
+            self.say(f"      {self._tenth * 10} %, the rest in about {left:.0f} s")
 
     def _left(self) -> str:
         total = sum(weight for _, weight in self.parts)
