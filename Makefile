@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help test-tensorrt engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -27,13 +27,18 @@ engines-cpu: $(VENV)/.export
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
 	$(DRAW)
 
+# tiny's activations overflow float16: on a GPU it computes in fp32
+GPU_PRECISION = $(if $(filter tiny,$(MODEL)),fp32,fp16)
+
 engines-tensorrt: $(VENV)/.tensorrt
-	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
+	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
 	$(BIN)/sdturbo-export trt "$(BUNDLE)"
 	$(DRAW) --backend tensorrt
 
 engines-cuda: $(VENV)/.cuda
-	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
+	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
 	$(DRAW) --backend cuda
 
 # a dry run needs no GPU: it shows the report and runs all but CUDA's calls
@@ -93,6 +98,9 @@ test-page: $(VENV)/.dev  ## The page in Debian's chromium, which is installed if
 
 test-ray: $(VENV)/.ray  ## The server on a real Ray of this machine, which is installed if missing (250 MB, minutes)
 	$(BIN)/pytest -m ray tests/serve
+
+test-tensorrt: $(VENV)/.rtx  ## Every stage parsed and compiled by NVIDIA's own TensorRT for RTX, which needs no GPU (97 MB)
+	$(BIN)/pytest -m tensorrt tests
 
 # what onnxruntime-gpu does where it finds no GPU: its own directory, for it and the CPU build exclude each other
 GPU_SITE := build/onnxruntime-gpu
@@ -165,6 +173,10 @@ $(VENV)/.bench: $(VENV)/.export
 
 $(VENV)/.dev: $(VENV)/.export
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export,dev]"
+	touch $@
+
+$(VENV)/.rtx: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13==1.7.1.116"
 	touch $@
 
 # Ray is a quarter of a gigabyte: neither the tests of `make test` nor the server needs it

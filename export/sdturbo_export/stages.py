@@ -62,7 +62,7 @@ class TimestepOf(nn.Module):
         self.register_buffer("timesteps", torch.tensor([row.timestep for row in checkpoint.schedule.rows]))
 
     def forward(self, step: torch.Tensor) -> torch.Tensor:
-        return self.timesteps[step]
+        return self.timesteps[step.reshape(1)].reshape(())
 
 
 class Denoiser(nn.Module):
@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
         self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
 
     def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        c_in, a, b = self.coefficients[step].unbind()
+        c_in, a, b = self.coefficients[step.reshape(1)].reshape(3).unbind()
         x, prompt_embeds = _cast(self.unet, latents * c_in, prompt_embeds)
         out = self.unet(x, self.timestep(step), prompt_embeds, return_dict=False)[0].float()
         return a * latents + b * out
@@ -100,7 +100,11 @@ class DenoiserReference(nn.Module):
 
 
 class Decoder(nn.Module):
-    """latents float32 (B, 4, H/8, W/8) -> image uint8 (B, H, W, 3): round(255·clamp(x/2 + ½)), half to even."""
+    """latents float32 (B, 4, H/8, W/8) -> image uint8 (B, H, W, 3): round(255·clamp(x/2 + ½)), half to even.
+
+    The cast to uint8 is the graph's last node: TensorRT takes uint8 as a graph's input or output alone, beside one Cast
+    (onnx-tensorrt, docs/operators.md).
+    """
 
     def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
@@ -114,7 +118,7 @@ class Decoder(nn.Module):
         return (image * 0.5 + 0.5).clamp(0, 1) * 255
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.pixels(latents).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return self.pixels(latents).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
 class Encoder(nn.Module):
@@ -129,11 +133,11 @@ class Encoder(nn.Module):
     def forward(
         self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
     ) -> torch.Tensor:
-        (x,) = _cast(self.vae, image.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        (x,) = _cast(self.vae, _from_pixels(image))
         moments = self.vae.quant_conv(self.vae.encoder(x)).float()
         mean, logvar = moments.chunk(2, dim=1)
         z = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * posterior_noise
-        return z * self.scaling_factor + self.sigmas[step] * noise
+        return z * self.scaling_factor + self.sigmas[step.reshape(1)].reshape(()) * noise
 
 
 class TinyEncoder(nn.Module):
@@ -146,9 +150,9 @@ class TinyEncoder(nn.Module):
         self.register_buffer("sigmas", torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        (x,) = _cast(self.vae, image.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        (x,) = _cast(self.vae, _from_pixels(image))
         z = self.vae.encode(x, return_dict=False)[0].float()
-        return z * self.scaling_factor + self.sigmas[step] * noise
+        return z * self.scaling_factor + self.sigmas[step.reshape(1)].reshape(()) * noise
 
 
 class EncoderReference(nn.Module):
@@ -170,6 +174,11 @@ class EncoderReference(nn.Module):
         self.scheduler.set_timesteps(row.num_inference_steps)
         timesteps = self.scheduler.timesteps[row.index].repeat(len(image))
         return self.scheduler.add_noise(latents, noise, timesteps)
+
+
+def _from_pixels(image: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3), 0 to 255 -> float32 (B, 3, H, W), -1 to 1. The cast is the graph's first node (see `Decoder`)."""
+    return image.float().permute(0, 3, 1, 2) / 255 * 2 - 1
 
 
 def _cast(module: nn.Module, *tensors: torch.Tensor) -> Tensors:

@@ -39,3 +39,12 @@ def test_it_runs_as_a_file_without_the_environment(tmp_path, script, engines):
 
 def test_the_least_capability_is_that_of_the_backends():
     assert machine.LEAST_CAPABILITY == gpu.LEAST_CAPABILITY
+
+
+@pytest.mark.parametrize(("model", "precision"), [("tiny", "fp32"), ("small", "fp16")])
+def test_tiny_whose_activations_overflow_float16_gets_engines_in_fp32(model, precision):
+    for engines in ("tensorrt", "cuda"):
+        command = ["make", "--dry-run", "engines", f"MODEL={model}", f"ENGINES={engines}"]
+        told = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+        assert f"--precision {precision}" in told
+        assert ("overflow float16" in told) == (model == "tiny")

@@ -64,3 +64,23 @@ def test_timestep_arithmetic_left_the_denoiser(small_bundle):
     names = " ".join(tensor.name for tensor in model.graph.initializer)
     assert "time_embedding.linear" not in names
     assert "time_emb_proj" not in names
+
+
+@pytest.mark.parametrize("plan", [PLANS[2], PLANS[3]], ids=lambda plan: plan.name)
+def test_uint8_stands_beside_one_cast_at_the_graphs_border(small_bundle, plan):
+    """TensorRT's parser takes it nowhere else."""
+    model = onnx.load(str(small_bundle.graph(plan.name, 1)), load_external_data=False)
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    readers = [node.op_type for node in graph.node if "image" in node.input]
+    writers = [node.op_type for node in graph.node if "image" in node.output]
+    assert (readers, writers) == (([], ["Cast"]) if plan.name == "decoder" else (["Cast"], []))
+    assert not [value.name for value in graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8]
+    casts = [node.attribute[0].i for node in graph.node if node.op_type == "Cast"]
+    assert casts.count(onnx.TensorProto.UINT8) == (plan.name == "decoder")
+
+
+@pytest.mark.parametrize("plan", [PLANS[1], PLANS[3]], ids=lambda plan: plan.name)
+def test_the_step_has_one_dimension_before_it_chooses_a_row(small_bundle, plan):
+    """torch 2.11 exports no table indexed by a tensor without dimensions."""
+    graph = onnx.load(str(small_bundle.graph(plan.name, 1)), load_external_data=False).graph
+    assert {node.op_type for node in graph.node if "step" in node.input} == {"Reshape"}

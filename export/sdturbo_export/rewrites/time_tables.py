@@ -24,7 +24,7 @@ class _Row(nn.Module):
         self.register_buffer("table", table)
 
     def forward(self, step: torch.Tensor, condition: None = None) -> torch.Tensor:
-        return self.table[step].unsqueeze(0)
+        return self.table[step.reshape(1)]
 
 
 class _Part(nn.Module):
