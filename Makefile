@@ -127,16 +127,16 @@ RUN        := build/tiny-run
 
 # without upsample: at so few channels its phases gain nothing, and in fp32 they weigh 1 MB
 tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place (four hours; goes on where it was stopped)
-	$(BIN)/python -m sdturbo_export.tiny.train_vae $(RUN)
-	$(BIN)/python -m sdturbo_export.tiny.train_unet $(RUN)
-	$(BIN)/python -m sdturbo_export.tiny.checkpoint_writer $(RUN) $(CHECKPOINT)
+	$(BIN)/python -m training.tiny.train_vae $(RUN)
+	$(BIN)/python -m training.tiny.train_unet $(RUN)
+	$(BIN)/python -m training.tiny.checkpoint_writer $(RUN) $(CHECKPOINT)
 	$(BIN)/sdturbo-export build --model tiny --without upsample --out $(EMBEDDED)
 	$(MAKE) --no-print-directory tiny-eval
-	$(BIN)/python -m sdturbo_export.tiny.checkpoint_writer $(RUN) $(CHECKPOINT) --results build/tiny-eval/results.md
+	$(BIN)/python -m training.tiny.checkpoint_writer $(RUN) $(CHECKPOINT) --results build/tiny-eval/results.md
 	cp build/tiny-eval/examples.jpg benchmarks/pictures/tiny.jpg
 
 tiny-eval: $(VENV)/.export  ## Measure the embedded model on what it was not trained on: figures and contact sheets (minutes)
-	$(BIN)/python -m sdturbo_export.tiny.evaluate build/tiny-eval
+	$(BIN)/python -m training.tiny.evaluate build/tiny-eval
 
 lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundaries
 	$(BIN)/ruff check .

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.flops import count, flops
 from sdturbo import backends
 from sdturbo.backends import Backend
-from sdturbo.bundle import Stage, TensorSpec
-from sdturbo.doctor import report
+from sdturbo.bundle.description import Stage, TensorSpec
+from sdturbo.commands.doctor import report
 from sdturbo.errors import BackendUnavailable
 
 CONVS = ((512, 64), (512, 128), (256, 256), (128, 512))  # channels, height and width

@@ -9,12 +9,12 @@ from sdturbo.bundle import Bundle
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from sdturbo_export.checkpoint import Checkpoint
+    from sdturbo_export.weights.checkpoint import Checkpoint
 
 
 def checkpoint_of(bundle: Bundle, model: str) -> Checkpoint:
     """The checkpoint `model`. Raises InvalidRequest if the bundle was not built from its very files, or with LoRAs."""
-    from sdturbo_export.resolve import resolve
+    from sdturbo_export.weights.resolve import resolve
 
     checkpoint = resolve(model, ROOT / "build" / "checkpoints")
     loras = bundle.model.get("loras", [])

@@ -27,8 +27,8 @@ from benchmarks.peers.environments import PEERS, PeerSpec, PeerUnavailable, pyth
 from benchmarks.report import report
 from benchmarks.results import ROOT, Results
 from benchmarks.suite import check_threads, engines
-from sdturbo import backends
 from sdturbo.bundle import Bundle
+from sdturbo.cpu import available_cpus
 from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
 
@@ -177,7 +177,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=5, help="pairs a peer")
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=backends.available_cpus())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--peers", nargs="+", default=names, help=f"of: {', '.join(names)}")
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "peers", help="where environments are kept")
     results.add_option(parser)

@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.tables import ms, table
 from sdturbo import Pipeline
 from sdturbo.bundle import EMBEDDED
-from sdturbo.doctor import report as machine
+from sdturbo.commands.doctor import report as machine
 from sdturbo_serve.encoding import QUALITY, encode
 
 PROMPTS = ("a red house by a lake under a blue sky", "a green tree in the snow at night")

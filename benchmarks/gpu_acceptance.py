@@ -27,13 +27,13 @@ import numpy as np
 import sdturbo
 from sdturbo import Pipeline, Request, backends
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram
-from sdturbo.bench import pictures_per_second
 from sdturbo.bundle import Bundle
-from sdturbo.console import run
+from sdturbo.commands.bench import pictures_per_second
+from sdturbo.commands.console import run
 from sdturbo.errors import BackendUnavailable, SDTurboError
 from sdturbo.golden import golden_distance
-from sdturbo_export.distance import BOUNDS, relative_l2
 from sdturbo_export.errors import BuildError
+from sdturbo_export.proof.distance import BOUNDS, relative_l2
 
 NEEDS_GPU = "needs a GPU"
 # ms for text encoder, UNet and decoder, batch 1: per operator the greater of arithmetic and memory traffic, ideal fusion
@@ -91,8 +91,8 @@ def machine(plan: Plan) -> Iterator[Line]:
 
 def compile_plans(bundle: Bundle, plan: Plan, store: Path) -> Iterator[Line]:
     """Compile what is missing; each plan was compared with the graph on the CPU when it was made."""
-    from sdturbo.plans import read_plans
-    from sdturbo_export.trt_plans import compile_plans as compile_all
+    from sdturbo.bundle.plans import read_plans
+    from sdturbo_export.tensorrt.trt_plans import compile_plans as compile_all
 
     start = time.perf_counter()
     compiled = compile_all(bundle, device=plan.device, store=store, say=lambda line: print(line, file=sys.stderr))
@@ -103,7 +103,7 @@ def compile_plans(bundle: Bundle, plan: Plan, store: Path) -> Iterator[Line]:
 
 def parity(bundle: Bundle, plan: Plan) -> Iterator[Line]:
     """Each stage against the graph on the CPU, where no plan was compared when it was made."""
-    from sdturbo_export.trt_plans import references
+    from sdturbo_export.tensorrt.trt_plans import references
 
     backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
     for size in bundle.batch_sizes:
@@ -252,14 +252,14 @@ def _summary(times: list[float]) -> str:
 
 
 def _gpu(plan: Plan) -> Any:
-    from sdturbo.backends.gpu import find_gpus
+    from sdturbo.backends.nvidia.gpus import find_gpus
 
     return find_gpus()[_index(plan)]
 
 
 def _free(plan: Plan) -> int:
     """Free bytes on the GPU; 0 in a dry run, where nothing is made of it."""
-    from sdturbo.backends.gpu import free_memory
+    from sdturbo.backends.nvidia.gpus import free_memory
 
     return 0 if plan.dry else free_memory(_index(plan))
 

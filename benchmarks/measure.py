@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdturbo import Pipeline, backends, bench
+from sdturbo import Pipeline, backends
 from sdturbo.bundle import Bundle
+from sdturbo.commands import bench
 from sdturbo.errors import InvalidRequest, SDTurboError
 
 ROOT = Path(__file__).parent.parent

@@ -23,12 +23,13 @@ from benchmarks.checkpoint import checkpoint_of
 from benchmarks.report import report
 from benchmarks.results import Results
 from sdturbo import Pipeline
-from sdturbo.bundle import MAX_STEPS, Bundle
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import MAX_STEPS
 from sdturbo.errors import InvalidRequest, SDTurboError
 from sdturbo.golden import difference
 
 if TYPE_CHECKING:
-    from sdturbo_export.checkpoint import Checkpoint
+    from sdturbo_export.weights.checkpoint import Checkpoint
 
 Picture = NDArray[np.uint8]
 EQUAL_DB = 99.0  # stands for equal pictures: JSON has no infinity
@@ -54,8 +55,8 @@ def ssim(found: Picture, expected: Picture) -> float:
 
 def prompts(count: int) -> list[str]:
     """Captions of the toy model's held-out combinations, spread evenly over them."""
-    from sdturbo_export.tiny.captions import plain_caption
-    from sdturbo_export.tiny.scenes import HELD_OUT
+    from training.tiny.captions import plain_caption
+    from training.tiny.scenes import HELD_OUT
 
     if not LEAST <= count <= len(HELD_OUT):
         raise InvalidRequest(f"Got {count} prompts; expected {LEAST} to {len(HELD_OUT)}.")
@@ -64,7 +65,7 @@ def prompts(count: int) -> list[str]:
 
 def reference(checkpoint: Checkpoint, texts: Sequence[str], steps: int) -> list[Picture]:
     """diffusers' picture of every prompt, prompt i with seed i, in fp32 on the CPU."""
-    from sdturbo_export.diffusers_reference import draw
+    from sdturbo_export.proof.diffusers_reference import draw
 
     pictures: list[Picture] = []
     for seed, text in enumerate(texts):

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sdturbo import Bundle, doctor
+from sdturbo import Bundle
+from sdturbo.commands import doctor
 from sdturbo.files import atomic_write
 
 DIRECTORY = Path(__file__).parent / "results"

@@ -25,15 +25,15 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from sdturbo import backends
-from sdturbo.bundle import Stage, TensorSpec
+from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.errors import BackendUnavailable
-from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import REWRITES
 from sdturbo_export.rewrites.geglu import two_linear_geglu
 from sdturbo_export.rewrites.group_norm import group_norm_by_channels
 from sdturbo_export.rewrites.upsample import phase_upsampling
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.weights.checkpoint import open_checkpoint
 
 # rewrite -> (channels, side of the square picture, groups), decoder and UNet of SD-Turbo and of the toy model; for the gated
 # unit the picture is a row of tokens

@@ -19,8 +19,8 @@ from benchmarks.measure import Configuration
 from benchmarks.results import Results
 from benchmarks.suite import check_threads, engines
 from benchmarks.tables import document_tables, table
-from sdturbo import backends
 from sdturbo.bundle import Bundle
+from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, InvalidRequest, SDTurboError
 
 STAGES = ("text_encoder", "denoiser", "decoder")
@@ -105,7 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--gpu", help=f"lower bounds on paper for {', '.join(GPUS)}; measures nothing")
-    parser.add_argument("--threads", type=int, default=backends.available_cpus())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--runs", type=int, default=5, help="requests an engine")
     results.add_option(parser)
     arguments = parser.parse_args()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdturbo import Pipeline
-from sdturbo.bench import ENGINES
+from sdturbo.commands.bench import ENGINES
 
 HEAVY = ("torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy")
 _IMPORT = (

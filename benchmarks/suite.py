@@ -15,7 +15,9 @@ from benchmarks.measure import Configuration
 from benchmarks.report import report
 from benchmarks.results import Results
 from sdturbo import backends
-from sdturbo.bundle import MAX_STEPS, Bundle
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import MAX_STEPS
+from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 
 SCALING_RUNS = 3
@@ -42,7 +44,7 @@ def engines(bundle: Bundle) -> list[tuple[str, str]]:
 
 def check_threads(threads: Sequence[int]) -> list[int]:
     """The thread counts in order, without doubles. Raises InvalidRequest for one that this machine has no cores for."""
-    cpus = backends.available_cpus()
+    cpus = available_cpus()
     wrong = [count for count in threads if not 1 <= count <= cpus]
     if wrong:
         raise InvalidRequest(
@@ -89,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=10, help="requests a configuration")
-    most = backends.available_cpus()
+    most = available_cpus()
     parser.add_argument("--threads", type=int, nargs="+", default=list(range(1, most + 1)), help="thread counts")
     results.add_option(parser)
     arguments = parser.parse_args()

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import settings
 
 from sdturbo import Pipeline
-from sdturbo.bundle import identity
-from sdturbo_export.tokenizer_files import tokenizer_json, write_vocabulary
+from sdturbo.bundle.description import identity
+from sdturbo_export.weights.tokenizer_files import tokenizer_json, write_vocabulary
 
 settings.register_profile("sdturbo", deadline=None, max_examples=50, database=None)
 settings.load_profile("sdturbo")

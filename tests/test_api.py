@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 TYPINGS = ROOT / "tests" / "typings"
 VERSIONS = ("tensorrt10", "tensorrt11")
 OURS = [
-    *sorted((ROOT / "engine/sdturbo/backends").glob("*.py")),
-    *sorted((ROOT / "export/sdturbo_export").glob("trt*.py")),
+    *sorted((ROOT / "engine/sdturbo/backends").rglob("*.py")),
+    *sorted((ROOT / "export/sdturbo_export/tensorrt").glob("*.py")),
 ]
 # members of objects that onnxruntime's functions return, by the class that has them
 ORT_OBJECTS = {

@@ -17,8 +17,9 @@ from sdturbo.errors import BackendUnavailable, BundleError, Cancelled, InvalidRe
 if TYPE_CHECKING:
     from sdturbo.bundle import Bundle
     from sdturbo.image import save_png
-    from sdturbo.job import Request, Result
     from sdturbo.pipeline import Pipeline
+    from sdturbo.request import Request
+    from sdturbo.result import Result
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "save_png",
 ]
 
-_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "job", "Result": "job", "save_png": "image"}
+_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "result", "save_png": "image"}
 
 
 def __getattr__(name: str) -> Any:

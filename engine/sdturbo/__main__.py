@@ -1,5 +1,5 @@
 """`python -m sdturbo` is the command `sdturbo`."""
 
-from sdturbo.cli import main
+from sdturbo.commands.cli import main
 
 main()

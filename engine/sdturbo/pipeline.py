@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo import request
 from sdturbo.backends import Backend, Program, Session, connect
-from sdturbo.bundle import EMBEDDED, TOKENIZER, Bundle
+from sdturbo.bundle import EMBEDDED, Bundle
+from sdturbo.bundle.description import TOKENIZER
 from sdturbo.clock import CancelToken, Either
 from sdturbo.errors import BundleError, InvalidRequest, OutputError, SDTurboError
 from sdturbo.image import ImageInput, to_pixels
-from sdturbo.job import F32, Job, Request, Result, accept, finish
 from sdturbo.noise import TorchGenerator
-from sdturbo.stream import stream
+from sdturbo.pipelined import stream
+from sdturbo.request import F32, Job, Request, Seeds, accept
+from sdturbo.result import Result, finish
 from sdturbo.tokenizer import PromptTokenizer, Tokens
 
 MAX_LATENT = 1e4  # a standard normal stays below 10
@@ -93,7 +94,7 @@ class Pipeline:
         strength: float | None = None,
         num_inference_steps: int = 1,
         num_images_per_prompt: int = 1,
-        seed: request.Seeds = 0,
+        seed: Seeds = 0,
         latents: F32 | None = None,
         output_type: str = "pil",
         cancel: CancelToken | None = None,

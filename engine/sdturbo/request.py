@@ -5,16 +5,105 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import SupportsIndex, cast
+from dataclasses import dataclass, field
+from typing import Required, SupportsIndex, TypedDict, cast
 
-from sdturbo.bundle import MAX_STEPS
+import numpy as np
+from numpy.typing import NDArray
+
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import MAX_STEPS
+from sdturbo.clock import CancelToken, Clock
 from sdturbo.errors import InvalidRequest
+from sdturbo.image import ImageInput
+from sdturbo.tokenizer import Tokens
 
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 1000  # a prompt, a call
 OUTPUT_TYPES = ("pil", "np", "latent")
 
+F32 = NDArray[np.float32]
 Seeds = SupportsIndex | Sequence[SupportsIndex]
+
+
+class Request(TypedDict, total=False):
+    """The arguments of `Pipeline.__call__`, by name."""
+
+    prompt: Required[str | Sequence[str]]
+    image: ImageInput | None
+    strength: float | None
+    num_inference_steps: int
+    num_images_per_prompt: int
+    seed: Seeds
+    latents: F32 | None
+    output_type: str
+    cancel: CancelToken | None
+
+
+@dataclass(slots=True)
+class Job:
+    """A checked request of N images on its way.
+
+    rows: the schedule's rows that will run. images_per_prompt: image i belongs to prompt i // images_per_prompt.
+    Filled in on the way: tokens a prompt; x, latents float32 (N, 4, H/8, W/8); prompt_embeds, float32 (77, 1024) an image;
+    images, uint8 (N, H, W, 3).
+    """
+
+    prompts: list[str]
+    image: ImageInput | None
+    strength: float | None
+    num_inference_steps: int
+    rows: range
+    images_per_prompt: int
+    seeds: list[int]
+    latents: F32 | None
+    output_type: str
+    clock: Clock
+    tokens: list[Tokens] = field(default_factory=list[Tokens])
+    x: F32 = field(default_factory=lambda: np.empty(0, np.float32))
+    prompt_embeds: list[F32] = field(default_factory=list[F32])
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    @property
+    def ends_in_pictures(self) -> bool:
+        return self.output_type != "latent"
+
+
+def accept(
+    bundle: Bundle,
+    prompt: str | Sequence[str],
+    image: ImageInput | None = None,
+    *,
+    strength: float | None = None,
+    num_inference_steps: int = 1,
+    num_images_per_prompt: int = 1,
+    seed: Seeds = 0,
+    latents: F32 | None = None,
+    output_type: str = "pil",
+    cancel: CancelToken | None = None,
+    image_to_image: bool,
+) -> Job:
+    """The job of a call's arguments, its clock started. image_to_image: whether the encoder is loaded.
+
+    Raises InvalidRequest.
+    """
+    prompts = check_prompts(prompt)
+    steps = check_count(num_inference_steps, "num_inference_steps", len(bundle.step_counts))
+    per_prompt = check_count(num_images_per_prompt, "num_images_per_prompt", MAX_IMAGES)
+    seeds = check_seeds(seed, len(prompts) * per_prompt)
+    output_type = check_output_type(output_type)
+    check_cancel(cancel)
+    rows = bundle.steps(steps)
+    if image is not None:
+        if latents is not None:
+            raise InvalidRequest("Got both image and latents; image-to-image draws its own noise from the seed.")
+        if not image_to_image:
+            raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
+        strength = check_strength(strength, steps)
+        rows = rows[first_step(steps, strength) :]
+    elif strength is not None:
+        raise InvalidRequest(f"Got strength={strength} without an image; strength belongs to image-to-image.")
+    return Job(prompts, image, strength, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel))
 
 
 def check_prompts(prompt: object) -> list[str]:

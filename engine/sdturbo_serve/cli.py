@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from sdturbo import __version__
-from sdturbo.cli import bundle_option, bundle_path, engine_options
-from sdturbo.console import run
+from sdturbo.commands.cli import bundle_option, bundle_path, engine_options
+from sdturbo.commands.console import run
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
 
 

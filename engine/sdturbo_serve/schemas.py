@@ -8,7 +8,7 @@ from fastapi import UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from sdturbo.bundle import MAX_STEPS
+from sdturbo.bundle.description import MAX_STEPS
 from sdturbo.request import MAX_SEED
 from sdturbo_serve.encoding import Format
 

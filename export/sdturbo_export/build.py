@@ -13,27 +13,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdturbo import backends
-from sdturbo.bundle import MANIFEST, WEIGHT_FORMATS, Bundle
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import MANIFEST, WEIGHT_FORMATS
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.bundle_writer import write_bundle
-from sdturbo_export.checkpoint import Checkpoint
-from sdturbo_export.distance import bound, relative_l2
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.exchange import exchange, waiting_name
-from sdturbo_export.golden import GOLDEN, GoldenRun
 from sdturbo_export.int8.prompts import Prompts, prompts_for
 from sdturbo_export.int8.recipe import Int8Build
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.parity import engine_output, golden_output, half_output, stage_parity, torch_output
-from sdturbo_export.plan_writer import keep_plans, locked
 from sdturbo_export.progress import Progress
+from sdturbo_export.proof.distance import bound, relative_l2
+from sdturbo_export.proof.golden import GOLDEN, GoldenRun
+from sdturbo_export.proof.parity import engine_output, golden_output, half_output, stage_parity, torch_output
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import PLANS, StagePlan, example_inputs, graph_module
-from sdturbo_export.tokenizer_files import tokenizer_json
+from sdturbo_export.tensorrt.plan_writer import keep_plans, locked
+from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _PARTS = [

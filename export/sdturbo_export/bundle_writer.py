@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import save_png
-from sdturbo.bundle import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
+from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
-from sdturbo_export.checkpoint import Checkpoint
-from sdturbo_export.distance import BOUNDS, bound, stage_precision
 from sdturbo_export.exchange import link_or_copy
-from sdturbo_export.golden import GOLDEN
+from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
+from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
-from sdturbo_export.tokenizer_files import tokenizer_json
+from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 if TYPE_CHECKING:
     from sdturbo_export.int8.recipe import Quantized

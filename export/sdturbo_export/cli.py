@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from sdturbo import __version__
-from sdturbo.bundle import WEIGHT_FORMATS, Bundle
-from sdturbo.console import print_json, run
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import WEIGHT_FORMATS
+from sdturbo.commands.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 from sdturbo_export.rewrites import REWRITES
 
@@ -104,8 +105,8 @@ def build(
     """Export MODEL to a bundle: four ONNX graphs, each compared with PyTorch before the bundle is published."""
     _require_torch("build")
     from sdturbo_export.build import build as build_bundle
-    from sdturbo_export.lora import parse_lora
-    from sdturbo_export.resolve import resolve
+    from sdturbo_export.weights.lora import parse_lora
+    from sdturbo_export.weights.resolve import resolve
 
     ask = (lambda question: click.confirm(question, err=True)) if sys.stdin.isatty() and not as_json else None
     parsed = [parse_lora(text) for text in loras]
@@ -145,7 +146,7 @@ def build(
 def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> None:
     """Write a checkpoint in the Hub's layout with weights drawn from a seed: SD-Turbo's size, or small."""
     _require_torch("checkpoint")
-    from sdturbo_export.seeded import write_seeded
+    from sdturbo_export.weights.seeded import write_seeded
 
     if out.exists():
         raise InvalidRequest(f"{out} exists; expected the name of a new directory.")
@@ -174,7 +175,7 @@ def optimum(
     """Write MODEL as a directory that optimum-onnx's ORTStableDiffusionPipeline.from_pretrained loads."""
     _require_torch("optimum")
     from sdturbo_export.optimum_writer import write_optimum
-    from sdturbo_export.resolve import resolve
+    from sdturbo_export.weights.resolve import resolve
 
     checkpoint = resolve(model, workspace / "checkpoints", revision=revision, accept_license=accept_license)
     write_optimum(checkpoint, out, without=without, say=lambda line: click.echo(line, err=True))
@@ -207,8 +208,8 @@ def verify(
     checkpoint = None
     if model is not None:
         _require_torch("verify --model")
-        from sdturbo_export.lora import parse_lora
-        from sdturbo_export.resolve import resolve
+        from sdturbo_export.weights.lora import parse_lora
+        from sdturbo_export.weights.resolve import resolve
 
         parsed = [parse_lora(text) for text in loras]
         checkpoint = resolve(model, workspace / "checkpoints", revision=revision, loras=parsed, decoder=decoder)
@@ -261,8 +262,8 @@ def trt(
     as_json: bool,
 ) -> None:
     """Compile BUNDLE's graphs to TensorRT plans for this machine's GPU and put them into the bundle. Minutes."""
-    from sdturbo.plans import read_plans
-    from sdturbo_export.trt_plans import compile_plans
+    from sdturbo.bundle.plans import read_plans
+    from sdturbo_export.tensorrt.trt_plans import compile_plans
 
     compiled = compile_plans(
         Bundle.load(bundle),

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 LEAST_DRIVER = 580  # CUDA 13, which the packages of the extras are for; source: CUDA 13 release notes
-LEAST_CAPABILITY = (7, 5)  # CUDA 13 and TensorRT, as in `sdturbo.backends.gpu`
+LEAST_CAPABILITY = (7, 5)  # CUDA 13 and TensorRT, as in `sdturbo.backends.nvidia.gpus`
 QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 

@@ -19,10 +19,10 @@ from torch import nn
 from sdturbo.errors import InvalidRequest
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.bundle_writer import write_licence
-from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stages import HEIGHT, WIDTH, rewrite
+from sdturbo_export.weights.checkpoint import Checkpoint
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 PARTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}

@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.files import atomic_write, sha256_file
-from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.stages import StagePlan
+from sdturbo_export.weights.checkpoint import Checkpoint
 
 MANIFEST = "stage.json"
 OUTPUT = "output.npy"
 # what decides the bytes of an exported graph, besides the checkpoint
 _SOURCES = (
-    "autoencoder_tiny.py",
-    "checkpoint.py",
-    "lora.py",
+    "weights/autoencoder_tiny.py",
+    "weights/checkpoint.py",
+    "weights/lora.py",
     "stages.py",
-    "schedule.py",
+    "weights/schedule.py",
     "onnx_from_torch.py",
     "rewrites/geglu.py",
     "rewrites/group_norm.py",

@@ -15,16 +15,16 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import nn
 
-from sdturbo.bundle import TensorSpec
+from sdturbo.bundle.description import TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
-from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.geglu import two_linear_geglu
 from sdturbo_export.rewrites.group_norm import group_norm_by_channels
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.rewrites.time_tables import tabulate_time
 from sdturbo_export.rewrites.upsample import phase_upsampling
-from sdturbo_export.schedule import step_coefficients
+from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.weights.schedule import step_coefficients
 
 HEIGHT = WIDTH = 512
 

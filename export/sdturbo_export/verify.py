@@ -21,7 +21,7 @@ from sdturbo.files import sha256_file
 from sdturbo.golden import difference, golden_distance
 
 if TYPE_CHECKING:
-    from sdturbo_export.checkpoint import Checkpoint
+    from sdturbo_export.weights.checkpoint import Checkpoint
 
 # what is compared with diffusers: (num_inference_steps, strength or None for text-to-image)
 REQUESTS = ((1, None), (2, None), (3, None), (4, None), (1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))
@@ -98,8 +98,8 @@ def _golden(bundle: Bundle, backend: Backend) -> Line:
 
 
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
-    from sdturbo_export.distance import BOUNDS, bound, stage_precision
-    from sdturbo_export.parity import stage_parity
+    from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
+    from sdturbo_export.proof.parity import stage_parity
     from sdturbo_export.stages import PLANS
 
     with tempfile.TemporaryDirectory() as workspace:
@@ -145,7 +145,7 @@ def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[
 
 def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[str, list[tuple[float, int]]]]:
     """For each backend: (PSNR in dB, largest difference of a value) of each request, in the bundle's own precision."""
-    from sdturbo_export.diffusers_reference import draw
+    from sdturbo_export.proof.diffusers_reference import draw
 
     start = _start_image(bundle)
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)

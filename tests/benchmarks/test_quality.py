@@ -62,6 +62,6 @@ def test_rows_hold_the_median_and_the_worst(bundle_dir, references, tmp_path, mo
 
 def test_a_checkpoint_of_other_weights_is_refused(bundle_dir, monkeypatch):
     other = SimpleNamespace(hashes=lambda: {"unet/model.safetensors": "0" * 64})
-    monkeypatch.setattr("sdturbo_export.resolve.resolve", lambda model, workspace: other)
+    monkeypatch.setattr("sdturbo_export.weights.resolve.resolve", lambda model, workspace: other)
     with pytest.raises(InvalidRequest, match="would not draw the same"):
         checkpoint.checkpoint_of(Bundle.load(bundle_dir), "small")

@@ -10,12 +10,12 @@ from benchmarks import charts, measure, suite
 from benchmarks.measure import Configuration
 from benchmarks.results import Results, name_of
 from benchmarks.tables import document_tables
-from sdturbo import backends
 from sdturbo.bundle import Bundle
+from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 
 ROOT = Path(__file__).parents[2]
-CPUS = backends.available_cpus()
+CPUS = available_cpus()
 
 
 @pytest.fixture

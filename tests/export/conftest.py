@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from sdturbo_export.build import build
-from sdturbo_export.checkpoint import open_checkpoint
-from sdturbo_export.seeded import write_seeded
+from sdturbo_export.weights.checkpoint import open_checkpoint
+from sdturbo_export.weights.seeded import write_seeded
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,17 @@ import torch
 from click.testing import CliRunner
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from sdturbo import Pipeline, bench
-from sdturbo.cli import cli
+from sdturbo import Pipeline
+from sdturbo.commands import bench
+from sdturbo.commands.cli import cli
 from sdturbo.errors import InvalidRequest
-from sdturbo_export.autoencoder_tiny import with_decoder
 from sdturbo_export.build import build
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.parity import half_output, relative_l2, torch_output
+from sdturbo_export.proof.parity import half_output, relative_l2, torch_output
 from sdturbo_export.rewrites.upsample import PhaseUpsample
 from sdturbo_export.stages import PLANS, TinyEncoder, example_inputs, graph_module
 from sdturbo_export.verify import compare_with_diffusers, verify_bundle
+from sdturbo_export.weights.autoencoder_tiny import with_decoder
 
 DECODER, ENCODER = PLANS[2], PLANS[3]
 BLOCKS = {"encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4}

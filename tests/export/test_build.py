@@ -18,16 +18,17 @@ from safetensors.torch import save_file
 
 from sdturbo import Pipeline
 from sdturbo.bundle import Bundle
+from sdturbo.bundle.plans import Plan, PlanKey, plan_bytes, read_plans
 from sdturbo.errors import BundleError, InvalidRequest
-from sdturbo.plans import Plan, PlanKey, onnx_sha256, plan_bytes, read_plans
 from sdturbo_export import build as build_module
-from sdturbo_export import distance, stage_store
+from sdturbo_export import stage_store
 from sdturbo_export.build import build
-from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.errors import BuildError, ParityError
-from sdturbo_export.lora import Lora
 from sdturbo_export.onnx_from_torch import WeightFile
-from sdturbo_export.plan_writer import add_plans, plan_name
+from sdturbo_export.proof import distance
+from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
+from sdturbo_export.weights.checkpoint import open_checkpoint
+from sdturbo_export.weights.lora import Lora
 
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 
@@ -282,7 +283,7 @@ def test_notice_follows_the_licence_of_the_weights(copied, store, tmp_path, lice
 
 def test_a_rebuilt_bundle_keeps_plans_of_graphs_that_did_not_change(small_checkpoint, store, tmp_path):
     first, _ = built(small_checkpoint, tmp_path / "bundle", store)
-    key = PlanKey("10.16.1.11", "8.9", "Some GPU", "13.0", onnx_sha256(first, "decoder", 1), first.precision)
+    key = PlanKey("10.16.1.11", "8.9", "Some GPU", "13.0", first.graph_sha256("decoder", 1), first.precision)
     plan = Plan(plan_name(key, "decoder", 1, b"code"), "decoder", 1, key, 1e-4, 2.0)
     old = dataclasses.replace(key, onnx_sha256="0" * 64)
     gone = Plan(plan_name(old, "denoiser", 1, b"old"), "denoiser", 1, old, 1e-4, 2.0)

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdturbo.errors import InvalidRequest
-from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.resolve import resolve
-from sdturbo_export.seeded import write_seeded
+from sdturbo_export.weights.checkpoint import open_checkpoint
+from sdturbo_export.weights.resolve import resolve
+from sdturbo_export.weights.seeded import write_seeded
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from sdturbo import BackendUnavailable, Pipeline
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.build import build
-from sdturbo_export.half_arithmetic import HalfArithmetic
-from sdturbo_export.parity import half_output
+from sdturbo_export.proof.half_arithmetic import HalfArithmetic
+from sdturbo_export.proof.parity import half_output
 from sdturbo_export.rewrites import half
 from sdturbo_export.stages import PLANS
 

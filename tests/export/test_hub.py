@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from sdturbo.errors import InvalidRequest
-from sdturbo_export import hub
 from sdturbo_export.errors import LicenceNotAccepted
+from sdturbo_export.weights import hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 COMMON = [
@@ -126,7 +126,7 @@ def server() -> Iterator[Hub]:
 
 SCRIPT = """
 import json, sys, time, urllib.request
-from sdturbo_export import hub
+from sdturbo_export.weights import hub
 time.sleep = lambda seconds: None  # huggingface_hub waits 23 s in all between its attempts
 address, request = sys.argv[1], json.loads(sys.argv[2])
 hub.SD_TURBO_SHA256.update(request.pop("sha256", {}))

@@ -12,12 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline
-from sdturbo.cli import cli
+from sdturbo.commands.cli import cli
 from sdturbo.golden import golden_distance
 from sdturbo_export import build as build_module
 from sdturbo_export import verify
 from sdturbo_export.build import build
-from sdturbo_export.distance import relative_l2
 from sdturbo_export.errors import QualityError
 from sdturbo_export.int8 import prompts, quality, recipe
 from sdturbo_export.int8.layers import activations, layers_of
@@ -29,6 +28,7 @@ from sdturbo_export.int8.sensitivity import measure_damage
 from sdturbo_export.int8.session import GraphSession
 from sdturbo_export.int8.trajectories import Request, requests
 from sdturbo_export.onnx_from_torch import WeightFile
+from sdturbo_export.proof.distance import relative_l2
 
 # two convolutions read `x`, one weight is stored in half; `peak` has values that 8 bits cannot hold beside the others
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]> stage (float[1,4,16,8] x) => (float[1,4,16,8] out)

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import sdturbo_export
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.lora import Lora, fuse, parse_lora
+from sdturbo_export.weights.lora import Lora, fuse, parse_lora
 
 Weights = dict[str, dict[str, torch.Tensor]]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdturbo.backends import gpu
+from sdturbo.backends.nvidia import gpus
 from sdturbo_export import machine
 
 
@@ -38,7 +38,7 @@ def test_it_runs_as_a_file_without_the_environment(tmp_path, script, engines):
 
 
 def test_the_least_capability_is_that_of_the_backends():
-    assert machine.LEAST_CAPABILITY == gpu.LEAST_CAPABILITY
+    assert machine.LEAST_CAPABILITY == gpus.LEAST_CAPABILITY
 
 
 @pytest.mark.parametrize(("model", "precision"), [("tiny", "fp32"), ("small", "fp16")])

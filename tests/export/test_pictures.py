@@ -10,8 +10,8 @@ import pytest
 from sdturbo import Pipeline, backends
 from sdturbo.errors import BackendUnavailable
 from sdturbo_export.build import build
-from sdturbo_export.lora import Lora
 from sdturbo_export.verify import compare_with_diffusers, verify_bundle
+from sdturbo_export.weights.lora import Lora
 
 BACKENDS = ("onnxruntime", "openvino")
 
@@ -40,8 +40,8 @@ def test_verify_passes_on_every_backend_and_stage(small_bundle, small_checkpoint
 
 
 def test_verify_fails_on_another_checkpoint(small_bundle, small_checkpoint, tmp_path):
-    from sdturbo_export.checkpoint import open_checkpoint
-    from sdturbo_export.seeded import write_seeded
+    from sdturbo_export.weights.checkpoint import open_checkpoint
+    from sdturbo_export.weights.seeded import write_seeded
 
     other = open_checkpoint(write_seeded(tmp_path / "other", small=True, seed=1))
     failed = [line["what"] for line in verify_bundle(small_bundle, other) if not line["ok"]]
@@ -66,8 +66,8 @@ def test_verify_compares_the_loras(small_bundle, small_checkpoint, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bf16_is_within_its_bound_or_refused(small_bundle, small_checkpoint, backend, tmp_path):
     """On a CPU with bf16 instructions OpenVINO keeps the bound; elsewhere asking for bf16 is an error."""
-    from sdturbo_export.distance import BOUNDS
-    from sdturbo_export.parity import stage_parity
+    from sdturbo_export.proof.distance import BOUNDS
+    from sdturbo_export.proof.parity import stage_parity
     from sdturbo_export.stages import PLANS
 
     try:

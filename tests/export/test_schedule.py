@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from sdturbo_export.schedule import schedule_from_config, scheduler_faults, step_coefficients
+from sdturbo_export.weights.schedule import schedule_from_config, scheduler_faults, step_coefficients
 
 CONFIG = json.loads(files("sdturbo_export").joinpath("configs/sd-turbo/scheduler/scheduler_config.json").read_bytes())
 TABLE = {

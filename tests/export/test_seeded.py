@@ -4,9 +4,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from sdturbo_export.checkpoint import expected_shapes
-from sdturbo_export.seeded import write_seeded
-from sdturbo_export.tokenizer_files import tokenizer_json
+from sdturbo_export.weights.checkpoint import expected_shapes
+from sdturbo_export.weights.seeded import write_seeded
+from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 # sha256 of the files at stabilityai/sd-turbo@b261bac6
 HUB = {

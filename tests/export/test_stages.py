@@ -4,8 +4,8 @@ import onnx
 import pytest
 import torch
 
-from sdturbo_export.checkpoint import open_checkpoint
 from sdturbo_export.stages import PLANS, DenoiserReference, example_inputs, graph_module
+from sdturbo_export.weights.checkpoint import open_checkpoint
 
 
 def relative(found, expected):

@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from sdturbo import Bundle
-from sdturbo.bundle import EMBEDDED, STAGES
+from sdturbo.bundle import EMBEDDED
+from sdturbo.bundle.description import STAGES
 from sdturbo_export.errors import BuildError
-from sdturbo_export.trt_from_onnx import PlanOptions, trt_from_onnx
+from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions, trt_from_onnx
 
 pytestmark = pytest.mark.tensorrt
 GB = 1 << 30

@@ -9,17 +9,17 @@ import onnx
 import pytest
 
 from sdturbo import Bundle, Pipeline
-from sdturbo.backends.gpu import Gpu
-from sdturbo.bundle import identity
-from sdturbo.console import run
+from sdturbo.backends.nvidia.gpus import Gpu
+from sdturbo.bundle.description import identity
+from sdturbo.bundle.plans import plan_bytes, read_plans
+from sdturbo.commands.console import run
 from sdturbo.files import sha256_file
-from sdturbo.plans import plan_bytes, read_plans
-from sdturbo_export import trt_plans
 from sdturbo_export.cli import cli
 from sdturbo_export.errors import BuildError, ParityError
-from sdturbo_export.plan_writer import keep_plans
-from sdturbo_export.trt_from_onnx import Phases, PlanOptions, trt_from_onnx
-from sdturbo_export.trt_plans import compile_plans, require_room
+from sdturbo_export.tensorrt import trt_plans
+from sdturbo_export.tensorrt.plan_writer import keep_plans
+from sdturbo_export.tensorrt.trt_from_onnx import Phases, PlanOptions, trt_from_onnx
+from sdturbo_export.tensorrt.trt_plans import compile_plans, require_room
 
 GB = 1 << 30
 

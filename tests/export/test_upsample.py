@@ -13,14 +13,14 @@ from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import save_file
 from torch import nn
 
-from sdturbo.backends.openvino_upsample import transposed_upsampling
+from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.build import build
-from sdturbo_export.lora import Lora
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import REWRITES, rewrites_of
 from sdturbo_export.rewrites.upsample import MIN_CHANNELS, PhaseUpsample, phase_upsampling
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.weights.lora import Lora
 
 SHAPES = [(1, 32, 8, 8, 32), (2, 32, 5, 9, 48), (1, 64, 1, 3, 32)]  # batch, channels, height, width, channels out
 

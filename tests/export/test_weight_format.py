@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sdturbo import Pipeline
-from sdturbo.bundle import MANIFEST, identity
+from sdturbo.bundle.description import MANIFEST, identity
 from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
 from sdturbo_export.build import build
-from sdturbo_export.distance import BOUNDS, ROUNDED_WEIGHTS, bound
 from sdturbo_export.onnx_from_torch import _half, ir
+from sdturbo_export.proof.distance import BOUNDS, ROUNDED_WEIGHTS, bound
 from sdturbo_export.verify import LIMITS
 
 

@@ -8,7 +8,8 @@ import openvino
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline
-from sdturbo.backends import AUTO_ORDER, MODULES, available_cpus, connect, unavailable
+from sdturbo.backends import AUTO_ORDER, MODULES, connect, unavailable
+from sdturbo.cpu import available_cpus
 
 ON_CPU = ("auto", "openvino", "onnxruntime", "null")
 LIBRARIES = ("openvino", "onnxruntime")  # backends named after their library
@@ -204,7 +205,7 @@ def test_a_broken_library_is_named_and_auto_goes_on_to_the_next(monkeypatch, err
     def broken(**_):
         raise error
 
-    monkeypatch.setattr("sdturbo.backends.openvino.connect", broken)
+    monkeypatch.setattr("sdturbo.backends.openvino.backend.connect", broken)
     with pytest.raises(BackendUnavailable, match=f"'openvino' cannot run here: its library.*{error}"):
         connect("openvino")
     assert connect("auto").name == "onnxruntime"

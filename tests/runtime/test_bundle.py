@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdturbo import Bundle, BundleError
-from sdturbo.bundle import DTYPES, STAGES, identity
+from sdturbo.bundle.description import DTYPES, STAGES, identity
 
 MANIFEST = "bundle.json"
 

@@ -12,14 +12,15 @@ import numpy as np
 import onnx
 import pytest
 
-from sdturbo import Pipeline, backends, compiled_cache, hash_memory
-from sdturbo.backends.openvino import OpenVinoBackend
-from sdturbo.backends.openvino_weights import keep_half_weights, round_weights
+from sdturbo import Pipeline, backends, cpu
+from sdturbo.backends.openvino.backend import OpenVinoBackend
+from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
 from sdturbo.bundle import Bundle
-from sdturbo.compiled_cache import CompiledCache, cache_key
+from sdturbo.cache import hashes
+from sdturbo.cache.compiled import CompiledCache, cache_key
+from sdturbo.cache.directory import cache_directory, private_directory
+from sdturbo.cache.hashes import HashMemory
 from sdturbo.files import sha256_file
-from sdturbo.hash_memory import HashMemory
-from sdturbo.user_cache import cache_directory, private_directory
 
 BLOB = memoryview(bytes(range(256)) * 40)
 
@@ -39,9 +40,9 @@ def hashed(monkeypatch):
         names.append(path.name)
         return sha256_file(path)
 
-    monkeypatch.setattr(hash_memory, "sha256_file", spy)
-    monkeypatch.setattr(hash_memory, "LARGE", 0)
-    monkeypatch.setattr(hash_memory, "SETTLED", -1.0)
+    monkeypatch.setattr(hashes, "sha256_file", spy)
+    monkeypatch.setattr(hashes, "LARGE", 0)
+    monkeypatch.setattr(hashes, "SETTLED", -1.0)
     return names
 
 
@@ -88,13 +89,13 @@ def test_an_unchanged_file_is_hashed_once(weights, hashed):
 
 
 def test_a_small_file_is_hashed_every_time(weights, hashed, monkeypatch):
-    monkeypatch.setattr(hash_memory, "LARGE", 8)
+    monkeypatch.setattr(hashes, "LARGE", 8)
     assert [HashMemory().sha256(weights) for _ in range(2)] == [sha256_file(weights)] * 2
     assert len(hashed) == 2
 
 
 def test_a_file_that_was_just_written_is_not_remembered(weights, hashed, monkeypatch):
-    monkeypatch.setattr(hash_memory, "SETTLED", 3600.0)
+    monkeypatch.setattr(hashes, "SETTLED", 3600.0)
     HashMemory().sha256(weights)
     HashMemory().sha256(weights)
     assert len(hashed) == 2
@@ -155,7 +156,7 @@ def test_what_was_put_is_found_by_its_key_alone():
 @pytest.mark.parametrize("trust_unchanged", [True, False])
 @pytest.mark.parametrize("data", [bytes(BLOB[:-1]) + b"x", bytes(BLOB[:100]), b""])
 def test_a_damaged_blob_is_deleted(directory, caplog, monkeypatch, data, trust_unchanged):
-    monkeypatch.setattr(hash_memory, "LARGE", 0)
+    monkeypatch.setattr(hashes, "LARGE", 0)
     cache = CompiledCache(trust_unchanged=trust_unchanged)
     cache.put("key", BLOB)
     (blob,) = (directory / "compiled").iterdir()
@@ -192,7 +193,7 @@ def test_blobs_unused_for_a_month_go(directory):
 
 def test_two_processes_at_once_see_whole_blobs(directory):
     code = (
-        "from sdturbo.compiled_cache import CompiledCache\n"
+        "from sdturbo.cache.compiled import CompiledCache\n"
         "cache = CompiledCache(trust_unchanged=False)\n"
         "for i in range(100):\n"
         "    found = cache.find('key')\n"
@@ -316,4 +317,4 @@ def test_weights_of_layers_in_bfloat16_are_kept_in_it(tmp_path):
 
 
 def test_machines_have_a_list_of_instruction_sets():
-    assert "avx2" in compiled_cache.cpu_flags().split() or sys.platform != "linux" or os.uname().machine != "x86_64"
+    assert "avx2" in cpu.cpu_flags().split() or sys.platform != "linux" or os.uname().machine != "x86_64"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sdturbo import Pipeline
-from sdturbo.cli import cli
-from sdturbo.console import run
+from sdturbo.commands.cli import cli
+from sdturbo.commands.console import run
 
 
 @pytest.fixture

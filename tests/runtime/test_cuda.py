@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, Pipeline
-from sdturbo.backends import connect, cuda
+from sdturbo.backends import connect
+from sdturbo.backends.nvidia import onnxruntime as cuda
 
 REPOSITORY = Path(__file__).parents[2]
 GPU_SITE = os.environ.get(
@@ -126,7 +127,7 @@ def test_a_gpu_that_cuda_13_has_no_code_for_is_named(gpu_build, monkeypatch, nam
 REFUSALS = """
 import sys
 from sdturbo import BackendUnavailable, Bundle, Pipeline
-from sdturbo.backends import cuda
+from sdturbo.backends.nvidia import onnxruntime as cuda
 import onnxruntime
 assert onnxruntime.get_available_providers()[:2] == [cuda.TENSORRT, cuda.CUDA], onnxruntime.__file__
 bundle = Bundle.load(sys.argv[1])

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdturbo.onnx_files import external_locations
+from sdturbo.bundle.external_data import external_locations
 
 TENSOR = onnx.TensorProto.DESCRIPTOR
 

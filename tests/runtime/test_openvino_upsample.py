@@ -6,7 +6,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdturbo.backends.openvino_upsample import transposed_upsampling
+from sdturbo.backends.openvino.upsample import transposed_upsampling
 
 
 def phases(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdturbo import Bundle, BundleError, Cancelled, InvalidRequest, OutputError, Pipeline
 from sdturbo.backends.null import NullBackend
-from sdturbo.bundle import identity
+from sdturbo.bundle.description import identity
 from sdturbo.noise import TorchGenerator
 from sdturbo.pipeline import PROMPT_CACHE
 

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, BundleError
+from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
 from sdturbo.errors import PlanMismatch
-from sdturbo.plans import Plan, PlanKey, choose_plan, onnx_sha256, plan_bytes, read_plans
-from sdturbo_export import plan_writer
-from sdturbo_export.plan_writer import add_plans, plan_name
+from sdturbo_export.tensorrt import plan_writer
+from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 
 KEY = PlanKey("10.16.1.11", "8.9", "NVIDIA GeForce RTX 4090", "13.0", "0" * 64, "fp16")
 
@@ -24,7 +24,7 @@ def bundle(bundle_dir, tmp_path):
 
 def made(bundle, stage="decoder", data=b"a plan", median_ms=5.0, **key):
     """A plan and its bytes."""
-    key = dataclasses.replace(KEY, **{"onnx_sha256": onnx_sha256(bundle, stage, 1)} | key)
+    key = dataclasses.replace(KEY, **{"onnx_sha256": bundle.graph_sha256(stage, 1)} | key)
     return Plan(plan_name(key, stage, 1, data), stage, 1, key, 1e-3, median_ms), data
 
 
@@ -210,8 +210,8 @@ def test_the_list_must_be_a_list(bundle):
 
 
 def test_the_hash_of_a_graph_covers_its_weights(bundle):
-    digest = onnx_sha256(bundle, "text_encoder", 1)
+    digest = bundle.graph_sha256("text_encoder", 1)
     graph, weights = "onnx/text_encoder.1.onnx", "onnx/weights.data"
     assert digest == hashlib.sha256(f"{bundle.files[graph][0]}\n{bundle.files[weights][0]}".encode()).hexdigest()
     other = dataclasses.replace(bundle, files={**bundle.files, weights: ("0" * 64, 1)})
-    assert onnx_sha256(other, "text_encoder", 1) != digest
+    assert other.graph_sha256("text_encoder", 1) != digest

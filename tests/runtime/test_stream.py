@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from sdturbo import BackendUnavailable, Bundle, Cancelled, InvalidRequest, Pipeline, SDTurboError, stream
+from sdturbo import BackendUnavailable, Bundle, Cancelled, InvalidRequest, Pipeline, SDTurboError, pipelined
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_an_endless_stream_is_read_ahead_a_little_and_closing_it_ends_the_thread
     assert threads() == []  # nothing begins before the first is asked for
     for i in range(5):
         next(results)
-        assert last < i + stream.IN_FLIGHT
+        assert last < i + pipelined.IN_FLIGHT
     assert len(threads()) == 3
     results.close()
     assert threads() == []
@@ -178,7 +178,7 @@ def test_an_endless_stream_is_read_ahead_a_little_and_closing_it_ends_the_thread
 
 def test_closing_stops_what_is_under_way_before_its_next_stage(bundle, monkeypatch):
     stop, decoded = threading.Event(), []
-    monkeypatch.setattr(stream, "threading", types.SimpleNamespace(Event=lambda: stop))
+    monkeypatch.setattr(pipelined, "threading", types.SimpleNamespace(Event=lambda: stop))
     pipe = Pipeline.load(bundle.path, "null", image_to_image=False)
     session = pipe._sessions["decoder", 1]
     run = session.run

@@ -15,11 +15,12 @@ import pytest
 from imitation import Error
 
 from sdturbo import BackendUnavailable, Bundle, BundleError, Pipeline, backends
-from sdturbo.backends import gpu, trt
-from sdturbo.backends.cuda_stream import CudaStream
+from sdturbo.backends.nvidia import gpus
+from sdturbo.backends.nvidia import tensorrt as trt
+from sdturbo.backends.nvidia.stream import CudaStream
+from sdturbo.bundle.plans import Plan
 from sdturbo.errors import PlanMismatch
-from sdturbo.plans import Plan
-from sdturbo_export.plan_writer import add_plans, plan_name
+from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 
 
 @pytest.fixture
@@ -297,13 +298,13 @@ def test_without_the_library_the_backend_says_what_to_install():
 
 def test_a_gpu_that_is_full_does_not_hide_the_others(nvidia):
     cuda, _ = nvidia
-    assert [one.index for one in gpu.find_gpus()] == [0, 1]
+    assert [one.index for one in gpus.find_gpus()] == [0, 1]
     assert "cudaSetDevice" not in cuda.calls  # it would take memory on each
-    assert gpu.free_memory(1) == 12 << 30
+    assert gpus.free_memory(1) == 12 << 30
     cuda.fail["cudaSetDevice"] = (Error.cudaErrorMemoryAllocation, 0)
-    assert len(gpu.find_gpus()) == 2
+    assert len(gpus.find_gpus()) == 2
     with pytest.raises(BackendUnavailable, match="cuda:1 cannot be used: cudaErrorMemoryAllocation"):
-        gpu.free_memory(1)
+        gpus.free_memory(1)
 
 
 def test_an_installed_gpu_library_that_auto_passes_over_is_a_warning(bundle_dir, nvidia, caplog):

@@ -18,10 +18,10 @@ from cuda.bindings import runtime
 from pathlib import Path
 from sdturbo import BackendUnavailable
 from sdturbo.backends import connect, unavailable
-from sdturbo.backends.cuda_stream import CudaStream, Scratch
-from sdturbo.backends.trt import MAJORS, Messages, TrtEngine
+from sdturbo.backends.nvidia.stream import CudaStream, Scratch
+from sdturbo.backends.nvidia.tensorrt import MAJORS, Messages, TrtEngine
 from sdturbo_export.errors import BuildError
-from sdturbo_export.trt_from_onnx import Phases, PlanOptions, _monitor, trt_from_onnx
+from sdturbo_export.tensorrt.trt_from_onnx import Phases, PlanOptions, _monitor, trt_from_onnx
 
 assert tensorrt.__version__.split(".")[0] in MAJORS
 messages = Messages()

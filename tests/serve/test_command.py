@@ -14,7 +14,7 @@ from serving import GENERATIONS, command, listening, wait_until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from sdturbo.console import run
+from sdturbo.commands.console import run
 from sdturbo.errors import InvalidRequest
 from sdturbo_serve import Settings
 from sdturbo_serve.cli import cli

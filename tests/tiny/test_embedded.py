@@ -12,14 +12,14 @@ from diffusers import StableDiffusionPipeline
 from sdturbo import Bundle, Pipeline
 from sdturbo.bundle import EMBEDDED
 from sdturbo_export.build import build
-from sdturbo_export.resolve import TINY_CHECKPOINT, resolve
-from sdturbo_export.tiny.captions import plain_caption
-from sdturbo_export.tiny.palette import TONES
-from sdturbo_export.tiny.pixels import psnr
-from sdturbo_export.tiny.render import subject_area
-from sdturbo_export.tiny.scenery import SCENERY
-from sdturbo_export.tiny.scenes import Combination
-from sdturbo_export.tiny.subjects import SUBJECTS
+from sdturbo_export.weights.resolve import TINY_CHECKPOINT, resolve
+from training.tiny.captions import plain_caption
+from training.tiny.palette import TONES
+from training.tiny.pixels import psnr
+from training.tiny.render import subject_area
+from training.tiny.scenery import SCENERY
+from training.tiny.scenes import Combination
+from training.tiny.subjects import SUBJECTS
 
 MB = 1e6
 

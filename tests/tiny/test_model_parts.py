@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from sdturbo_export.checkpoint import empty_module
-from sdturbo_export.schedule import schedule_from_config, scheduler_faults
-from sdturbo_export.tiny.configs import tiny_configs
-from sdturbo_export.tiny.optimizer import optimizers, orthogonal
+from sdturbo_export.weights.checkpoint import empty_module
+from sdturbo_export.weights.schedule import schedule_from_config, scheduler_faults
+from training.tiny.configs import tiny_configs
+from training.tiny.optimizer import optimizers, orthogonal
 
 
 def small_net():

@@ -7,14 +7,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from sdturbo_export.tiny import captions
-from sdturbo_export.tiny.captions import caption, plain_caption, vocabulary
-from sdturbo_export.tiny.layout import layout_from_noise, layout_from_seed, noise_from_layout, sample
-from sdturbo_export.tiny.palette import TONES
-from sdturbo_export.tiny.render import render, sheet
-from sdturbo_export.tiny.scenery import SCENERY
-from sdturbo_export.tiny.scenes import HELD_OUT, TRAINING, Combination, Scene, scene_from_seed
-from sdturbo_export.tiny.subjects import SUBJECTS
+from training.tiny import captions
+from training.tiny.captions import caption, plain_caption, vocabulary
+from training.tiny.layout import layout_from_noise, layout_from_seed, noise_from_layout, sample
+from training.tiny.palette import TONES
+from training.tiny.render import render, sheet
+from training.tiny.scenery import SCENERY
+from training.tiny.scenes import HELD_OUT, TRAINING, Combination, Scene, scene_from_seed
+from training.tiny.subjects import SUBJECTS
 
 SIZE = 128
 CAT = Combination("cat", "red", "meadow")

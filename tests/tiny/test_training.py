@@ -10,26 +10,26 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sdturbo_export.checkpoint import open_checkpoint
-from sdturbo_export.tiny import train_unet, train_vae
-from sdturbo_export.tiny.captions import vocabulary
-from sdturbo_export.tiny.charts import chart
-from sdturbo_export.tiny.checkpoint_writer import half_tensors, write_checkpoint
-from sdturbo_export.tiny.classifier import NAMES, Classifier, Examples, disturbed, reduced, train_classifier
-from sdturbo_export.tiny.evaluate import accuracy, requests, table
-from sdturbo_export.tiny.latent_scale import fold_latent_scale, latent_statistics
-from sdturbo_export.tiny.latents import BYTES, LatentFile
-from sdturbo_export.tiny.layout import layout_from_noise
-from sdturbo_export.tiny.model import load_model, new_model
-from sdturbo_export.tiny.pairs import SUBJECT_WEIGHT, Batch, Pairs, subject_weights
-from sdturbo_export.tiny.pixels import psnr, to_pictures, to_tensor
-from sdturbo_export.tiny.prompts import Prompts
-from sdturbo_export.tiny.render import render
-from sdturbo_export.tiny.renders import PICTURE, Renders, numbered_scene
-from sdturbo_export.tiny.sampler import schedule_rows, steps
-from sdturbo_export.tiny.scenes import HELD_OUT, TRAINING, Combination
-from sdturbo_export.tiny.subjects import SUBJECTS
-from sdturbo_export.tiny.training import DECAY, Clock, Run
+from sdturbo_export.weights.checkpoint import open_checkpoint
+from training.tiny import train_unet, train_vae
+from training.tiny.captions import vocabulary
+from training.tiny.charts import chart
+from training.tiny.checkpoint_writer import half_tensors, write_checkpoint
+from training.tiny.classifier import NAMES, Classifier, Examples, disturbed, reduced, train_classifier
+from training.tiny.evaluate import accuracy, requests, table
+from training.tiny.latent_scale import fold_latent_scale, latent_statistics
+from training.tiny.latents import BYTES, LatentFile
+from training.tiny.layout import layout_from_noise
+from training.tiny.model import load_model, new_model
+from training.tiny.pairs import SUBJECT_WEIGHT, Batch, Pairs, subject_weights
+from training.tiny.pixels import psnr, to_pictures, to_tensor
+from training.tiny.prompts import Prompts
+from training.tiny.render import render
+from training.tiny.renders import PICTURE, Renders, numbered_scene
+from training.tiny.sampler import schedule_rows, steps
+from training.tiny.scenes import HELD_OUT, TRAINING, Combination
+from training.tiny.subjects import SUBJECTS
+from training.tiny.training import DECAY, Clock, Run
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def prompts():
 def one_second_a_step(monkeypatch):
     now = iter(range(10**6))
     clock = SimpleNamespace(monotonic=lambda: float(next(now)))  # not the module's own: event loops live by that one
-    monkeypatch.setattr("sdturbo_export.tiny.training.time", clock)
+    monkeypatch.setattr("training.tiny.training.time", clock)
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
-from sdturbo.bundle import Bundle, Stage
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import Stage
+from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, BundleError, InvalidRequest
 
 log = logging.getLogger("sdturbo")
@@ -23,10 +24,10 @@ log = logging.getLogger("sdturbo")
 Tensors = Mapping[str, NDArray[Any]]
 
 MODULES = {
-    "tensorrt": "sdturbo.backends.trt",
-    "cuda": "sdturbo.backends.cuda",
-    "cuda-tensorrt": "sdturbo.backends.cuda_tensorrt",
-    "openvino": "sdturbo.backends.openvino",
+    "tensorrt": "sdturbo.backends.nvidia.tensorrt",
+    "cuda": "sdturbo.backends.nvidia.onnxruntime",
+    "cuda-tensorrt": "sdturbo.backends.nvidia.onnxruntime_tensorrt",
+    "openvino": "sdturbo.backends.openvino.backend",
     "onnxruntime": "sdturbo.backends.ort",
     "null": "sdturbo.backends.null",
 }
@@ -155,11 +156,6 @@ def check_precision(
             f" precision out, or build a bundle with `sdturbo-export build --precision {precision}`."
         )
     return graphs
-
-
-def available_cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _module(name: str) -> _Module:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Tensors
-from sdturbo.bundle import Stage, TensorSpec
+from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.errors import BackendUnavailable
 
 log = logging.getLogger("sdturbo")

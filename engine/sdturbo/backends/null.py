@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sdturbo.backends import Program, Session, Tensors
 from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
-from sdturbo.bundle import Bundle, Stage, TensorSpec
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import Stage, TensorSpec
 
 DEVICES = 2
 

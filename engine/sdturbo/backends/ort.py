@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session, Tensors, check_precision, check_tensors
-from sdturbo.bundle import Bundle, Stage
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
 
 PROVIDER = "CPUExecutionProvider"

@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from sdturbo.errors import InvalidRequest
-from sdturbo_export.checkpoint import Checkpoint
 from sdturbo_export.int8.quality import LEAST_PROMPTS
-from sdturbo_export.resolve import TINY
+from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.weights.resolve import TINY
 
 CALIBRATION_PROMPTS = 16
 MAX_PROMPTS = 256  # of a file: each is a picture to draw
@@ -56,8 +56,8 @@ def _read(file: Path, judging: tuple[str, ...]) -> tuple[str, ...]:
 
 def _tiny() -> Prompts:
     """Captions spread over the combinations that tiny was trained on, and over those that it was not."""
-    from sdturbo_export.tiny.captions import plain_caption
-    from sdturbo_export.tiny.scenes import HELD_OUT, TRAINING
+    from training.tiny.captions import plain_caption
+    from training.tiny.scenes import HELD_OUT, TRAINING
 
     chosen = [
         tuple(plain_caption(some[i * len(some) // count]) for i in range(count))

@@ -17,10 +17,7 @@ from sdturbo import backends
 from sdturbo.backends import Backend
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
-from sdturbo_export.checkpoint import Checkpoint
-from sdturbo_export.distance import INT8_STAGES, relative_l2
 from sdturbo_export.errors import BuildError
-from sdturbo_export.golden import GoldenRun
 from sdturbo_export.int8.layers import activations, layers_of
 from sdturbo_export.int8.measurements import key_of, made_from, remembered
 from sdturbo_export.int8.prompts import Prompts
@@ -30,10 +27,13 @@ from sdturbo_export.int8.ranges import measure_ranges
 from sdturbo_export.int8.sensitivity import measure_damage
 from sdturbo_export.int8.trajectories import Arrays, Request, Trajectory, draw, requests
 from sdturbo_export.onnx_from_torch import WeightFile
-from sdturbo_export.parity import engine_output, golden_output, stage_of
 from sdturbo_export.progress import Progress
+from sdturbo_export.proof.distance import INT8_STAGES, relative_l2
+from sdturbo_export.proof.golden import GoldenRun
+from sdturbo_export.proof.parity import engine_output, golden_output, stage_of
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import PLANS
+from sdturbo_export.weights.checkpoint import Checkpoint
 
 LIMIT = 0.01  # relative L2 of the stage's output: a layer that does more damage alone stays in float32
 CALIBRATION_REQUESTS = 16  # at least: fewer prompts are drawn with several seeds

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from sdturbo_export.distance import relative_l2
 from sdturbo_export.int8.layers import Layer
 from sdturbo_export.int8.qdq import Range, insert_qdq
 from sdturbo_export.int8.session import Arrays, GraphSession
+from sdturbo_export.proof.distance import relative_l2
 
 
 def measure_damage(

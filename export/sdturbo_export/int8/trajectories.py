@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session
-from sdturbo.bundle import MAX_STEPS, ScheduleRow
+from sdturbo.bundle.description import MAX_STEPS, ScheduleRow
 from sdturbo.noise import TorchGenerator
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export.stages import HEIGHT, WIDTH

@@ -1,0 +1,233 @@
+"""ONNX Runtime on an NVIDIA GPU, with its CUDA or its TensorRT provider. The bundle's ONNX files run as they are.
+
+Tensors are bound once to device memory that all stages share; each stage replays a CUDA graph of its own. ONNX Runtime puts
+another provider in the place of one that does not load: here that is an error, and so is a product that it leaves to the
+CPU. Not yet run on a GPU: the logic is tested on device "cpu", the refusals with onnxruntime-gpu on a machine without GPU.
+"""
+
+# onnxruntime ships no type information:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingImports=false
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdturbo.backends import Program, check_precision, check_tensors
+from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
+from sdturbo.backends.nvidia.gpus import find_gpus, free_memory, missing_bindings, require_capability
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import Stage
+from sdturbo.errors import BackendUnavailable
+
+log = logging.getLogger("sdturbo")
+
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+PRODUCTS = {"Conv", "MatMul", "Gemm", "Softmax"}  # what must never be left to the CPU
+MEMORY_SHARE = 0.9  # of the memory that is free at load: the arena's cap
+
+
+def unavailable() -> str | None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "the package onnxruntime-gpu is not installed; `pip install 'sdturbo[cuda]'`"
+    return missing_bindings("cuda")
+
+
+def connect(
+    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
+) -> OrtGpuBackend:
+    return connect_provider("cuda", CUDA, device, precision, bundle)
+
+
+def connect_provider(
+    name: str, provider: str, device: str | None, precision: str | None, bundle: Bundle | None
+) -> OrtGpuBackend:
+    """The backend `name` with one of ONNX Runtime's GPU providers. Raises BackendUnavailable."""
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendUnavailable(
+            f"The backend {name!r} cannot run here: the installed onnxruntime {onnxruntime.__version__} was built without"
+            f" {provider}. `pip uninstall onnxruntime`, then `pip install 'sdturbo[cuda]'`: the two exclude each other."
+        )
+    gpus = find_gpus()
+    gpu = gpus[device_index(name, device, "cuda", len(gpus))]
+    require_capability(f"onnxruntime {onnxruntime.__version__}", gpu)
+    chosen = check_precision(name, precision, ("fp16", "fp32"), bundle, default="fp16")
+    if chosen == "fp32" and provider == TENSORRT:
+        _require_no_tf32(name)
+    onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries out of their Python packages
+    options = provider_options(provider, gpu.index, int(free_memory(gpu.index) * MEMORY_SHARE))
+    return OrtGpuBackend(name, [(provider, options)], "cuda", gpu.index, chosen)
+
+
+def _require_no_tf32(name: str) -> None:
+    """Raise BackendUnavailable unless TF32 is off for the whole process.
+
+    The TensorRT provider builds with it and has no option against it: github.com/microsoft/onnxruntime/issues/26029.
+    """
+    found = os.environ.get("NVIDIA_TF32_OVERRIDE")
+    if found != "0":
+        raise BackendUnavailable(
+            f"The backend {name!r} would compute fp32 in TF32, with 10 bits of mantissa: ONNX Runtime's TensorRT provider has"
+            f" no option against it, and NVIDIA_TF32_OVERRIDE is {found!r}. Set NVIDIA_TF32_OVERRIDE=0 before the process"
+            " starts, or use the backend 'tensorrt' or 'cuda', which compute fp32 in full."
+        )
+
+
+def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:
+    """The provider's options. memory: bytes it may take."""
+    if provider == TENSORRT:
+        return {
+            "device_id": str(index),
+            "trt_max_workspace_size": str(memory),
+            "trt_cuda_graph_enable": "1",
+            "trt_builder_optimization_level": "5",
+        }
+    return {
+        "device_id": str(index),
+        "gpu_mem_limit": str(memory),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "use_tf32": "0",
+        "enable_cuda_graph": "1",
+    }
+
+
+class OrtGpuBackend:
+    """device_type: "cuda", or "cpu" in tests of the shared logic with a CPU provider."""
+
+    def __init__(
+        self, name: str, providers: list[tuple[str, dict[str, str]]], device_type: str, index: int, precision: str
+    ) -> None:
+        import onnxruntime
+
+        self._ort = onnxruntime
+        self._providers = providers
+        self._place = (device_type, index)
+        self.name, self.device, self.precision = name, f"{device_type}:{index}", precision
+        self.version: str = onnxruntime.__version__
+
+    def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
+        compiled = self._compile(graph, self._providers)
+        self._require_provider(compiled, graph)
+        found = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
+        check_tensors(graph, stage, batch_size, found)
+        return DeviceSession(OrtGpuEngine(compiled, graph.name, self.device), stage, batch_size, self._stream())
+
+    def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
+        return DeviceProgram(sessions, steps, self._stream())
+
+    def _stream(self) -> OrtStream:
+        return OrtStream(*self._place)
+
+    def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4  # what matters is raised
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        try:
+            return self._ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            if any("graph" in key and value == "1" for _, one in providers for key, value in one.items()):
+                plain = [(name, {k: v for k, v in one.items() if "cuda_graph" not in k}) for name, one in providers]
+                compiled = self._compile(graph, plain)
+                log.warning("%s runs without a CUDA graph: %s", graph.name, error)
+                return compiled
+            raise BackendUnavailable(
+                f"onnxruntime {self.version} refuses {graph.name} on {self.device}: {error}. If it is out of memory, free"
+                " some or load with image_to_image=False; otherwise `sdturbo doctor` says what is missing."
+            ) from error
+
+    def _require_provider(self, compiled: Any, graph: Path) -> None:
+        """Raise BackendUnavailable unless the provider that was asked for serves the graph."""
+        wanted = self._providers[0][0]
+        found = compiled.get_providers()
+        if found[0] != wanted:
+            raise BackendUnavailable(
+                f"onnxruntime {self.version} would run {graph.name} with {found[0]} in the place of {wanted}, which does not"
+                " load: its CUDA, cuDNN or TensorRT libraries are missing or of another version. `pip install"
+                " 'sdturbo[cuda]'` brings those it was built for; nothing is run on another device instead."
+            )
+        left = sorted(
+            {
+                node.op_type
+                for part in compiled.get_provider_graph_assignment_info()
+                if part.ep_name == CPU and wanted != CPU
+                for node in part.get_nodes()
+            }
+            & PRODUCTS
+        )
+        if left:
+            raise BackendUnavailable(
+                f"onnxruntime {self.version} would leave {', '.join(left)} of {graph.name} to the CPU: {wanted} has no kernel"
+                f" for them in {self.precision}. Use another precision or backend."
+            )
+
+
+class OrtGpuEngine:
+    def __init__(self, session: Any, name: str, device: str) -> None:
+        self.lock = threading.Lock()
+        self._session = session
+        self._names = {value.name for value in session.get_inputs()}
+        self._what = f"{name} on {device}"
+        self._graph_ids = itertools.count(1)
+
+    def bind(self, buffers: Mapping[str, Buffer], stream: OrtStream) -> Work:
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        for name, buffer in buffers.items():
+            bind = binding.bind_ortvalue_input if name in self._names else binding.bind_ortvalue_output
+            bind(name, buffer.device)
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(
+            "gpu_graph_id", str(next(self._graph_ids))
+        )  # a CUDA graph for each set of addresses
+
+        def launch() -> None:
+            try:
+                self._session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise BackendUnavailable(
+                    f"{self._what} failed: {error}. If it is out of memory, free some and load again."
+                ) from error
+
+        return launch
+
+
+class OrtStream:
+    """ONNX Runtime's own queue: a run ends when its outputs are there, so that every call here is in order and done."""
+
+    def __init__(self, device_type: str, index: int) -> None:
+        self._place = (device_type, index)
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        from onnxruntime import OrtValue
+
+        try:
+            device = OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, *self._place)
+        except Exception as error:
+            where = ":".join(map(str, self._place))
+            raise BackendUnavailable(f"onnxruntime gives no memory on {where}: {error}") from error
+        return Buffer(np.zeros(shape, dtype), device)
+
+    def upload(self, buffer: Buffer) -> None:
+        buffer.device.update_inplace(buffer.host)
+
+    def download(self, buffer: Buffer) -> None:
+        np.copyto(buffer.host, buffer.device.numpy())
+
+    def record(self, work: Work) -> Work:
+        return work  # each session records its own CUDA graph
+
+    def synchronize(self) -> None:
+        pass

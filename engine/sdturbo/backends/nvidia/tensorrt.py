@@ -1,0 +1,211 @@
+"""TensorRT 10 and 11 on an NVIDIA GPU: plans compiled by `sdturbo-export trt`, checked before they are loaded.
+
+Every buffer is made at load. Text encoder, denoiser × n and decoder run on one stream and are replayed as one CUDA graph a
+step count (`device.DeviceProgram`). Not yet run on a GPU: the path is tested on an imitation of CUDA and TensorRT, and the
+type checker holds it against stubs of the real bindings of both versions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdturbo.backends import Program, check_precision, check_tensors
+from sdturbo.backends.device import PROGRAM_STAGES, Buffer, DeviceProgram, DeviceSession, Work, device_index
+from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, missing_bindings, require_capability
+from sdturbo.backends.nvidia.stream import CudaStream, Scratch
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import Stage
+from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
+from sdturbo.errors import BackendUnavailable, BundleError
+
+if TYPE_CHECKING:
+    import tensorrt
+
+log = logging.getLogger("sdturbo")
+
+MAJORS = ("10", "11")
+
+
+def unavailable() -> str | None:
+    if importlib.util.find_spec("tensorrt") is None:
+        return "the package tensorrt is not installed; `pip install 'sdturbo[tensorrt]'`"
+    return missing_bindings("tensorrt")
+
+
+def connect(*, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None) -> TrtBackend:
+    version, gpu = find_machine(device)
+    chosen = check_precision("tensorrt", precision, ("fp16", "fp32"), bundle, default="fp16")
+    backend = TrtBackend(gpu, version, chosen, bundle)
+    if bundle is not None:  # before anything is loaded
+        for stage in PROGRAM_STAGES:
+            for size in bundle.batch_sizes:
+                backend.plan(stage, size)
+    return backend
+
+
+def find_machine(device: str | None) -> tuple[str, Gpu]:
+    """TensorRT's version and the GPU that `device` names. Raises BackendUnavailable if the two cannot work together."""
+    import tensorrt
+
+    version = str(tensorrt.__version__)
+    if version.split(".", maxsplit=1)[0] not in MAJORS:
+        raise BackendUnavailable(
+            f"TensorRT {version} is installed; expected {' or '.join(MAJORS)}. `pip install 'sdturbo[tensorrt]'`"
+        )
+    gpus = find_gpus()
+    gpu = gpus[device_index("tensorrt", device, "cuda", len(gpus))]
+    require_capability(f"TensorRT {version}", gpu)
+    return version, gpu
+
+
+def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
+    """What a plan of the stage must have been compiled for to run here."""
+    digest = bundle.graph_sha256(stage, batch_size)
+    return PlanKey(version, gpu.compute_capability, gpu.name, gpu.driver, digest, bundle.precision)
+
+
+class TrtBackend:
+    name = "tensorrt"
+
+    def __init__(self, gpu: Gpu, version: str, precision: str, bundle: Bundle | None) -> None:
+        self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision
+        self.gpu = gpu
+        self._bundle = bundle
+        self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # a stage: its batch sizes take turns, stages do not
+        self._plans = read_plans(bundle) if bundle is not None else []
+
+    def plan(self, stage: str, batch_size: int) -> Plan:
+        """The bundle's plan for a stage on this machine. Raises PlanMismatch."""
+        bundle = self._require_bundle()
+        machine = machine_key(self.version, self.gpu, bundle, stage, batch_size)
+        return choose_plan(bundle, self._plans, stage, batch_size, machine)
+
+    def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
+        bundle = self._require_bundle()
+        if graph != bundle.graph(stage.name, batch_size):
+            raise BackendUnavailable(
+                f"{graph} is not the bundle's {stage.name}; TensorRT runs the bundle's plans alone."
+            )
+        plan = self.plan(stage.name, batch_size)
+        return self.open(plan_bytes(bundle, plan), stage, batch_size, graph, host_code=plan.key.version_compatible)
+
+    def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
+        return DeviceProgram(sessions, steps, CudaStream(self.gpu.index))
+
+    def open(
+        self, data: bytes, stage: Stage, batch_size: int, graph: Path, *, host_code: bool = False
+    ) -> DeviceSession:
+        """A session of a plan whose bytes are trusted, warmed up. graph: the ONNX file it was compiled from.
+
+        host_code: let the plan bring the runtime that it was compiled with (version-compatible plans).
+        Raises BackendUnavailable if TensorRT refuses it, BundleError if its tensors are not the stage's.
+        """
+        stream = CudaStream(self.gpu.index)
+        stream.handle()  # makes the GPU current: TensorRT loads the plan there
+        what = f"the plan of {graph.name} on {self.device}"
+        engine = TrtEngine(data, what, stream, self._scratch[stage.name], host_code=host_code)
+        check_tensors(graph, stage, batch_size, engine.shapes)
+        declared = {spec.name: spec.dtype for spec in (*stage.inputs, *stage.outputs)}
+        if engine.dtypes != declared:
+            raise BundleError(graph, [f"its plan has the dtypes {engine.dtypes}, but the bundle declares {declared}"])
+        return DeviceSession(engine, stage, batch_size, stream)
+
+    def _require_bundle(self) -> Bundle:
+        if self._bundle is None:
+            raise BackendUnavailable("TensorRT runs the plans of a bundle; connect with bundle=…")
+        return self._bundle
+
+
+class TrtEngine:
+    """A loaded plan and its one execution context, which computes in memory that it shares: whoever runs it holds `lock`.
+
+    The context is told its tensors' addresses anew at every launch. A CUDA graph keeps those of the launches it recorded.
+    """
+
+    def __init__(self, data: bytes, what: str, stream: CudaStream, scratch: Scratch, *, host_code: bool) -> None:
+        import tensorrt
+
+        self.lock = scratch.lock
+
+        self._what = what
+        self._messages = Messages()
+        self._logger = self._messages.logger()
+        try:
+            self._loader = tensorrt.Runtime(self._logger)
+        except TypeError as error:  # pybind11's, when TensorRT gives none
+            raise BackendUnavailable(
+                f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
+            ) from error
+        self._loader.engine_host_code_allowed = host_code
+        engine = self._loader.deserialize_cuda_engine(data)
+        strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy) if engine is not None else None
+        if engine is None or context is None:
+            raise BackendUnavailable(
+                f"TensorRT {tensorrt.__version__} cannot load {what}: {self._messages.last()} If it is out of memory, free some"
+                " or load with image_to_image=False; otherwise compile the plans again with `sdturbo-export trt`."
+            )
+        self._engine, self._context = engine, context
+        self._block = scratch.block(engine.device_memory_size_v2, stream)
+        context.set_device_memory(self._block.address, self._block.size)
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        self.dtypes = {name: np.dtype(tensorrt.nptype(engine.get_tensor_dtype(name))).name for name in names}
+
+    def bind(self, buffers: Mapping[str, Buffer], stream: CudaStream) -> Work:
+        def launch() -> None:
+            handle = stream.handle()
+            told = all(
+                self._context.set_tensor_address(name, buffer.device.address) for name, buffer in buffers.items()
+            )
+            if not told or not self._context.execute_async_v3(handle):
+                raise BackendUnavailable(f"TensorRT failed to run {self._what}: {self._messages.last()}")
+
+        return launch
+
+    def layers(self) -> str:
+        """A JSON document about every layer: kernels, formats, precisions."""
+        import tensorrt
+
+        inspector = self._engine.create_engine_inspector()
+        return inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
+
+
+class Messages:
+    """What TensorRT says: errors are kept for whoever raises one, the rest goes to the log."""
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque(maxlen=4)
+
+    def take(self, text: str, *, is_error: bool) -> None:
+        if is_error:
+            self._errors.append(text.strip())
+        log.log(logging.WARNING if is_error else logging.DEBUG, "TensorRT: %s", text)
+
+    def last(self) -> str:
+        """The last errors as a sentence."""
+        return "; ".join(self._errors).rstrip(".") + "." if self._errors else "it gives no reason."
+
+    def logger(self) -> tensorrt.ILogger:
+        """A logger for TensorRT that tells this object. Whoever hands it to TensorRT keeps it."""
+        import tensorrt
+
+        severities = tensorrt.ILogger.Severity
+        errors = (severities.INTERNAL_ERROR, severities.ERROR)
+        take = self.take
+
+        class Logger(tensorrt.ILogger):
+            def __init__(self) -> None:
+                tensorrt.ILogger.__init__(self)  # pybind11 wants the class by its name
+
+            def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
+                take(msg, is_error=severity in errors)
+
+        return Logger()

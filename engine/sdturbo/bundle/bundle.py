@@ -1,0 +1,147 @@
+"""The contract between export and runtime: a directory that describes itself in `bundle.json`.
+
+Standard library only. Reading validates the whole directory and reports every fault at once; README, "The bundle", lists
+the fields. A file is hashed before anything opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdturbo.bundle.description import MANIFEST, Golden, ScheduleRow, Stage
+from sdturbo.bundle.external_data import external_locations
+from sdturbo.bundle.manifest import parse_manifest, read_manifest
+from sdturbo.cache.hashes import HashMemory
+from sdturbo.errors import BundleError, InvalidRequest
+from sdturbo.files import sha256_file
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A validated bundle. `files` maps each path inside it to (sha256, size in bytes).
+
+    weight_format: what the weights of float32 graphs were rounded to, if to anything: one of `WEIGHT_FORMATS`.
+    quality: of a bundle in int8, how far its pictures are from those in fp32; otherwise empty.
+    trust_unchanged: large files that did not change since they were hashed within a week were not hashed again.
+    """
+
+    path: Path
+    bundle_id: str
+    model: Mapping[str, Any]
+    precision: str
+    weight_format: str
+    height: int
+    width: int
+    batch_sizes: tuple[int, ...]
+    schedule: tuple[ScheduleRow, ...]
+    stages: Mapping[str, Stage]
+    files: Mapping[str, tuple[str, int]]
+    parity: Mapping[str, Any]
+    golden: Golden
+    quality: Mapping[str, Any]
+    trust_unchanged: bool = False
+
+    @classmethod
+    def load(cls, path: str | Path, *, trust_unchanged: bool = False) -> Bundle:
+        """Read and validate the bundle at `path`. Raises BundleError with all faults.
+
+        trust_unchanged: do not hash large files again that are unchanged since they were, within a week (`hash_memory`).
+        """
+        if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"Got a bundle path of type {type(path).__name__}; expected a directory's path.")
+
+        root = Path(path)
+        faults: list[str] = []
+        try:
+            fields = parse_manifest(read_manifest(root), faults)
+        except RecursionError as error:
+            raise BundleError(root, [f"{MANIFEST} cannot be read: it is nested too deeply"]) from error
+        if fields is None:
+            raise BundleError(root, faults)
+        bundle = cls(path=root, trust_unchanged=trust_unchanged, **fields)
+        faults += bundle._file_faults()
+        if not faults:
+            faults += bundle._graph_faults()
+        if faults:
+            raise BundleError(root, faults)
+        return bundle
+
+    @property
+    def decoder(self) -> str:
+        """Which autoencoder draws: "AutoencoderKL", or "AutoencoderTiny" and a name."""
+        return str(self.model.get("decoder", "AutoencoderKL"))
+
+    def steps(self, num_inference_steps: int) -> range:
+        """The rows of the schedule table for a run of that many steps, as values for the graphs' `step` input."""
+        rows = [i for i, row in enumerate(self.schedule) if row.num_inference_steps == num_inference_steps]
+        return range(rows[0], rows[-1] + 1)
+
+    @property
+    def step_counts(self) -> list[int]:
+        """Values of num_inference_steps that the schedule has rows for."""
+        return sorted({row.num_inference_steps for row in self.schedule})
+
+    def graph(self, stage: str, batch_size: int) -> Path:
+        """The ONNX file of a stage at one of the bundle's batch sizes."""
+        return self.path / self.stages[stage].graphs[batch_size]
+
+    def graph_sha256(self, stage: str, batch_size: int) -> str:
+        """Hex SHA-256 over the listed hashes of a graph and of the weight files that it reads."""
+        names = self.graph_files(stage, batch_size)
+        return hashlib.sha256("\n".join(self.files[name][0] for name in names).encode()).hexdigest()
+
+    def graph_files(self, stage: str, batch_size: int) -> list[str]:
+        """The names, in the bundle, of a graph and of the weight files that it reads."""
+        graph = self.stages[stage].graphs[batch_size]
+        locations = external_locations(self.path / graph)
+        return [graph, *sorted(str(PurePosixPath(graph).parent / location) for location in locations)]
+
+    def _file_faults(self) -> list[str]:
+        faults: list[str] = []
+        present: list[str] = []
+        root = self.path.resolve()
+        for name, (_, size) in self.files.items():
+            file = self.path / name
+            try:
+                found = file.is_file()
+            except OSError as error:
+                faults.append(f"{name} cannot be read: {error}")
+                continue
+            if not found:
+                faults.append(f"{name} is missing")
+            elif not file.resolve().is_relative_to(root):
+                faults.append(f"{name} leads out of the bundle, to {file.resolve()}")
+            elif file.stat().st_size != size:
+                faults.append(f"{name} has {file.stat().st_size} bytes, expected {size}: truncated or replaced")
+            else:
+                present.append(name)
+        try:
+            with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+                sha256 = HashMemory().sha256 if self.trust_unchanged else sha256_file
+                digests = list(pool.map(sha256, [self.path / name for name in present]))
+        except OSError as error:
+            return [*faults, f"cannot be read: {error}"]
+        for name, digest in zip(present, digests, strict=True):
+            if digest != self.files[name][0]:
+                faults.append(f"{name} was altered: sha256 {digest[:16]}…, expected {self.files[name][0][:16]}…")
+        if faults:
+            faults.append("build the bundle again (`sdturbo-export build`) or copy it again, whole")
+        return faults
+
+    def _graph_faults(self) -> list[str]:
+        faults: list[str] = []
+        for graph in sorted({graph for stage in self.stages.values() for graph in stage.graphs.values()}):
+            try:
+                locations = external_locations(self.path / graph)
+            except ValueError as error:
+                faults.append(f"{graph} is not an ONNX file: {error}")
+                continue
+            for location in sorted(locations):
+                if str(PurePosixPath(graph).parent / location) not in self.files:
+                    faults.append(f"{graph} reads weights from {location!r}, which is not a file of this bundle")
+        return faults

@@ -1,0 +1,195 @@
+"""Compiled plans in a bundle: what each was made for, whether it may run here, and its bytes once they are checked.
+
+A plan is code for one TensorRT, GPU and driver. Everything here happens before a library sees it. `bundle.json` lists them
+under `compiled`; they are no part of the bundle's id, for they draw the same pictures. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
+
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import MANIFEST
+from sdturbo.errors import BundleError, PlanMismatch
+
+COMPILED = "compiled"  # key in bundle.json, and directory in the bundle
+HARDWARE = ("none", "same_compute_capability", "ampere_plus")  # TensorRT's HardwareCompatibilityLevel
+_VERSION = re.compile(r"\d+(\.\d+)*")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKey:
+    """What a plan is valid for.
+
+    tensorrt: full version, "10.16.1.11". compute_capability: "8.9". driver: the CUDA version that it supports, "13.0".
+    onnx_sha256: `Bundle.graph_sha256`. precision: the graph's. hardware: one of `HARDWARE`; "ampere_plus" runs on any GPU
+    from 8.0 up. version_compatible: runs on later TensorRT versions of the same major version.
+    """
+
+    tensorrt: str
+    compute_capability: str
+    gpu: str
+    driver: str
+    onnx_sha256: str
+    precision: str
+    hardware: str = "none"
+    version_compatible: bool = False
+
+    def differences(self, machine: PlanKey) -> list[str]:
+        """The fields in which `machine`, what is here, is not what this plan was made for."""
+        compatible = {
+            "tensorrt": self.version_compatible and _later_minor(machine.tensorrt, self.tensorrt),
+            "compute_capability": self.hardware == "ampere_plus" and _at_least(machine.compute_capability, "8.0"),
+            "gpu": self.hardware != "none",
+            "driver": (self.hardware != "none" or self.version_compatible) and _at_least(machine.driver, self.driver),
+            "onnx_sha256": False,
+            "precision": False,
+        }
+        return [name for name, fits in compatible.items() if getattr(self, name) != getattr(machine, name) and not fits]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan file in a bundle, for one stage and batch size.
+
+    relative_l2: distance to the graph on the CPU, and median_ms of a run, both measured when it was built.
+    """
+
+    file: str
+    stage: str
+    batch_size: int
+    key: PlanKey
+    relative_l2: float
+    median_ms: float
+
+    def to_json(self) -> Json:
+        """Its entry in `bundle.json`."""
+        return asdict(self)
+
+
+def read_plans(bundle: Bundle) -> list[Plan]:
+    """The plans that the bundle lists. Raises BundleError with every fault of the list."""
+    faults: list[str] = []
+    try:
+        manifest = json.loads((bundle.path / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(bundle.path, [f"{MANIFEST} cannot be read: {error}"]) from error
+    listed = manifest.get(COMPILED, [])
+    if not isinstance(listed, list):
+        raise BundleError(bundle.path, [f"{COMPILED} is {type(listed).__name__}, expected a list"])
+    plans: list[Plan] = []
+    for i, entry in enumerate(cast("list[Any]", listed)):
+        plan = _parse(entry, f"{COMPILED}[{i}]", faults)
+        if plan is not None:
+            plans.append(plan)
+            faults += _plan_faults(bundle, plan, f"{COMPILED}[{i}]")
+    if faults:
+        raise BundleError(bundle.path, [*faults, "compile its plans again (`sdturbo-export trt`)"])
+    return plans
+
+
+def choose_plan(bundle: Bundle, plans: Sequence[Plan], stage: str, batch_size: int, machine: PlanKey) -> Plan:
+    """The fastest plan of a stage that may run on `machine` (its graph's hash included).
+
+    Raises PlanMismatch, which names what differs from the nearest plan and the command that makes the right one.
+    """
+    candidates = [plan for plan in plans if (plan.stage, plan.batch_size) == (stage, batch_size)]
+    fitting = [plan for plan in candidates if not plan.key.differences(machine)]
+    if fitting:
+        return min(fitting, key=lambda plan: plan.median_ms)
+    remedy = (
+        f"`sdturbo-export trt {bundle.path}` compiles plans for this machine; ONNX Runtime (backend 'cuda') needs none."
+    )
+    what = f"the {stage} at batch size {batch_size}"
+    if not candidates:
+        raise PlanMismatch(f"The bundle {bundle.path} holds no TensorRT plan for {what}. {remedy}", ())
+    nearest = min(candidates, key=lambda plan: len(plan.key.differences(machine)))
+    names = nearest.key.differences(machine)
+    told = "; ".join(f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names)
+    raise PlanMismatch(f"The plan {nearest.file} for {what} was compiled for something else: {told}. {remedy}", names)
+
+
+def plan_bytes(bundle: Bundle, plan: Plan) -> bytes:
+    """The plan's bytes, if they are those that the bundle lists. Raises BundleError otherwise: a plan is code."""
+    expected = bundle.files.get(plan.file)
+    if expected is None:
+        raise BundleError(bundle.path, [f"{plan.file} is not among its files, so it is not loaded"])
+    try:
+        data = (bundle.path / plan.file).read_bytes()
+    except OSError as error:
+        raise BundleError(bundle.path, [f"{plan.file} cannot be read: {error}"]) from error
+    if len(data) != expected[1]:
+        raise BundleError(bundle.path, [f"{plan.file} has {len(data)} bytes, expected {expected[1]}: truncated"])
+    if hashlib.sha256(data).hexdigest() != expected[0]:
+        raise BundleError(bundle.path, [f"{plan.file} was altered: its sha256 is not that of {MANIFEST}"])
+    return data
+
+
+def _parse(entry: Any, where: str, faults: list[str]) -> Plan | None:
+    """A plan from its JSON, or None with the faults written down."""
+    known = len(faults)
+    plan = _fields(entry, Plan, where, faults)
+    key = _fields(plan.get("key"), PlanKey, f"{where}.key", faults)
+    if len(faults) > known:
+        return None
+    plan["key"] = PlanKey(**key)
+    return Plan(**plan)
+
+
+_KINDS: Mapping[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "PlanKey": dict,
+}
+
+
+def _fields(entry: Any, kind: type[Plan] | type[PlanKey], where: str, faults: list[str]) -> Json:
+    """The fields of `kind` in a JSON object, each of its type."""
+    if not isinstance(entry, dict):
+        faults.append(f"{where} is {type(entry).__name__}, expected an object")
+        return {}
+    data = cast("Json", entry)
+    found: Json = {}
+    for field in fields(kind):
+        value = data.get(field.name)
+        if isinstance(value, _KINDS[str(field.type)]) and (field.type == "bool") == isinstance(value, bool):
+            found[field.name] = value
+        else:
+            faults.append(f"{where}: {field.name} is {value!r:.60}, expected {field.type}")
+    return found
+
+
+def _plan_faults(bundle: Bundle, plan: Plan, where: str) -> list[str]:
+    faults: list[str] = []
+    if plan.file not in bundle.files:
+        faults.append(f"{where}: {plan.file} is not among the bundle's files")
+    if plan.stage not in bundle.stages or plan.batch_size not in bundle.batch_sizes:
+        faults.append(f"{where}: the bundle has no stage {plan.stage} at batch size {plan.batch_size}")
+    if plan.key.hardware not in HARDWARE:
+        faults.append(f"{where}: hardware is {plan.key.hardware!r}, expected one of {', '.join(HARDWARE)}")
+    for name in ("tensorrt", "compute_capability", "driver"):
+        if not _VERSION.fullmatch(value := getattr(plan.key, name)):
+            faults.append(f"{where}: {name} is {value!r}, expected a version")
+    return faults
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _at_least(version: str, least: str) -> bool:
+    return _numbers(version) >= _numbers(least)
+
+
+def _later_minor(version: str, built: str) -> bool:
+    """Source: TensorRT 11 support matrix, "Engine Portability": newer versions within the same major version."""
+    return _numbers(version)[0] == _numbers(built)[0] and _at_least(version, built)

@@ -1,0 +1,81 @@
+"""SHA-256 of large files, not computed again while the file is unchanged. Standard library only.
+
+A file is taken for unchanged if device, inode, size, mtime and ctime are those of the time when it was hashed, for a week.
+Whatever writes to a file sets its ctime, which no program can set back; a disk that loses bits does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from sdturbo.cache.directory import private_directory
+from sdturbo.files import atomic_write, sha256_file
+
+LARGE = 4 << 20  # bytes; hashing less takes milliseconds
+WEEK = 7 * 24 * 3600.0  # seconds
+SETTLED = 2.0  # seconds; in the same tick of the file system's clock a later write would not show
+
+log = logging.getLogger("sdturbo")
+
+
+class HashMemory:
+    """What was hashed before, one note a file in the user's cache; without a usable cache everything is hashed."""
+
+    def __init__(self) -> None:
+        self._directory = private_directory("hashes")
+
+    def sha256(self, path: Path) -> str:
+        """Hex SHA-256 of the file, from memory if it is large, unchanged and was hashed within a week. Raises OSError."""
+        before = _identity(path)
+        if before["size"] < LARGE or self._directory is None:
+            return sha256_file(path)
+        if (known := self._recall(path, before)) is not None:
+            return known
+        start = time.time()
+        digest = sha256_file(path)
+        if start - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED:
+            self.remember(path, digest, before)
+        return digest
+
+    def remember(self, path: Path, digest: str, identity: dict[str, int] | None = None) -> None:
+        """Note that the file's hash is `digest`. identity: as it was before it was hashed; None for as it is."""
+        if self._directory is None:
+            return
+        try:
+            note = {"sha256": digest, "hashed_at": time.time(), **(identity or _identity(path))}
+            if _identity(path) == (identity or _identity(path)):
+                with atomic_write(self._note(path)) as file:
+                    file.write(json.dumps(note).encode())
+        except OSError as error:
+            log.info("%s is hashed again at the next load, its hash cannot be noted: %s", path.name, error)
+
+    def _recall(self, path: Path, identity: dict[str, int]) -> str | None:
+        try:
+            note: Any = json.loads(self._note(path).read_bytes())
+            age = time.time() - note["hashed_at"]
+            same = all(note[name] == value for name, value in identity.items())
+            return str(note["sha256"]) if same and 0 <= age <= WEEK else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _note(self, path: Path) -> Path:
+        assert self._directory is not None
+        name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+        return self._directory / f"{name[:32]}.json"
+
+
+def _identity(path: Path) -> dict[str, int]:
+    found = path.stat()
+    return {
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+    }

@@ -1,0 +1,293 @@
+"""The command `sdturbo`: generate, info, doctor, bench. Exit codes are those of `sdturbo.errors`, 2 for wrong usage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdturbo import __version__
+from sdturbo.commands.console import print_json, run
+from sdturbo.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from sdturbo.pipeline import Pipeline
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _options(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+bundle_option = click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    envvar="SDTURBO_BUNDLE",
+    help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
+engine_options = _options(
+    click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="auto, tensorrt, cuda, cuda-tensorrt, openvino or onnxruntime.",
+    ),
+    click.option("--device", help="cpu, cuda:0, cuda:1, … Default: the backend's first."),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), help="Default: the fastest the device has."
+    ),
+    click.option("--threads", type=int, help="CPU threads. Default: all."),
+)
+
+
+@click.group(
+    epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow'\n\n"
+    "  sdturbo generate 'a photo of a cat' --bundle build/sd-turbo\n\n  sdturbo doctor"
+)
+@click.version_option(__version__)
+def cli() -> None:
+    """Pictures from a compiled SD-Turbo bundle."""
+
+
+@cli.command(
+    epilog="Examples:\n\n  sdturbo generate 'a red fox in snow' --seed 7 --steps 2 --out fox.png\n\n"
+    "  sdturbo generate 'a watercolour' --image photo.jpg --strength 0.5 --steps 2 --count 4"
+)
+@click.argument("prompt")
+@bundle_option
+@click.option("--out", type=click.Path(path_type=Path), default="image.png", show_default=True, help="PNG to write.")
+@click.option("--steps", type=int, default=1, show_default=True, help="num_inference_steps, 1 to 4.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; image i takes seed + i.")
+@click.option("--count", type=int, default=1, show_default=True, help="Number of images.")
+@click.option("--image", type=click.Path(path_type=Path), help="Picture to start from (image-to-image).")
+@click.option("--strength", type=float, help="How much of --image is drawn anew, 0 to 1.")
+@engine_options
+@json_option
+def generate(
+    prompt: str,
+    bundle: Path | None,
+    out: Path,
+    steps: int,
+    seed: int,
+    count: int,
+    image: Path | None,
+    strength: float | None,
+    backend: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Draw PROMPT and write PNG files that carry prompt, seed, steps and bundle id."""
+    from sdturbo.image import save_png, to_pixels
+    from sdturbo.request import check_seeds
+
+    if count < 1:
+        raise InvalidRequest(f"Got --count {count}; expected 1 or more.")
+    if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
+        raise InvalidRequest(f"Got --out {out}, a directory; expected the name of a PNG file.")
+    check_seeds(seed, count)
+    pipe = _load(bundle, backend, device, precision, threads, image_to_image=image is not None)
+    pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
+    written: list[dict[str, Any]] = []
+    dropped = ""
+    with _bar(count, "images", as_json or count == 1) as tick:
+        for i in range(count):
+            result = pipe(prompt, pixels, strength=strength, num_inference_steps=steps, seed=seed + i)
+            path = out if count == 1 else out.with_stem(f"{out.stem}-{i}")
+            save_png(result.images[0], path)
+            written.append({"path": str(path), "seed": result.seeds[0], "timings_ms": result.timings})
+            dropped = result.dropped[0]
+            tick()
+    if as_json:
+        engine = {
+            "decoder": pipe.bundle.decoder,
+            "backend": pipe.backend.name,
+            "device": pipe.backend.device,
+            "precision": pipe.backend.precision,
+        }
+        print_json(
+            {
+                "images": written,
+                "dropped": dropped,
+                "bundle_id": pipe.bundle.bundle_id,
+                "decoder": pipe.bundle.decoder,
+                **engine,
+            }
+        )
+        return
+    if dropped:
+        click.echo(f"The model sees 77 tokens; it did not see: {dropped!r}", err=True)
+    click.echo(f"{pipe.backend.name} {pipe.backend.version}, {pipe.backend.device}, {pipe.backend.precision}")
+    for one in written:
+        parts = "  ".join(f"{name} {ms:.1f}" for name, ms in one["timings_ms"].items())
+        click.echo(f"{one['path']}  seed {one['seed']}  ms: {parts}")
+
+
+@cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")
+@bundle_option
+@json_option
+def info(bundle: Path | None, as_json: bool) -> None:
+    """Validate a bundle, hashes included, and say what it holds."""
+    from sdturbo.bundle import Bundle
+
+    found = Bundle.load(bundle_path(bundle))
+    size = sum(size for _, size in found.files.values())
+    document = {
+        "path": str(found.path),
+        "bundle_id": found.bundle_id,
+        "model": dict(found.model),
+        "decoder": found.decoder,
+        "precision": found.precision,
+        "weight_format": found.weight_format,
+        "size": [found.width, found.height],
+        "batch_sizes": list(found.batch_sizes),
+        "bytes": size,
+        "parity": dict(found.parity),
+        "quality": dict(found.quality),
+    }
+    if as_json:
+        print_json(document)
+        return
+    loras = ", ".join(f"{lora['file']} x {lora['scale']:g}" for lora in found.model.get("loras", []))
+    click.echo(f"{found.path}: bundle {found.bundle_id}, whole and unaltered")
+    click.echo(
+        f"model      {found.model.get('name')} from {found.model.get('source')}{f' with {loras}' if loras else ''}"
+    )
+    click.echo(f"decoder    {found.decoder}")
+    click.echo(f"pictures   {found.width}x{found.height}, batch sizes {', '.join(map(str, found.batch_sizes))}")
+    rounded = f", weights stored in {found.weight_format}" if found.weight_format != "fp32" else ""
+    click.echo(f"precision  {found.precision}{rounded}, {size / 1e6:.0f} MB in {len(found.files)} files")
+    for name, parity in found.parity.items():
+        click.echo(
+            f"parity     {name}: relative L2 {parity['relative_l2']:.1e} to PyTorch (bound {parity['bound']:.0e})"
+        )
+    if quality := found.quality:
+        verdict = "" if quality["passed"] else "; BELOW ITS GATE, built with --allow-low-quality"
+        click.echo(
+            f"quality    median {quality['median_psnr_db']:.1f} dB (worst {quality['worst_psnr_db']:.1f}), SSIM"
+            f" {quality['median_ssim']:.3f} (worst {quality['worst_ssim']:.3f}) to fp32 over {quality['prompts']} prompts"
+            f" (gate {quality['min_psnr_db']:.0f} dB){verdict}"
+        )
+
+
+@cli.command(epilog="Example:\n\n  sdturbo doctor")
+@json_option
+def doctor(as_json: bool) -> int:
+    """What this machine can run, and why not the rest. Exit code 4 if nothing runs."""
+    from sdturbo.commands.doctor import report
+
+    found = report()
+    status = 0 if any(backend["runs"] for backend in found["backends"].values()) else 4
+    if as_json:
+        print_json(found)
+        return status
+    cpu = found["cpu"]
+    click.echo(f"sdturbo {found['sdturbo']}, Python {found['python']}, {found['platform']}")
+    click.echo(f"{cpu['name']}, {cpu['count']} CPUs, {' '.join(cpu['features'])}; {found['memory_gb']} GB of memory")
+    click.echo("packages: " + ", ".join(f"{name} {v or 'absent'}" for name, v in found["packages"].items()))
+    for name, backend in found["backends"].items():
+        for precision, verdict in backend.get("precisions", {}).items():
+            click.echo(f"{name} {precision}: {verdict}")
+        if "reason" in backend:
+            click.echo(f"{name}: {backend['reason']}")
+    return status
+
+
+@cli.command(epilog="Example:\n\n  sdturbo bench --bundle build/sd-turbo --runs 20 --backend onnxruntime")
+@bundle_option
+@click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Pictures to time.")
+@click.option("--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="num_inference_steps.")
+@click.option("--throughput", is_flag=True, help="Pictures a second too, called one by one and streamed.")
+@engine_options
+@json_option
+def bench(
+    bundle: Path | None,
+    runs: int,
+    steps: int,
+    throughput: bool,
+    backend: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Time whole requests and their parts on this machine."""
+    from sdturbo.commands.bench import measure
+
+    with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
+        found = measure(
+            lambda: _load(bundle, backend, device, precision, threads, image_to_image=False),
+            runs=runs,
+            num_inference_steps=steps,
+            throughput=throughput,
+            tick=tick,
+        )
+    if not as_json:
+        engine = f"{found['backend']} {found['backend_version']}, {found['precision']}"
+        click.echo(f"{found['model']} with {found['decoder']} on {engine}")
+        click.echo(f"load {found['load_ms']:.0f} ms, first picture {found['first_image_ms']:.0f} ms")
+        for name, part in found["parts_ms"].items():
+            click.echo(f"{name:>16}  median {part['median']:9.2f} ms  p95 {part['p95']:9.2f} ms")
+        for name, rate in found.get("pictures_per_second", {}).items():
+            click.echo(f"{name:>16}  {rate:9.2f} pictures/s")
+    print_json(found)
+
+
+def bundle_path(bundle: Path | None) -> Path:
+    from sdturbo.bundle import EMBEDDED
+
+    if bundle is None:
+        click.echo(
+            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo; `make engines MODEL=…` builds others.",
+            err=True,
+        )
+    return bundle or EMBEDDED
+
+
+def _load(
+    bundle: Path | None,
+    backend: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    *,
+    image_to_image: bool,
+) -> Pipeline:
+    from sdturbo.pipeline import Pipeline
+
+    return Pipeline.load(
+        bundle_path(bundle),
+        backend,
+        device=device,
+        precision=precision,
+        num_threads=threads,
+        image_to_image=image_to_image,
+    )
+
+
+@contextmanager
+def _bar(length: int, label: str, hidden: bool) -> Generator[Callable[[], None]]:
+    """A progress bar on standard error; gives a function that moves it by one."""
+    if hidden:
+        yield lambda: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        yield lambda: bar.update(1)
+
+
+def main() -> None:
+    """Entry point of the command `sdturbo`."""
+    sys.exit(run(cli, "sdturbo"))

@@ -1,0 +1,68 @@
+"""What this machine can run, and why not the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import sdturbo
+from sdturbo import backends
+from sdturbo.cpu import available_cpus, cpu_features, cpu_name
+from sdturbo.errors import BackendUnavailable
+
+PACKAGES = (
+    *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "openvino"),
+    *("torch", "diffusers", "transformers", "onnx"),
+)
+
+
+def report() -> dict[str, Any]:
+    """Machine, packages, and for each backend the precisions that run or the reason why none does."""
+    return {
+        "sdturbo": sdturbo.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "memory_gb": _memory_gb(),
+        "nvidia_driver": shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "backends": {name: _backend(name) for name in backends.AUTO_ORDER},
+    }
+
+
+def _backend(name: str) -> dict[str, Any]:
+    reason = backends.unavailable(name)
+    if reason:
+        return {"runs": False, "reason": reason}
+    found: dict[str, Any] = {"runs": False, "precisions": {}}
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        try:
+            backends.connect(name, precision=precision)
+        except BackendUnavailable as error:
+            found["precisions"][precision] = str(error)
+        else:
+            found["precisions"][precision] = "runs"
+            found["runs"] = True
+    return found
+
+
+def _cpu() -> dict[str, Any]:
+    return {"name": cpu_name(), "count": available_cpus(), "features": cpu_features()}
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,46 @@
+"""The CPU that this process runs on: how many it may use, its name and instruction sets. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_bf16",
+    "amx_int8",
+)  # those that decide how fast we are
+
+
+def available_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    return _field("model name") or platform.processor() or "unknown"
+
+
+def cpu_flags() -> str:
+    """Instruction sets of this CPU as Linux lists them; empty elsewhere."""
+    return _field("flags", "Features")
+
+
+def cpu_features() -> list[str]:
+    """Those of `FEATURES` that this CPU has."""
+    flags = set(cpu_flags().split())
+    return [name for name in FEATURES if name in flags]
+
+
+def _field(*names: str) -> str:
+    """The first field of one of these names in /proc/cpuinfo; empty without one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    fields = ((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
+    return next((value for key, value in fields if key in names), "")

@@ -1,0 +1,69 @@
+"""What comes back: pictures, or latents, and how they were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from sdturbo.backends import Backend
+from sdturbo.bundle import Bundle
+from sdturbo.request import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call returns.
+
+    images: a list of PIL images; with output_type "np" uint8 (N, H, W, 3); with "latent" float32 (N, 4, H/8, W/8).
+    seeds: the seed of each image; empty where `latents` were given. timings: milliseconds a part, and "total".
+    dropped: for each prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
+    """
+
+    images: Any
+    seeds: list[int]
+    timings: dict[str, float]
+    dropped: list[str]
+    num_inference_steps: int
+    strength: float | None
+    backend: str
+    device: str
+    precision: str
+    bundle_id: str
+    decoder: str
+
+
+def finish(job: Job, bundle: Bundle, backend: Backend) -> Result:
+    """The result of a job whose stages are done."""
+    images: Any = job.images if job.ends_in_pictures else job.x
+    if job.output_type == "pil":
+        with job.clock.part("output"):
+            images = [_to_pil(job, i, bundle) for i in range(len(job.images))]
+    return Result(
+        images=images,
+        seeds=job.seeds if job.latents is None else [],
+        timings=job.clock.stop(),
+        dropped=[one.dropped for one in job.tokens],
+        num_inference_steps=job.num_inference_steps,
+        strength=job.strength,
+        backend=backend.name,
+        device=backend.device,
+        precision=backend.precision,
+        bundle_id=bundle.bundle_id,
+        decoder=bundle.decoder,
+    )
+
+
+def _to_pil(job: Job, i: int, bundle: Bundle) -> Image.Image:
+    """Image i for PIL; its `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
+    picture = Image.fromarray(job.images[i])
+    denoising = f", Denoising strength: {job.strength:g}" if job.strength is not None else ""
+    vae = f", VAE: {bundle.decoder}" if bundle.decoder != "AutoencoderKL" else ""
+    seeded = f", Seed: {job.seeds[i]}" if job.latents is None else ""
+    picture.info["parameters"] = (
+        f"{job.prompts[i // job.images_per_prompt]}\nSteps: {job.num_inference_steps}, Sampler: Euler, Schedule type:"
+        f" Trailing, CFG scale: 1{seeded}, Size: {picture.width}x{picture.height}, Model hash: {bundle.bundle_id},"
+        f" Model: {bundle.model['name']}{vae}{denoising}, Version: sdturbo"
+    )
+    return picture

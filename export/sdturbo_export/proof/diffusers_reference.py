@@ -1,0 +1,54 @@
+"""Pictures by diffusers' own pipelines on the same checkpoint: what ours are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from sdturbo_export.weights.checkpoint import Checkpoint
+
+
+def draw(
+    checkpoint: Checkpoint,
+    prompt: str,
+    seed: int,
+    start: Image.Image,
+    requests: Sequence[tuple[int, float | None]],
+) -> list[NDArray[np.uint8]]:
+    """For each (num_inference_steps, strength) the picture, uint8 (H, W, 3), in fp32 on the CPU.
+
+    strength None is text-to-image; otherwise image-to-image from `start`, resized to the frame with Lanczos.
+    """
+    parts: dict[str, Any] = {name: checkpoint.module(name) for name in ("text_encoder", "unet", "vae")}
+    parts |= {
+        "tokenizer": CLIPTokenizer.from_pretrained(str(checkpoint.path / "tokenizer")),
+        "scheduler": EulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"])),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    text_to_image, image_to_image = StableDiffusionPipeline(**parts), StableDiffusionImg2ImgPipeline(**parts)
+    text_to_image.set_progress_bar_config(disable=True)
+    image_to_image.set_progress_bar_config(disable=True)
+    size = checkpoint.configs["unet"]["sample_size"] * 8
+    resized = start.resize((size, size), Image.Resampling.LANCZOS)
+    pictures: list[NDArray[np.uint8]] = []
+    for steps, strength in requests:
+        options: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "guidance_scale": 0.0,
+            "generator": torch.Generator().manual_seed(seed),
+        }
+        if strength is None:
+            result = text_to_image(prompt, **options)
+        else:
+            result = image_to_image(prompt, image=resized, strength=strength, **options)
+        pictures.append(np.asarray(result.images[0]))
+    return pictures

@@ -1,0 +1,166 @@
+"""One ONNX graph to one TensorRT plan, with TensorRT 10 or 11. Precision is what the graph says: networks are strongly typed.
+
+Not yet run on a GPU: the calls are tested on an imitation of TensorRT and checked against stubs of both versions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdturbo.backends.nvidia.tensorrt import Messages
+from sdturbo_export.errors import BuildError
+
+if TYPE_CHECKING:
+    import tensorrt
+
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """workspace: bytes of GPU memory that a layer may use while it runs. optimization_level: 0 to 5, TensorRT's builder's.
+
+    hardware: one of `sdturbo.bundle.plans.HARDWARE`. version_compatible: also for later TensorRT of this major version; slower.
+    """
+
+    workspace: int
+    optimization_level: int = 5
+    hardware: str = "none"
+    version_compatible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A plan, and the timing cache after it: the measurements of kernels that the next build need not repeat."""
+
+    plan: bytes
+    timings: bytes
+
+
+def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell) -> Compiled:
+    """Compile `graph` for the current GPU. timings: an earlier timing cache of this GPU and version, or b"".
+
+    tell: takes the share that is done, 0 to 1, from TensorRT's own threads.
+    Raises BuildError with TensorRT's words: an operator it lacks, memory, a faulty graph.
+    """
+    import tensorrt
+
+    messages = Messages()
+    logger = messages.logger()
+    try:
+        builder = tensorrt.Builder(logger)
+    except TypeError as error:  # pybind11's, when TensorRT gives none
+        raise BuildError(f"TensorRT {tensorrt.__version__} does not start: {messages.last()}") from error
+    typed = tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network = builder.create_network(1 << int(typed))
+    parser = tensorrt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        errors: list[tensorrt.ParserError] = [parser.get_error(i) for i in range(parser.num_errors)]
+        told = "; ".join(f"{error.desc()} (node {error.node_name()})" for error in errors) or messages.last()
+        raise BuildError(f"TensorRT {tensorrt.__version__} cannot read {graph.name}: {told}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, options.workspace)
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # for the report of layers
+    config.max_aux_streams = 0  # one stream
+    config.clear_flag(tensorrt.BuilderFlag.TF32)
+    levels = tensorrt.HardwareCompatibilityLevel
+    config.hardware_compatibility_level = {
+        "none": levels.NONE,
+        "same_compute_capability": levels.SAME_COMPUTE_CAPABILITY,
+        "ampere_plus": levels.AMPERE_PLUS,
+    }[options.hardware]
+    if options.version_compatible:
+        config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
+    for data in (timings, b""):  # those of another GPU or version are refused
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            break
+    stop: list[BaseException] = []
+    monitor = _monitor(Phases(tell), stop)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if stop:
+        raise stop[0]
+    if plan is None:
+        raise BuildError(
+            f"TensorRT {tensorrt.__version__} cannot compile {graph.name}: {messages.last()} If it is out of memory, close what"
+            f" else uses the GPU, or lower --workspace-gb and --optimization-level (now {options.optimization_level})."
+        )
+    used = config.get_timing_cache()
+    return Compiled(bytes(plan), b"" if used is None else bytes(used.serialize()))
+
+
+def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMonitor:
+    """TensorRT's progress for `phases`. What is raised in it, Ctrl-C too, must not pass through TensorRT: it goes to `stop`,
+    and the build ends at its next step."""
+    import tensorrt
+
+    def guarded(call: Callable[..., None], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except BaseException as error:
+            stop.append(error)
+
+    class Monitor(tensorrt.IProgressMonitor):
+        def __init__(self) -> None:
+            tensorrt.IProgressMonitor.__init__(self)  # pybind11 wants the class by its name
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            guarded(phases.start, phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            guarded(phases.step, phase_name, step)
+            return not stop
+
+        def phase_finish(self, phase_name: str) -> None:
+            guarded(phases.finish, phase_name)
+
+    return Monitor()
+
+
+@dataclass(slots=True)
+class Phases:
+    """TensorRT's nested phases as one share that is done. Called from several threads.
+
+    A phase's share is (steps done + the share of the phase within it) / steps; what begins outside is a new whole.
+    """
+
+    tell: Tell
+    _open: dict[str, _Phase] = field(default_factory=dict[str, "_Phase"])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._open[name] = _Phase(parent, max(1, steps))
+
+    def step(self, name: str, step: int) -> None:
+        """Step number `step`, from 0, is complete."""
+        with self._lock:
+            if name not in self._open:
+                return
+            phase = self._open[name]
+            phase.done = min(step + 1, phase.steps)
+            for child, one in list(self._open.items()):
+                if one.parent == name:
+                    del self._open[child]
+            share = phase.done / phase.steps
+            while phase.parent in self._open:
+                phase = self._open[phase.parent]
+                share = min(phase.done + share, phase.steps) / phase.steps
+        self.tell(share)
+
+    def finish(self, name: str) -> None:
+        with self._lock:
+            self._open.pop(name, None)
+
+
+@dataclass(slots=True)
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0

@@ -1,0 +1,85 @@
+"""A TAESD-style autoencoder in the place of the checkpoint's own: a directory in the Hub's layout, diffusers' AutoencoderTiny.
+
+As in diffusers' pipelines it gets latents / scaling_factor, of its own config (1.0), and its encoder gives the latents
+themselves: no posterior is drawn from, so image-to-image draws one noise, not two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdturbo_export.errors import CheckpointError
+from sdturbo_export.weights.checkpoint import Checkpoint, read_json, tensor_faults, weight_files
+from sdturbo_export.weights.schedule import is_number
+
+FACTOR = 8  # pixels of a side to one latent
+# what a config may leave out: the defaults of diffusers' class
+_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "scaling_factor": 1.0,
+    "upsampling_scaling_factor": 2,
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "num_decoder_blocks": [3, 3, 3, 1],
+}
+
+
+def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """The checkpoint with the AutoencoderTiny of `directory` as its decoder and encoder.
+
+    Raises CheckpointError with all faults: no such directory, another class, latents of other channels, other tensors.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(
+            directory,
+            ["there is no such directory; expected one with an AutoencoderTiny's config.json and safetensors"],
+        )
+    faults: list[str] = []
+    config = _DEFAULTS | read_json(directory / "config.json", faults)
+    faults = faults or _config_faults(config)
+    if faults:
+        raise CheckpointError(directory, faults)
+    names = weight_files(directory, "decoder", "diffusion_pytorch_model", faults)
+    found = dataclasses.replace(
+        checkpoint,
+        configs={**checkpoint.configs, "vae": config},
+        weights={**checkpoint.weights, "vae": names},
+        decoder=directory,
+    )
+    faults += (
+        tensor_faults("decoder", "autoencoder_tiny", config, {name: found.file(name) for name in names})
+        if names
+        else []
+    )
+    if faults:
+        raise CheckpointError(directory, faults)
+    return found
+
+
+def _config_faults(config: Mapping[str, Any]) -> list[str]:
+    if (found := config.get("_class_name")) != "AutoencoderTiny":
+        return [f"config.json describes {found or 'no class'}, expected AutoencoderTiny, as in TAESD"]
+    faults: list[str] = []
+    if config["latent_channels"] != 4:
+        faults.append(
+            f"latent_channels is {config['latent_channels']}, but SD-Turbo's latents have 4: this autoencoder belongs to"
+            " another family of models"
+        )
+    faults += [
+        f"{name} is {config[name]!r}, expected 3 for RGB"
+        for name in ("in_channels", "out_channels")
+        if config[name] != 3
+    ]
+    for name, base in (("num_encoder_blocks", 2), ("num_decoder_blocks", config["upsampling_scaling_factor"])):
+        blocks = config[name]
+        if not isinstance(blocks, list) or not isinstance(base, int) or base ** (len(blocks) - 1) != FACTOR:
+            faults.append(
+                f"{name} {blocks!r} with a factor of {base!r} each is no scale of {FACTOR}, which SD-Turbo has"
+            )
+    if not is_number(config["scaling_factor"]):
+        faults.append(f"scaling_factor is {config['scaling_factor']!r}, expected a number above 0")
+    return faults

@@ -1,0 +1,93 @@
+"""Checkpoints with weights drawn from a seed: SD-Turbo's size and configs to the byte, or small for tests.
+
+They draw texture, not pictures of anything. They measure speed, memory and parity with no download.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from sdturbo_export.errors import BuildError
+from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
+from sdturbo_export.weights.tokenizer_files import write_vocabulary
+
+# what the small checkpoint changes in SD-Turbo's configs: same classes, same stages, same 512×512
+SMALL = {
+    "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2},
+    "unet": {
+        "attention_head_dim": [1, 2, 2, 2],
+        "block_out_channels": [32, 64, 64, 64],
+        "cross_attention_dim": 64,
+        "layers_per_block": 1,
+    },
+    "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1},
+}
+LICENCE = (
+    "The weights of this checkpoint are pseudo-random numbers drawn by sdturbo; they are licensed under Apache-2.0.\n"
+)
+
+
+def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = False) -> Path:
+    """Write a checkpoint in the Hub's layout to the new directory `out` and return it.
+
+    seed: another seed gives other weights. small: a few million parameters instead of 1.29 billion. fp16: the weights as
+    the `fp16` variant. Weights have variance 1/fan_in, norms lie around 1, so that activations stay near unit variance.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(partial, seed, small=small, fp16=fp16)
+        partial.replace(out)
+    except (OSError, SafetensorError) as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # its text is a list of copies
+        raise BuildError(
+            f"Cannot write the checkpoint {out}: {reason}. Free some space or choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write(directory: Path, seed: int, *, small: bool, fp16: bool) -> None:
+    with as_file(files("sdturbo_export").joinpath("configs/sd-turbo")) as configs:
+        shutil.copytree(configs, directory)
+    write_vocabulary(directory / "tokenizer")
+    (directory / "LICENSE.md").write_text(LICENCE)
+    for component, (_, stem) in COMPONENTS.items():
+        file = directory / component / "config.json"
+        config = json.loads(file.read_bytes())
+        if small:
+            config |= SMALL[component]
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        weights = _draw(component, config, seed, torch.float16 if fp16 else torch.float32)
+        target = directory / component / f"{stem}{'.fp16' if fp16 else ''}.safetensors"
+        save_file(weights, target, metadata={"format": "pt"})
+        shutil.copymode(file, target)  # safetensors makes private files
+
+
+def _draw(component: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator()
+    weights: dict[str, torch.Tensor] = {}
+    for name, shape in expected_shapes(component, config).items():
+        generator.manual_seed(zlib.crc32(f"{seed}/{component}/{name}".encode()))
+        if len(shape) > 1:  # an embedding's rows are unit normal in variance, a product's output too
+            bound = math.sqrt(3) if "embedding" in name and "time" not in name else math.sqrt(3 / math.prod(shape[1:]))
+            tensor = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        else:
+            tensor = torch.empty(shape).uniform_(-0.1, 0.1, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                tensor += 1
+        weights[name] = tensor.to(dtype)
+    return weights

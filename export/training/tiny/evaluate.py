@@ -1,0 +1,152 @@
+"""How good the embedded model is: `python -m training.tiny.evaluate OUT`, on the engine's own pictures.
+
+The autoencoder on held-out renders; held-out combinations at 1, 2 and 4 steps, judged by a classifier that has seen
+renders only, itself measured on renders of the same combinations; how much two seeds differ; contact sheets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+
+from sdturbo import Pipeline
+from sdturbo.bundle import EMBEDDED
+from sdturbo_export.weights.checkpoint import open_checkpoint
+from sdturbo_export.weights.resolve import TINY_CHECKPOINT
+from training.tiny.captions import caption, plain_caption
+from training.tiny.classifier import Classifier, examples, train_classifier
+from training.tiny.pixels import psnr
+from training.tiny.render import sheet
+from training.tiny.renders import Renders, combination
+from training.tiny.scenes import HELD_OUT, Combination
+from training.tiny.train_vae import reconstructed
+
+PER_COMBINATION = 5
+STEP_COUNTS = (1, 2, 4)
+KNOWN_RENDERS, KNOWN_RECONSTRUCTIONS, CLASSIFIER_STEPS = 1008, 336, 1500
+JUDGED_RENDERS = 96
+VISIBLE = 16  # levels by which a pixel differs visibly
+MISSES, EXAMPLES = 24, 8  # pictures on sheets
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Shares of pictures, 0 … 1, in which the judge sees what the prompt names."""
+
+    subject: float
+    colour: float
+    scene: float
+    everything: float
+
+
+def accuracy(wanted: Sequence[Combination], seen: Sequence[Combination]) -> Accuracy:
+    right = np.array([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(wanted, seen, strict=True)])
+    return Accuracy(*right.mean(axis=0).tolist(), everything=float(right.all(axis=1).mean()))
+
+
+def requests(per_combination: int = PER_COMBINATION) -> list[tuple[Combination, str, int]]:
+    """(combination, prompt, seed) of every picture: the plain caption once, then others; no seed twice."""
+    rng, wanted = np.random.default_rng(0), []
+    for what in HELD_OUT:
+        texts = [plain_caption(what), *(caption(what, rng) for _ in range(per_combination - 1))]
+        wanted += [(what, text, 1000 + len(wanted) + i) for i, text in enumerate(texts)]
+    return wanted
+
+
+def draw(pipeline: Pipeline, wanted: Sequence[tuple[Combination, str, int]], steps: int) -> NDArray[np.uint8]:
+    """The engine's pictures, (n, 512, 512, 3)."""
+    pictures = [
+        pipeline(text, seed=seed, num_inference_steps=steps, output_type="np").images[0] for _, text, seed in wanted
+    ]
+    return np.stack(pictures)
+
+
+def visible_difference(pipeline: Pipeline, count: int = 12) -> list[float]:
+    """Share of pixels that differ visibly between seeds 0 and 1, for plain captions of held-out combinations."""
+    shares = []
+    for what in HELD_OUT[:: len(HELD_OUT) // count]:
+        a, b = (
+            pipeline(plain_caption(what), seed=seed, output_type="np").images[0].astype(np.int16) for seed in (0, 1)
+        )
+        shares.append(float((np.abs(a - b).max(-1) > VISIBLE).mean()))
+    return shares
+
+
+def judge_for(vae: AutoencoderKL, out: Path) -> Classifier:
+    """A new classifier; its renders are kept in `out`."""
+    renders = Renders(out / "train.rgb")
+    renders.paint(KNOWN_RENDERS)
+    return train_classifier(examples(renders, KNOWN_RENDERS, vae, KNOWN_RECONSTRUCTIONS), CLASSIFIER_STEPS)
+
+
+def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
+    """Measure, write `results.json`, `results.md` and sheets to `out`, and return the figures.
+
+    checkpoint: the one that `bundle` was made from; its autoencoder is measured.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    vae = open_checkpoint(checkpoint).module("vae").to(memory_format=torch.channels_last)
+    judge, pipeline, wanted = judge_for(vae, out), Pipeline.load(bundle, image_to_image=False), requests()
+    tests = Renders(out / "held_out.rgb", held_out=True)
+    tests.paint(JUDGED_RENDERS)
+    shown = [combination(tests.scene(i)) for i in range(JUDGED_RENDERS)]
+    seen = [judge.judge(tests.picture(i)[None])[0] for i in range(JUDGED_RENDERS)]
+    decibels = [psnr(tests.picture(i), reconstructed(vae, tests.picture(i))) for i in range(JUDGED_RENDERS)]
+    results: dict[str, object] = {
+        "autoencoder, dB": round(float(np.mean(decibels)), 2),
+        "autoencoder, dB of the worst": round(min(decibels), 2),
+        "judge on renders": asdict(accuracy(shown, seen)),
+        "pictures": len(wanted),
+    }
+    for steps in STEP_COUNTS:
+        pictures = draw(pipeline, wanted, steps)
+        seen = [judge.judge(picture[None])[0] for picture in pictures]
+        results[f"{steps} steps"] = asdict(accuracy([what for what, _, _ in wanted], seen))
+        plain = slice(0, None, PER_COMBINATION)
+        sheet(_small(pictures[plain]), 8, [text for _, text, _ in wanted[plain]]).save(out / f"plain-{steps}.png")
+        if steps == 1:
+            sheet(_small(pictures[plain][:: len(HELD_OUT) // EXAMPLES]), 4).save(out / "examples.jpg", quality=90)
+        missed = [i for i, one in enumerate(seen) if one != wanted[i][0]][:MISSES]
+        if missed:
+            labels = [f"{wanted[i][1]} -> {' '.join(seen[i])}" for i in missed]
+            sheet(_small(pictures[missed]), 4, labels).save(out / f"missed-{steps}.png")
+    shares = visible_difference(pipeline)
+    results["seeds differ"] = {"mean": float(np.mean(shares)), "least": min(shares)}
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "results.md").write_text(table(results))
+    return results
+
+
+def table(results: dict[str, object]) -> str:
+    """Lines `| what | figure |` for the model card."""
+    lines = []
+    for what, figures in results.items():
+        shares = figures.items() if isinstance(figures, dict) else ()
+        value = ", ".join(f"{name} {share:.1%}" for name, share in shares) or str(figures)
+        lines.append(f"| {what} | {value} |")
+    return "\n".join(lines) + "\n"
+
+
+def _small(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return list(pictures.reshape(-1, 256, 2, 256, 2, 3).mean((2, 4), dtype=np.float32).astype(np.uint8))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for figures and sheets, and for what is made on the way")
+    parser.add_argument("--checkpoint", type=Path, default=TINY_CHECKPOINT)
+    parser.add_argument("--bundle", type=Path, default=EMBEDDED)
+    options = parser.parse_args(arguments)
+    print(json.dumps(evaluate(options.checkpoint, options.bundle, options.out)))
+
+
+if __name__ == "__main__":
+    main()

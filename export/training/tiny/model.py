@@ -1,0 +1,60 @@
+"""What is trained together: UNet and text encoder, with embeddings for the captions' words only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from training.tiny.configs import tiny_configs
+
+WORD_DEVIATION = 0.3  # of fresh embeddings: words differ more than places in the prompt
+
+
+class Model(nn.Module):
+    """`unet` and `text_encoder`; under these names their weights are saved."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def embeds(self, ids: Tensor) -> Tensor:
+        """int64 (n, 77) -> float32 (n, 77, 64)."""
+        return self.text_encoder(ids).last_hidden_state.float()
+
+    @property
+    def words(self) -> Tensor:
+        """The embeddings of all tokens, (49408, 64)."""
+        return self.text_encoder.get_input_embeddings().weight
+
+
+def new_model(known: NDArray[np.int64]) -> Model:
+    """Random weights. Embeddings of ids that are not `known` are zero and stay so."""
+    config = tiny_configs()
+    unet = UNet2DConditionModel.from_config(config["unet"]).to(memory_format=torch.channels_last)
+    model = Model(unet, CLIPTextModel(CLIPTextConfig(**config["text_encoder"])))
+    learnt = torch.zeros(len(model.words), 1)
+    learnt[torch.from_numpy(known)] = 1
+    with torch.no_grad():
+        model.words.normal_(std=WORD_DEVIATION).mul_(learnt)
+    model.words.register_hook(lambda gradient: gradient * learnt)
+    return model
+
+
+def load_model(file: Path) -> Model:
+    """The trained weights, for inference."""
+    model = new_model(np.zeros(0, np.int64))
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def load_vae(file: Path) -> AutoencoderKL:
+    """The finished autoencoder, for inference."""
+    vae = AutoencoderKL.from_config(tiny_configs()["vae"])
+    vae.load_state_dict(torch.load(file, weights_only=True))
+    return vae.to(memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)

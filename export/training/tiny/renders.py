@@ -1,0 +1,74 @@
+"""Renders on disk: picture i of a folder always shows scene i, so that a longer file only adds pictures.
+
+A background process paints them while training already reads those that are there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.tiny.layout import CHANNELS, GRID
+from training.tiny.render import render
+from training.tiny.scenes import HELD_OUT, TRAINING, Combination, Scene
+
+SIZE = 512
+PICTURE = SIZE * SIZE * 3  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Renders:
+    """A file of uint8 pictures (n, 512, 512, 3), one after the other; it may still be growing."""
+
+    path: Path
+    held_out: bool = False
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size // PICTURE if self.path.exists() else 0
+
+    def picture(self, i: int) -> NDArray[np.uint8]:
+        """Picture i, (512, 512, 3), read from disk."""
+        return np.fromfile(self.path, np.uint8, PICTURE, offset=i * PICTURE).reshape(SIZE, SIZE, 3)
+
+    def scene(self, i: int) -> Scene:
+        """What picture i shows."""
+        return numbered_scene(i, held_out=self.held_out)
+
+    def paint(self, count: int) -> None:
+        """Append pictures until there are `count`; what an interruption left of the last one is painted again."""
+        done = len(self)
+        with self.path.open("ab") as file:
+            file.truncate(done * PICTURE)
+            for i in range(done, count):
+                file.write(render(self.scene(i), SIZE).tobytes())
+                file.flush()
+
+    def paint_in_background(self, count: int) -> BaseProcess:
+        """The same in a process of its own, which ends with this one; terminate() it when no more are needed."""
+        process = get_context("spawn").Process(target=_paint_politely, args=(self, count), daemon=True)
+        process.start()
+        return process
+
+
+def numbered_scene(number: int, *, held_out: bool = False) -> Scene:
+    """Scene `number` of an endless series: all combinations of one part in turn, in another order each round."""
+    combinations = HELD_OUT if held_out else TRAINING
+    lap, place = divmod(number, len(combinations))
+    order = np.random.default_rng((lap, held_out)).permutation(len(combinations))
+    layout = np.random.default_rng((number, held_out, 1)).standard_normal((GRID, GRID, CHANNELS), np.float32)
+    return Scene(*combinations[order[place]], layout)
+
+
+def combination(scene: Scene) -> Combination:
+    return Combination(scene.subject, scene.colour, scene.scene)
+
+
+def _paint_politely(renders: Renders, count: int) -> None:
+    os.nice(5)
+    renders.paint(count)
