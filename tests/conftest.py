@@ -126,7 +126,8 @@ def pipe(bundle_dir):
 
 def write_stage(root: Path, name: str, batch_sizes) -> dict:
     """Write a stage's graph for each batch size; returns its entry in the manifest."""
-    graphs = {}
+    graphs = []
+    sized = {} if name == "text_encoder" else {"height": 64, "width": 64}
     for size in batch_sizes:
         text = GRAPHS[name].replace("B,", f"{size},")
         model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> {name} {text}')
@@ -135,8 +136,8 @@ def write_stage(root: Path, name: str, batch_sizes) -> dict:
                 weight.ClearField("float_data")
                 weight.data_location = onnx.TensorProto.EXTERNAL
                 weight.external_data.add(key="location", value="weights.data")
-        graphs[str(size)] = f"onnx/{name}.{size}.onnx"
-        onnx.save(model, root / graphs[str(size)])
+        graphs.append({"batch_size": size, **sized, "form": "plain", "file": f"onnx/{name}.{size}.onnx"})
+        onnx.save(model, root / graphs[-1]["file"])
     inputs, outputs = ([tensor(value) for value in values] for values in (model.graph.input, model.graph.output))
     return {"inputs": inputs, "outputs": outputs, "graphs": graphs}
 
@@ -144,6 +145,7 @@ def write_stage(root: Path, name: str, batch_sizes) -> dict:
 def tensor(value: onnx.ValueInfoProto) -> dict:
     kind = value.type.tensor_type
     shape = ["B" if i == 0 else dim.dim_value for i, dim in enumerate(kind.shape.dim)]
+    shape = {(4, 8, 8): ["B", 4, "H/8", "W/8"], (64, 64, 3): ["B", "H", "W", 3]}.get(tuple(shape[1:]), shape)
     return {"name": value.name, "dtype": DTYPES[kind.elem_type], "shape": shape}
 
 
@@ -159,10 +161,10 @@ def write_manifest(root: Path, stages: dict, batch_sizes) -> None:
         for i, (sigma, sigma_next) in enumerate(zip(sigmas, (*sigmas[1:], 0.0), strict=True))
     ]
     manifest = {
-        "format": 1,
+        "format": 2,
         "model": {"name": "fake"},
         "precision": "fp32",
-        "image": {"height": 64, "width": 64},
+        "sizes": [{"height": 64, "width": 64}],
         "batch_sizes": list(batch_sizes),
         "schedule": {"rows": rows},
         "stages": stages,

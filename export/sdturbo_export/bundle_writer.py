@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import save_png
-from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, TensorSpec, identity
+from sdturbo.bundle.description import FORMAT, MANIFEST, PLAIN, TOKENIZER, TensorSpec, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
 from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import HEIGHT, PLANS, WIDTH
+from sdturbo_export.stages import HEIGHT, PLANS, WIDTH, StagePlan
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
@@ -110,7 +110,7 @@ def _write_manifest(
         },
         "precision": precision,
         "weight_format": weight_format,
-        "image": {"height": HEIGHT, "width": WIDTH},
+        "sizes": [{"height": HEIGHT, "width": WIDTH}],
         "batch_sizes": sorted(next(iter(stages.values())).graphs),
         "schedule": {
             "prediction_type": checkpoint.schedule.prediction_type,
@@ -120,7 +120,9 @@ def _write_manifest(
             plan.name: {
                 "inputs": [_spec(spec) for spec in plan.inputs(checkpoint)],
                 "outputs": [_spec(plan.output(checkpoint))],
-                "graphs": {str(size): f"onnx/{name}" for size, name in stages[plan.name].graphs.items()},
+                "graphs": [
+                    _graph(plan, checkpoint, size, f"onnx/{name}") for size, name in stages[plan.name].graphs.items()
+                ],
                 "rewrites": list(rewrites[plan.name]),
             }
             for plan in PLANS
@@ -142,6 +144,13 @@ def _write_manifest(
     manifest["bundle_id"] = identity(manifest)
     with atomic_write(directory / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
+
+def _graph(plan: StagePlan, checkpoint: Checkpoint, batch_size: int, file: str) -> dict[str, Any]:
+    """A graph's entry: its `GraphName` and its file."""
+    sized = any(spec.is_sized for spec in (*plan.inputs(checkpoint), plan.output(checkpoint)))
+    size = {"height": HEIGHT, "width": WIDTH} if sized else {}
+    return {"batch_size": batch_size, **size, "form": PLAIN, "file": file}
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:

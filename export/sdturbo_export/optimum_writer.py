@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdturbo.bundle.description import LATENT_SCALE
 from sdturbo.errors import InvalidRequest
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.bundle_writer import write_licence
@@ -124,7 +125,7 @@ def write_optimum(
 
 def _inputs(part: str, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Example inputs under the names that optimum feeds."""
-    latents = torch.zeros(1, 4, HEIGHT // 8, WIDTH // 8)
+    latents = torch.zeros(1, 4, HEIGHT // LATENT_SCALE, WIDTH // LATENT_SCALE)
     width = checkpoint.configs["text_encoder"]["hidden_size"]
     return {
         "text_encoder": {"input_ids": torch.zeros(1, MAX_LENGTH, dtype=torch.int64)},

@@ -26,7 +26,7 @@ from sdturbo_export.rewrites.upsample import phase_upsampling
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.schedule import step_coefficients
 
-HEIGHT = WIDTH = 512
+HEIGHT = WIDTH = 512  # pixels of the graphs that are exported
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -188,7 +188,7 @@ def _cast(module: nn.Module, *tensors: torch.Tensor) -> Tensors:
 
 
 def _latents(name: str = "latents") -> TensorSpec:
-    return TensorSpec(name, "float32", ("B", 4, HEIGHT // 8, WIDTH // 8))
+    return TensorSpec(name, "float32", ("B", 4, "H/8", "W/8"))
 
 
 def _embeds(checkpoint: Checkpoint) -> TensorSpec:
@@ -205,7 +205,7 @@ def _encoder_inputs(checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
     return (_IMAGE, *posterior, _latents("noise"), _STEP)
 
 
-_IMAGE = TensorSpec("image", "uint8", ("B", HEIGHT, WIDTH, 3))
+_IMAGE = TensorSpec("image", "uint8", ("B", "H", "W", 3))
 _STEP = TensorSpec("step", "int64", ())
 
 PLANS = (
@@ -262,7 +262,7 @@ def example_inputs(
     vocabulary = checkpoint.configs["text_encoder"]["vocab_size"]
     inputs: dict[str, torch.Tensor] = {}
     for spec in plan.inputs(checkpoint):
-        shape = spec.shape_at(batch_size)
+        shape = spec.at(HEIGHT, WIDTH).shape_at(batch_size)
         if spec.name == "input_ids":
             value: Any = torch.randint(0, vocabulary, shape, generator=generator)
         elif spec.name == "image":

@@ -283,7 +283,9 @@ def test_notice_follows_the_licence_of_the_weights(copied, store, tmp_path, lice
 
 def test_a_rebuilt_bundle_keeps_plans_of_graphs_that_did_not_change(small_checkpoint, store, tmp_path):
     first, _ = built(small_checkpoint, tmp_path / "bundle", store)
-    key = PlanKey("10.16.1.11", "8.9", "Some GPU", "13.0", first.graph_sha256("decoder", 1), first.precision)
+    key = PlanKey(
+        "10.16.1.11", "8.9", "Some GPU", "13.0", first.graph_sha256(first.graph("decoder", 1)), first.precision
+    )
     plan = Plan(plan_name(key, "decoder", 1, b"code"), "decoder", 1, key, 1e-4, 2.0)
     old = dataclasses.replace(key, onnx_sha256="0" * 64)
     gone = Plan(plan_name(old, "denoiser", 1, b"old"), "denoiser", 1, old, 1e-4, 2.0)

@@ -35,7 +35,7 @@ def test_graph_module_equals_reference(small_checkpoint, plan):
     inputs = example_inputs(plan, small_checkpoint, 1, seed=5)
     with torch.no_grad():
         found, expected = graph(*inputs.values()), reference(*inputs.values())
-        assert tuple(found.shape) == plan.output(small_checkpoint).shape_at(1)
+        assert tuple(found.shape) == plan.output(small_checkpoint).at(512, 512).shape_at(1)
         assert str(found.dtype) == f"torch.{plan.output(small_checkpoint).dtype}"
         if plan.name == "decoder":  # the values before they are rounded
             assert (found.int() - expected.int()).abs().max() <= 1
@@ -50,7 +50,7 @@ def test_graph_file_has_static_shapes_and_no_trace_of_this_machine(small_bundle,
     tensors = [*plan.inputs(small_checkpoint), plan.output(small_checkpoint)]
     for value, spec in zip([*model.graph.input, *model.graph.output], tensors, strict=True):
         assert value.name == spec.name
-        assert tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) == spec.shape_at(1)
+        assert tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) == spec.at(512, 512).shape_at(1)
     data = path.read_bytes()
     assert b"site-packages" not in data
     assert b".py" not in data

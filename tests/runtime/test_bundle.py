@@ -3,14 +3,16 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdturbo import Bundle, BundleError
-from sdturbo.bundle.description import DTYPES, STAGES, identity
+from sdturbo import Bundle, BundleError, InvalidRequest
+from sdturbo.bundle.description import DTYPES, STAGES, GraphName, identity
+from sdturbo.bundle.manifest import parse_manifest
 
 MANIFEST = "bundle.json"
 
@@ -75,6 +77,77 @@ def test_what_was_written_is_read(make_bundle):
     assert bundle.golden.image in bundle.files
 
 
+def format_1(manifest):
+    """The same bundle as format 1 described it."""
+    numbers = {"H": 64, "W": 64, "H/8": 8, "W/8": 8}
+    stages = {
+        name: {
+            "graphs": {str(graph["batch_size"]): graph["file"] for graph in stage["graphs"]},
+            **{
+                key: [{**spec, "shape": [numbers.get(size, size) for size in spec["shape"]]} for spec in stage[key]]
+                for key in ("inputs", "outputs")
+            },
+        }
+        for name, stage in manifest["stages"].items()
+    }
+    (image,) = manifest["sizes"]
+    kept = {key: value for key, value in manifest.items() if key != "sizes"}
+    return {**kept, "format": 1, "image": image, "stages": stages}
+
+
+def test_a_bundle_of_format_1_is_read_as_before(make_bundle):
+    root = make_bundle((1, 2))
+    newer = Bundle.load(root)
+    older = format_1(manifest_of(root))
+    write(root, older, signed=True)
+    bundle = Bundle.load(root)
+    assert bundle.bundle_id != newer.bundle_id
+    assert (bundle.height, bundle.width, bundle.batch_sizes) == (64, 64, (1, 2))
+    for name, stage in bundle.stages.items():
+        assert (stage.inputs, stage.outputs) == (newer.stages[name].inputs, newer.stages[name].outputs)
+        assert [bundle.graph(name, size) for size in (1, 2)] == [newer.graph(name, size) for size in (1, 2)]
+    write(root, replaced(older, ("stages", "decoder", "graphs"), {"1": "onnx/decoder.1.onnx"}), signed=True)
+    assert faults_of(root) == ["stages.decoder: no graph for batch size 2"]
+
+
+def test_the_manifest_of_the_first_embedded_model_is_understood():
+    """As the exporter wrote it in format 1. Its id is checked on the way."""
+    manifest = json.loads(Path(__file__).with_name("bundle_format_1.json").read_bytes())
+    faults = []
+    fields = parse_manifest(manifest, faults)
+    assert faults == []
+    assert fields["bundle_id"] == "1a3e0b90d4031c28"
+    assert fields["sizes"] == ((512, 512),)
+    assert fields["stages"]["encoder"].graph(GraphName(1, 512, 512)) == "onnx/encoder.onnx"
+
+
+def test_a_graph_is_named_by_batch_size_picture_size_and_form(root):
+    manifest = manifest_of(root)
+    for name, stage in manifest["stages"].items():
+        graph = stage["graphs"][0]
+        if name != "text_encoder":
+            stage["graphs"] += [{**graph, "height": 96, "width": 64}, {**graph, "form": "fused"}]
+    manifest["sizes"].append({"height": 96, "width": 64})
+    write(root, manifest, signed=True)
+    bundle = Bundle.load(root)
+    assert bundle.sizes == ((64, 64), (96, 64))
+    assert bundle.stages["denoiser"].inputs[0].shape == ("B", 4, 8, 8)
+    assert bundle.declared["denoiser"].at(96, 64).inputs[0].shape_at(2) == (2, 4, 12, 8)
+    assert bundle.graph("decoder", 1, height=96, width=64) == root / "onnx/decoder.1.onnx"
+    assert bundle.graph("decoder", 1, form="fused") == root / "onnx/decoder.1.onnx"
+    assert bundle.graph("text_encoder", 1, height=96, width=64) == root / "onnx/text_encoder.1.onnx"
+    for absent in ({"height": 96, "width": 96}, {"form": "other"}, {"height": 96, "width": 64, "form": "fused"}):
+        with pytest.raises(InvalidRequest, match=r"has no graph GraphName\(.*\) of the decoder; it has "):
+            bundle.graph("decoder", 1, **absent)
+
+
+def test_two_graphs_of_one_name_are_a_fault(root):
+    manifest = manifest_of(root)
+    manifest["stages"]["decoder"]["graphs"] *= 2
+    write(root, manifest, signed=True)
+    assert "stages.decoder.graphs[1] is named as another one" in faults_of(root)[0]
+
+
 def test_steps_are_the_rows_of_one_run(bundle_dir):
     bundle = Bundle.load(bundle_dir)
     assert [bundle.steps(n) for n in (1, 2, 3, 4)] == [range(1), range(1, 3), range(3, 6), range(6, 10)]
@@ -86,7 +159,7 @@ def test_a_moved_bundle_keeps_its_id(bundle_dir, root):
     assert Bundle.load(root).bundle_id == Bundle.load(bundle_dir).bundle_id
 
 
-@pytest.mark.parametrize("key", ["model", "precision", "image", "batch_sizes", "schedule", "stages"])
+@pytest.mark.parametrize("key", ["model", "precision", "sizes", "batch_sizes", "schedule", "stages"])
 def test_the_id_depends_on_what_decides_the_pictures(bundle_dir, key):
     manifest = manifest_of(bundle_dir)
     assert identity({**manifest, key: "other"}) != manifest["bundle_id"]
@@ -135,7 +208,7 @@ def test_deep_nesting_is_refused(root, depth):
 @pytest.mark.parametrize("revision", ["1", True, 0, -1, 1.0, None, [1]])
 def test_an_unknown_format_is_refused(root, revision):
     write(root, {**manifest_of(root), "format": revision})
-    assert f"has format {revision!r}, expected a whole number up to 1" in faults_of(root)[0]
+    assert f"has format {revision!r}, expected a whole number up to 2" in faults_of(root)[0]
 
 
 @pytest.mark.parametrize("manifest", [[], [{"format": 1}], None, "text", 1, {}])
@@ -145,7 +218,7 @@ def test_a_manifest_that_is_no_object_with_a_format_is_refused(root, manifest):
 
 
 def test_a_newer_format_asks_for_an_upgrade(root):
-    write(root, {**manifest_of(root), "format": 2})
+    write(root, {**manifest_of(root), "format": 3})
     assert "upgrade sdturbo" in faults_of(root)[0]
 
 
@@ -215,7 +288,7 @@ def test_a_graph_that_is_no_onnx_file_is_refused(root):
     assert faults_of(root)[0].startswith("onnx/decoder.1.onnx is not an ONNX file")
 
 
-@pytest.mark.parametrize("key", ["model", "precision", "batch_sizes", "schedule", "stages", "image"])
+@pytest.mark.parametrize("key", ["model", "precision", "batch_sizes", "schedule", "stages", "sizes"])
 def test_an_edited_manifest_is_noticed(root, key):
     edits = {
         "model": {"name": "better"},
@@ -223,7 +296,7 @@ def test_an_edited_manifest_is_noticed(root, key):
         "batch_sizes": [1, 1],
         "schedule": {**manifest_of(root)["schedule"], "note": ""},
         "stages": {**manifest_of(root)["stages"], "upscaler": {}},
-        "image": {"height": 64, "width": 64, "note": ""},
+        "sizes": [{"height": 64, "width": 64, "note": ""}],
     }
     write(root, {**manifest_of(root), key: edits[key]})
     assert "bundle.json was edited" in faults_of(root)[0]
@@ -243,10 +316,16 @@ def test_every_stage_is_needed(root, stage):
         (("batch_sizes",), [], "batch_sizes"),
         (("batch_sizes",), [0], "batch_sizes"),
         (("batch_sizes",), ["1"], "batch_sizes"),
-        (("batch_sizes",), [1, 2], "no listed graph for batch size 2"),
-        (("stages", "decoder", "graphs"), {"1": "onnx/other.onnx"}, "found 'onnx/other.onnx'"),
-        (("stages", "decoder", "graphs"), {"1": ["onnx/decoder.1.onnx"]}, "no listed graph for batch size 1"),
-        (("stages", "decoder", "graphs"), {"1": {}}, "no listed graph for batch size 1"),
+        (("batch_sizes",), [1, 2], "stages.decoder: no graph for batch size 2 and 64x64 pixels"),
+        (("batch_sizes",), [1, 2], "stages.text_encoder: no graph for batch size 2"),
+        (("stages", "decoder", "graphs", 0, "file"), "onnx/other.onnx", "'onnx/other.onnx' is not a listed file"),
+        (("stages", "decoder", "graphs", 0, "file"), ["onnx/decoder.1.onnx"], "expected str"),
+        (("stages", "decoder", "graphs", 0, "form"), "fused", "no graph for batch size 1 and 64x64 pixels"),
+        (("stages", "decoder", "graphs", 0, "height"), 72, "no graph for batch size 1 and 64x64 pixels"),
+        (("stages", "decoder", "graphs", 0, "height"), 0, "has 0x64, expected a height and a width"),
+        (("stages", "text_encoder", "graphs", 0, "height"), 64, "no graph for batch size 1"),
+        (("stages", "decoder", "graphs", 0), {}, "batch_size is missing"),
+        (("stages", "decoder", "graphs"), {"1": "onnx/decoder.1.onnx"}, "expected list"),
         (("stages", "decoder", "inputs"), [], "stages.decoder.inputs is empty"),
         (("stages", "decoder", "inputs", 0, "dtype"), "bfloat16", f"expected one of {', '.join(DTYPES)}"),
         (("stages", "decoder", "inputs", 0, "shape"), ["B", -1], "expected positive sizes"),
@@ -254,8 +333,11 @@ def test_every_stage_is_needed(root, stage):
         (("schedule", "rows"), [], "schedule.rows must hold the runs of 1 to 4 steps"),
         (("schedule", "rows", 0, "sigma"), "14.6", "schedule.rows[0]: sigma is '14.6', expected number"),
         (("schedule", "rows", 0, "sigma"), True, "schedule.rows[0]: sigma is True, expected number"),
-        (("image", "height"), 72, "72x64"),
-        (("image", "width"), 0, "64x0"),
+        (("sizes",), [], "sizes is empty"),
+        (("sizes", 0, "height"), 72, "no graph for batch size 1 and 72x64 pixels"),
+        (("sizes", 0, "width"), 0, "sizes[0] is 64x0"),
+        (("sizes", 0, "width"), 68, "sizes[0] is 64x68, expected multiples of 8"),
+        (("stages", "decoder", "outputs", 0, "shape"), ["B", 3, "H", "W"], "not one picture of 64x64"),
         (("golden", "image"), "other.png", "files does not list other.png"),
         (("model",), {}, "model: name is missing"),
         (("precision",), None, "precision is None, expected str"),
@@ -290,10 +372,12 @@ JUNK = st.recursive(
 )
 
 
-@pytest.fixture(scope="module")
-def scratch(make_bundle):
-    """A bundle whose manifest is written anew for each example."""
+@pytest.fixture(scope="module", params=[1, 2])
+def scratch(make_bundle, request):
+    """A bundle of either format whose manifest is written anew for each example."""
     root = make_bundle()
+    if request.param == 1:
+        write(root, format_1(manifest_of(root)), signed=True)
     return root, manifest_of(root), Bundle.load(root)
 
 

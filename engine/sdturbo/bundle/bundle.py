@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdturbo.bundle.description import MANIFEST, Golden, ScheduleRow, Stage
+from sdturbo.bundle.description import MANIFEST, PLAIN, Golden, GraphName, ScheduleRow, Stage
 from sdturbo.bundle.external_data import external_locations
 from sdturbo.bundle.manifest import parse_manifest, read_manifest
 from sdturbo.cache.hashes import HashMemory
@@ -25,6 +25,8 @@ from sdturbo.files import sha256_file
 class Bundle:
     """A validated bundle. `files` maps each path inside it to (sha256, size in bytes).
 
+    sizes: (height, width) in pixels of the pictures it can draw; the first is the default, `height` and `width`.
+    declared: the stages with symbols for the picture's size; stages: those at the default size.
     weight_format: what the weights of float32 graphs were rounded to, if to anything: one of `WEIGHT_FORMATS`.
     quality: of a bundle in int8, how far its pictures are from those in fp32; otherwise empty.
     trust_unchanged: large files that did not change since they were hashed within a week were not hashed again.
@@ -35,10 +37,10 @@ class Bundle:
     model: Mapping[str, Any]
     precision: str
     weight_format: str
-    height: int
-    width: int
+    sizes: tuple[tuple[int, int], ...]
     batch_sizes: tuple[int, ...]
     schedule: tuple[ScheduleRow, ...]
+    declared: Mapping[str, Stage]
     stages: Mapping[str, Stage]
     files: Mapping[str, tuple[str, int]]
     parity: Mapping[str, Any]
@@ -86,20 +88,42 @@ class Bundle:
         """Values of num_inference_steps that the schedule has rows for."""
         return sorted({row.num_inference_steps for row in self.schedule})
 
-    def graph(self, stage: str, batch_size: int) -> Path:
-        """The ONNX file of a stage at one of the bundle's batch sizes."""
-        return self.path / self.stages[stage].graphs[batch_size]
+    @property
+    def height(self) -> int:
+        """Pixels of the default size."""
+        return self.sizes[0][0]
 
-    def graph_sha256(self, stage: str, batch_size: int) -> str:
-        """Hex SHA-256 over the listed hashes of a graph and of the weight files that it reads."""
-        names = self.graph_files(stage, batch_size)
-        return hashlib.sha256("\n".join(self.files[name][0] for name in names).encode()).hexdigest()
+    @property
+    def width(self) -> int:
+        """Pixels of the default size."""
+        return self.sizes[0][1]
 
-    def graph_files(self, stage: str, batch_size: int) -> list[str]:
-        """The names, in the bundle, of a graph and of the weight files that it reads."""
-        graph = self.stages[stage].graphs[batch_size]
-        locations = external_locations(self.path / graph)
-        return [graph, *sorted(str(PurePosixPath(graph).parent / location) for location in locations)]
+    def graph(
+        self, stage: str, batch_size: int, *, height: int | None = None, width: int | None = None, form: str = PLAIN
+    ) -> Path:
+        """The ONNX file of a stage. Without height and width it is that of the default size.
+
+        Raises InvalidRequest, with the graphs that there are, if the bundle has none of that name.
+        """
+        name = GraphName(batch_size, height or self.height, width or self.width, form)
+        file = self.stages[stage].graph(name)
+        if file is None:
+            names = "; ".join(map(str, self.stages[stage].graphs))
+            raise InvalidRequest(f"The bundle {self.path} has no graph {name} of the {stage}; it has {names}.")
+        return self.path / file
+
+    def graph_files(self, graph: Path) -> list[str]:
+        """The names in the bundle of a graph and of the weight files that it reads; empty if it is not the bundle's."""
+        if not graph.is_relative_to(self.path) or (name := graph.relative_to(self.path).as_posix()) not in self.files:
+            return []
+        locations = external_locations(graph)
+        return [name, *sorted(str(PurePosixPath(name).parent / location) for location in locations)]
+
+    def graph_sha256(self, graph: Path) -> str | None:
+        """Hex SHA-256 over the listed hashes of a graph and of its weight files; None if it is not the bundle's."""
+        names = self.graph_files(graph)
+        text = "\n".join(self.files[name][0] for name in names)
+        return hashlib.sha256(text.encode()).hexdigest() if names else None
 
     def _file_faults(self) -> list[str]:
         faults: list[str] = []

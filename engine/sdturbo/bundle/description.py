@@ -6,44 +6,86 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2  # format 1 knew one picture size and one form of each graph; it is still read
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 EMBEDDED = Path(__file__).parents[1] / "bundles" / "tiny"  # the toy model that comes with this package
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 MAX_STEPS = 4
+LATENT_SCALE = 8  # pixels per latent, in height and in width
 WEIGHT_FORMATS = ("fp32", "fp16")
 DTYPES = ("int64", "uint8", "float32", "float16")
+SYMBOLS = ("B", "H", "W", "H/8", "W/8")  # in shapes: batch size, height and width in pixels, and in latents
+PLAIN = "plain"  # the form of a graph that every backend takes
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a stage's tensor; "B" in the shape stands for the batch size."""
+    """Name, numpy dtype name and shape of a stage's tensor. The shape may hold `SYMBOLS`."""
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
 
+    def at(self, height: int, width: int) -> TensorSpec:
+        """The tensor of pictures of that size in pixels: only "B" is left open."""
+        sizes: dict[int | str, int] = {"H": height, "W": width}
+        sizes |= {"H/8": height // LATENT_SCALE, "W/8": width // LATENT_SCALE}
+        return replace(self, shape=tuple(sizes.get(size, size) for size in self.shape))
+
     def shape_at(self, batch_size: int) -> tuple[int, ...]:
+        """The shape for a batch size. The picture's size is settled before, by `at`."""
         return tuple(batch_size if size == "B" else int(size) for size in self.shape)
 
     @property
     def is_batched(self) -> bool:
         return "B" in self.shape
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether the shape depends on the picture's size."""
+        return not {"H", "W", "H/8", "W/8"}.isdisjoint(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphName:
+    """Which of a stage's graphs. Shapes are static: there is one graph per batch size, picture size and form.
+
+    height, width: of the picture in pixels, 0 where the stage sees neither picture nor latents, as the text encoder.
+    form: `PLAIN`, or a name for graphs that were made for one execution provider or precision.
+    """
+
+    batch_size: int
+    height: int = 0
+    width: int = 0
+    form: str = PLAIN
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One graph of the pipeline: its tensors in order, and its ONNX file for each batch size."""
+    """One part of the pipeline: its tensors in order, and the names of its ONNX files in the bundle."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    graphs: Mapping[int, str]
+    graphs: Mapping[GraphName, str]
+
+    def at(self, height: int, width: int) -> Stage:
+        """The stage for pictures of that size in pixels."""
+        inputs, outputs = (tuple(spec.at(height, width) for spec in specs) for specs in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
+
+    @property
+    def is_sized(self) -> bool:
+        return any(spec.is_sized for spec in (*self.inputs, *self.outputs))
+
+    def graph(self, name: GraphName) -> str | None:
+        """The file of that graph. One without a size is for every size."""
+        return self.graphs.get(name) or self.graphs.get(replace(name, height=0, width=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +113,7 @@ class Golden:
 def identity(manifest: Mapping[str, Any]) -> str:
     """The bundle id: 16 hex digits over what decides the pictures. The same model and graphs give the same id."""
     used = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(("onnx/", TOKENIZER))}
-    keys = ("format", "model", "precision", "image", "batch_sizes", "schedule", "stages")
-    kept = {key: manifest[key] for key in keys} | {key: manifest[key] for key in ("weight_format",) if key in manifest}
+    keys = ("format", "model", "precision", "weight_format", "image", "sizes", "batch_sizes", "schedule", "stages")
+    kept = {key: manifest[key] for key in keys if key in manifest}  # formats and older bundles lack some
     text = json.dumps({**kept, "files": used}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

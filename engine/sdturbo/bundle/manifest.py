@@ -8,32 +8,30 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from sdturbo.bundle.description import (
-    DTYPES,
     FORMAT,
+    LATENT_SCALE,
     MANIFEST,
     MAX_STEPS,
-    STAGES,
     TOKENIZER,
     WEIGHT_FORMATS,
     Golden,
     ScheduleRow,
     Stage,
-    TensorSpec,
     identity,
 )
+from sdturbo.bundle.fields import NUMBER, Fields, Json, is_count
+from sdturbo.bundle.manifest_stages import check_graphs, read_stages
 from sdturbo.errors import BundleError
-
-Json = dict[str, Any]
 
 
 def read_manifest(root: Path) -> Json:
     """The JSON object in the bundle's manifest, of a format this version reads. Raises BundleError."""
     file = root / MANIFEST
     try:
-        found = root.is_dir()
+        there = root.is_dir()
     except OSError as error:
         raise BundleError(root, [f"it cannot be opened: {error}"]) from error
-    if not found:
+    if not there:
         raise BundleError(root, ["there is no such directory; `make engines` builds one and prints its path"])
     if not file.is_file():
         raise BundleError(root, [f"it holds no {MANIFEST}; point at the directory that `sdturbo-export build` wrote"])
@@ -54,160 +52,169 @@ def read_manifest(root: Path) -> Json:
     return cast("Json", manifest)
 
 
-class _Fields:
-    """Typed access to JSON that writes down what is wrong instead of stopping at it."""
-
-    def __init__(self, data: Any, where: str, faults: list[str]) -> None:
-        self.data: Json = cast("Json", data) if isinstance(data, dict) else {}
-        self.where = where
-        self.faults = faults
-        if not isinstance(data, dict):
-            faults.append(f"{where} is {type(data).__name__}, expected an object")
-
-    def get(self, key: str, kind: type | tuple[type, ...], default: Any) -> Any:
-        value = self.data.get(key)
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-            return value
-        found = "missing" if key not in self.data else f"{value!r:.60}"
-        expected = kind.__name__ if isinstance(kind, type) else "number"
-        self.faults.append(f"{self.where}: {key} is {found}, expected {expected}")
-        return default
-
-
 def parse_manifest(manifest: Json, faults: list[str]) -> Json | None:
     """The fields of the `Bundle` that `manifest` describes; None after noting in `faults` everything that is wrong."""
-    top = _Fields(manifest, MANIFEST, faults)
-    image = _Fields(top.get("image", dict, {}), "image", faults)
-    golden = _Fields(top.get("golden", dict, {}), "golden", faults)
-    files = _parse_files(top.get("files", dict, {}), faults)
-    batch_sizes = tuple(top.get("batch_sizes", list, []))
-    if not batch_sizes or any(not isinstance(size, int) or size < 1 for size in batch_sizes):
-        faults.append(f"batch_sizes is {list(batch_sizes)}, expected whole numbers from 1")
-    stages = _parse_stages(top.get("stages", dict, {}), batch_sizes, files, faults)
-    schedule = _parse_schedule(top.get("schedule", dict, {}), faults)
-    height, width = image.get("height", int, 0), image.get("width", int, 0)
-    if "decoder" in stages and [one.shape for one in stages["decoder"].outputs] != [("B", height, width, 3)]:
-        faults.append(f"stages.decoder: the output is not one picture of {height}x{width}, as image says")
-    model = top.get("model", dict, {})
-    _Fields(model, "model", faults).get("name", str, "")
-    for i, lora in enumerate(model.get("loras", [])):
-        fields = _Fields(lora, f"model.loras[{i}]", faults)
-        for key, kind in (("file", str), ("sha256", str), ("scale", (int, float))):
-            fields.get(key, kind, None)
-    parity = top.get("parity", dict, {})
-    for name, entry in parity.items():
-        fields = _Fields(entry, f"parity.{name}", faults)
-        for key in ("relative_l2", "bound"):
-            fields.get(key, (int, float), None)
-    quality: Json = top.get("quality", dict, {}) if "quality" in top.data else {}
-    if quality:
-        fields = _Fields(quality, "quality", faults)
-        for key in ("prompts", "median_psnr_db", "worst_psnr_db", "median_ssim", "worst_ssim", "min_psnr_db"):
-            fields.get(key, (int, float), None)
-        fields.get("passed", bool, None)
-    request = Golden(
-        golden.get("prompt", str, ""),
-        golden.get("seed", int, 0),
-        golden.get("num_inference_steps", int, 1),
-        golden.get("image", str, ""),
-        golden.get("min_psnr", (int, float), 0.0),
-    )
-    bundle_id, precision = top.get("bundle_id", str, ""), top.get("precision", str, "")
-    weight_format = _parse_weight_format(top)
-    if not 1 <= request.num_inference_steps <= MAX_STEPS or not 0 <= request.seed < 2**64:
-        faults.append(f"golden: steps {request.num_inference_steps} and seed {request.seed} are no request")
-    for name in (TOKENIZER, request.image):
-        if name and name not in files:
-            faults.append(f"files does not list {name}")
-    if not faults and (expected := identity(manifest)) != bundle_id:
-        faults.append(f"bundle_id is {bundle_id}, but its contents give {expected}: {MANIFEST} was edited")
-    if faults:
-        return None
-    return {
-        "bundle_id": bundle_id,
-        "model": model,
-        "precision": precision,
-        "weight_format": weight_format,
-        "height": height,
-        "width": width,
-        "batch_sizes": tuple(sorted(batch_sizes)),
-        "schedule": schedule,
+    if manifest["format"] == 1:
+        return parse_manifest_1(manifest, faults)
+    top = Fields(manifest, MANIFEST, faults)
+    files = _files(top.get("files", dict, {}), faults)
+    batch_sizes = _batch_sizes(top)
+    sizes = _sizes(top.get("sizes", list, []), faults)
+    declared = read_stages(top.get("stages", dict, {}), faults)
+    for stage in declared.values():
+        check_graphs(stage, batch_sizes, sizes, files, faults)
+    return _assemble(top, files, batch_sizes, sizes, declared)
+
+
+def parse_manifest_1(manifest: Json, faults: list[str]) -> Json | None:
+    """The same for format 1: one picture size, in numbers in every shape; stages.*.graphs maps batch sizes to files."""
+    top = Fields(manifest, MANIFEST, faults)
+    files = _files(top.get("files", dict, {}), faults)
+    batch_sizes = _batch_sizes(top)
+    image = Fields(top.get("image", dict, {}), "image", faults)
+    sizes = _sizes([image.data], faults)
+    stages: Json = top.get("stages", dict, {})
+    listed = {name: stage | {"graphs": _graphs_1(stage)} for name, stage in stages.items() if isinstance(stage, dict)}
+    declared = read_stages(stages | listed, faults)
+    for stage in declared.values():
+        check_graphs(stage, batch_sizes, sizes, files, faults)
+    return _assemble(top, files, batch_sizes, sizes, declared)
+
+
+def _graphs_1(stage: Json) -> list[Json]:
+    graphs = stage.get("graphs")
+    pairs = cast("Json", graphs).items() if isinstance(graphs, dict) else ()
+    return [{"batch_size": int(size), "file": file} for size, file in pairs if size.isdecimal() and len(size) < 10]
+
+
+def _assemble(
+    top: Fields,
+    files: Mapping[str, tuple[str, int]],
+    batch_sizes: tuple[int, ...],
+    sizes: tuple[tuple[int, int], ...],
+    declared: Mapping[str, Stage],
+) -> Json | None:
+    """What both formats say in the same way, and what holds between the parts."""
+    faults = top.faults
+    height, width = sizes[0] if sizes else (0, 0)
+    stages = {name: stage.at(height, width) for name, stage in declared.items()}
+    if "decoder" in stages and [spec.shape for spec in stages["decoder"].outputs] != [("B", height, width, 3)]:
+        faults.append(f"stages.decoder: the output is not one picture of {height}x{width}, the bundle's size")
+    fields: Json = {
+        "bundle_id": top.get("bundle_id", str, ""),
+        "model": _model(top),
+        "precision": top.get("precision", str, ""),
+        "weight_format": _weight_format(top),
+        "sizes": sizes,
+        "batch_sizes": batch_sizes,
+        "schedule": _schedule(top.get("schedule", dict, {}), faults),
+        "declared": declared,
         "stages": stages,
         "files": files,
-        "parity": parity,
-        "golden": request,
-        "quality": quality,
+        "parity": _parity(top),
+        "golden": _golden(top, files),
+        "quality": _quality(top),
     }
+    if TOKENIZER not in files:
+        faults.append(f"files does not list {TOKENIZER}")
+    if not faults and (expected := identity(top.data)) != fields["bundle_id"]:
+        faults.append(f"bundle_id is {fields['bundle_id']}, but its contents give {expected}: {MANIFEST} was edited")
+    return None if faults else fields
 
 
-def _parse_weight_format(top: _Fields) -> str:
+def _batch_sizes(top: Fields) -> tuple[int, ...]:
+    batch_sizes: list[Any] = top.get("batch_sizes", list, [])
+    if batch_sizes and all(is_count(size) for size in batch_sizes):
+        return tuple(sorted(batch_sizes))
+    top.faults.append(f"batch_sizes is {batch_sizes}, expected whole numbers from 1")
+    return ()
+
+
+def _sizes(data: list[Any], faults: list[str]) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels of every size; the first one is drawn unless another is asked for."""
+    sizes: list[tuple[int, int]] = []
+    for i, entry in enumerate(data):
+        fields = Fields(entry, f"sizes[{i}]", faults)
+        height, width = fields.get("height", int, 0), fields.get("width", int, 0)
+        if height < 1 or width < 1 or height % LATENT_SCALE or width % LATENT_SCALE:
+            faults.append(f"sizes[{i}] is {height}x{width}, expected multiples of {LATENT_SCALE} from {LATENT_SCALE}")
+        sizes.append((height, width))
+    if not sizes:
+        faults.append("sizes is empty")
+    return tuple(sizes)
+
+
+def _model(top: Fields) -> Json:
+    model: Json = top.get("model", dict, {})
+    fields = Fields(model, "model", top.faults)
+    fields.get("name", str, "")
+    for i, lora in enumerate(fields.optional("loras", list, [])):
+        entry = Fields(lora, f"model.loras[{i}]", top.faults)
+        for key, kind in (("file", str), ("sha256", str), ("scale", NUMBER)):
+            entry.get(key, kind, None)
+    return model
+
+
+def _weight_format(top: Fields) -> str:
     """Bundles that do not say it are older than the rounding of weights."""
-    found: str = top.get("weight_format", str, "") if "weight_format" in top.data else WEIGHT_FORMATS[0]
-    if found and found not in WEIGHT_FORMATS:
-        top.faults.append(f"weight_format is {found!r}, expected {' or '.join(WEIGHT_FORMATS)}")
-    return found
+    name: str = top.optional("weight_format", str, WEIGHT_FORMATS[0])
+    if name not in WEIGHT_FORMATS:
+        top.faults.append(f"weight_format is {name!r}, expected {' or '.join(WEIGHT_FORMATS)}")
+    return name
 
 
-def _parse_files(data: Json, faults: list[str]) -> dict[str, tuple[str, int]]:
+def _parity(top: Fields) -> Json:
+    parity: Json = top.get("parity", dict, {})
+    for name, entry in parity.items():
+        fields = Fields(entry, f"parity.{name}", top.faults)
+        for key in ("relative_l2", "bound"):
+            fields.get(key, NUMBER, None)
+    return parity
+
+
+def _quality(top: Fields) -> Json:
+    quality: Json = top.optional("quality", dict, {})
+    if quality:
+        fields = Fields(quality, "quality", top.faults)
+        for key in ("prompts", "median_psnr_db", "worst_psnr_db", "median_ssim", "worst_ssim", "min_psnr_db"):
+            fields.get(key, NUMBER, None)
+        fields.get("passed", bool, None)
+    return quality
+
+
+def _golden(top: Fields, files: Mapping[str, object]) -> Golden:
+    fields = Fields(top.get("golden", dict, {}), "golden", top.faults)
+    golden = Golden(
+        fields.get("prompt", str, ""),
+        fields.get("seed", int, 0),
+        fields.get("num_inference_steps", int, 1),
+        fields.get("image", str, ""),
+        fields.get("min_psnr", NUMBER, 0.0),
+    )
+    if not 1 <= golden.num_inference_steps <= MAX_STEPS or not 0 <= golden.seed < 2**64:
+        top.faults.append(f"golden: steps {golden.num_inference_steps} and seed {golden.seed} are no request")
+    if golden.image and golden.image not in files:
+        top.faults.append(f"files does not list {golden.image}")
+    return golden
+
+
+def _files(data: Json, faults: list[str]) -> dict[str, tuple[str, int]]:
     files: dict[str, tuple[str, int]] = {}
     for name, entry in data.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             faults.append(f"files: {name!r} leads out of the bundle")
             continue
-        fields = _Fields(entry, f"files[{name!r}]", faults)
+        fields = Fields(entry, f"files[{name!r}]", faults)
         files[name] = (fields.get("sha256", str, ""), fields.get("size", int, 0))
     return files
 
 
-def _parse_stages(
-    data: Json, batch_sizes: tuple[int, ...], files: Mapping[str, object], faults: list[str]
-) -> dict[str, Stage]:
-    stages: dict[str, Stage] = {}
-    for name in STAGES:
-        if name not in data:
-            faults.append(f"stage {name} is missing")
-            continue
-        fields = _Fields(data[name], f"stages.{name}", faults)
-        graphs: dict[int, str] = {}
-        declared = fields.get("graphs", dict, {})
-        for size in batch_sizes:
-            graph = declared.get(str(size))
-            if not isinstance(graph, str) or graph not in files:
-                faults.append(f"stages.{name}: no listed graph for batch size {size} (found {graph!r})")
-            else:
-                graphs[size] = graph
-        stages[name] = Stage(
-            name,
-            _parse_tensors(fields.get("inputs", list, []), f"stages.{name}.inputs", faults),
-            _parse_tensors(fields.get("outputs", list, []), f"stages.{name}.outputs", faults),
-            graphs,
-        )
-    return stages
-
-
-def _parse_tensors(data: list[Any], where: str, faults: list[str]) -> tuple[TensorSpec, ...]:
-    specs: list[TensorSpec] = []
-    for entry in data:
-        fields = _Fields(entry, where, faults)
-        spec = TensorSpec(
-            fields.get("name", str, ""), fields.get("dtype", str, ""), tuple(fields.get("shape", list, []))
-        )
-        if spec.dtype not in DTYPES:
-            faults.append(f"{where}: {spec.name} has dtype {spec.dtype!r}, expected one of {', '.join(DTYPES)}")
-        if any(size != "B" and (not isinstance(size, int) or size < 1) for size in spec.shape):
-            faults.append(f"{where}: {spec.name} has shape {list(spec.shape)}, expected positive sizes or 'B'")
-        specs.append(spec)
-    if not specs:
-        faults.append(f"{where} is empty")
-    return tuple(specs)
-
-
-def _parse_schedule(data: Json, faults: list[str]) -> tuple[ScheduleRow, ...]:
-    fields = _Fields(data, "schedule", faults)
+def _schedule(data: Json, faults: list[str]) -> tuple[ScheduleRow, ...]:
+    fields = Fields(data, "schedule", faults)
     rows: list[ScheduleRow] = []
     for i, entry in enumerate(fields.get("rows", list, [])):
-        row = _Fields(entry, f"schedule.rows[{i}]", faults)
+        row = Fields(entry, f"schedule.rows[{i}]", faults)
         rows.append(
             ScheduleRow(
                 row.get("num_inference_steps", int, 0),

@@ -6,22 +6,22 @@ under `compiled`; they are no part of the bundle's id, for they draw the same pi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import MANIFEST
+from sdturbo.bundle.description import MANIFEST, PLAIN
+from sdturbo.bundle.fields import NUMBER, Fields, Json
 from sdturbo.errors import BundleError, PlanMismatch
 
 COMPILED = "compiled"  # key in bundle.json, and directory in the bundle
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")  # TensorRT's HardwareCompatibilityLevel
 _VERSION = re.compile(r"\d+(\.\d+)*")
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class PlanKey:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan file in a bundle, for one stage and batch size.
+    """A plan file in a bundle, for one graph of a stage (see `GraphName`; 0x0 is the bundle's default size).
 
     relative_l2: distance to the graph on the CPU, and median_ms of a run, both measured when it was built.
     """
@@ -68,6 +68,9 @@ class Plan:
     key: PlanKey
     relative_l2: float
     median_ms: float
+    height: int = 0
+    width: int = 0
+    form: str = PLAIN
 
     def to_json(self) -> Json:
         """Its entry in `bundle.json`."""
@@ -132,40 +135,24 @@ def plan_bytes(bundle: Bundle, plan: Plan) -> bytes:
     return data
 
 
+_KINDS: Mapping[str, Any] = {"str": str, "int": int, "float": NUMBER, "bool": bool, "PlanKey": dict}
+
+
 def _parse(entry: Any, where: str, faults: list[str]) -> Plan | None:
-    """A plan from its JSON, or None with the faults written down."""
+    """A plan from its JSON, or None with the faults noted."""
     known = len(faults)
-    plan = _fields(entry, Plan, where, faults)
-    key = _fields(plan.get("key"), PlanKey, f"{where}.key", faults)
-    if len(faults) > known:
-        return None
-    plan["key"] = PlanKey(**key)
-    return Plan(**plan)
+    plan = _read(Fields(entry, where, faults), Plan)
+    key = _read(Fields(plan["key"], f"{where}.key", faults), PlanKey) if len(faults) == known else {}
+    return Plan(**plan | {"key": PlanKey(**key)}) if len(faults) == known else None
 
 
-_KINDS: Mapping[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "PlanKey": dict,
-}
-
-
-def _fields(entry: Any, kind: type[Plan] | type[PlanKey], where: str, faults: list[str]) -> Json:
-    """The fields of `kind` in a JSON object, each of its type."""
-    if not isinstance(entry, dict):
-        faults.append(f"{where} is {type(entry).__name__}, expected an object")
-        return {}
-    data = cast("Json", entry)
-    found: Json = {}
-    for field in fields(kind):
-        value = data.get(field.name)
-        if isinstance(value, _KINDS[str(field.type)]) and (field.type == "bool") == isinstance(value, bool):
-            found[field.name] = value
-        else:
-            faults.append(f"{where}: {field.name} is {value!r:.60}, expected {field.type}")
-    return found
+def _read(fields: Fields, kind: type[Plan] | type[PlanKey]) -> Json:
+    """The fields of the dataclass `kind`, each of its type; those with a default may be missing."""
+    values: Json = {}
+    for field in dataclasses.fields(kind):
+        read = fields.get if field.default is dataclasses.MISSING else fields.optional
+        values[field.name] = read(field.name, _KINDS[str(field.type)], field.default)
+    return values
 
 
 def _plan_faults(bundle: Bundle, plan: Plan, where: str) -> list[str]:

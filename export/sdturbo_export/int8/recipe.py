@@ -186,7 +186,7 @@ class Int8Build:
         backend = _engine(precision)
         sessions = {
             name: backend.session(
-                stages[name].path / stages[name].graphs[1], stage_of(_PLANS[name], self.checkpoint, {}), 1
+                stages[name].path / stages[name].graphs[1], stage_of(_PLANS[name], self.checkpoint), 1
             )
             for name in _DRAWING
         }

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session
-from sdturbo.bundle.description import MAX_STEPS, ScheduleRow
+from sdturbo.bundle.description import LATENT_SCALE, MAX_STEPS, ScheduleRow
 from sdturbo.noise import TorchGenerator
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export.stages import HEIGHT, WIDTH
 
 Arrays = dict[str, NDArray[Any]]
-LATENTS = (1, 4, HEIGHT // 8, WIDTH // 8)
+LATENTS = (1, 4, HEIGHT // LATENT_SCALE, WIDTH // LATENT_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

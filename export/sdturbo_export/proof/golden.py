@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.bundle.description import Golden
+from sdturbo.bundle.description import LATENT_SCALE, Golden
 from sdturbo.noise import TorchGenerator
 from sdturbo_export.stages import HEIGHT, WIDTH
 from sdturbo_export.weights.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ class GoldenRun:
         return np.rint(self.outputs["decoder"][row]).astype(np.uint8).transpose(1, 2, 0)
 
     def _noise(self, draw: int) -> NDArray[np.float32]:
-        shape = (1, 4, HEIGHT // 8, WIDTH // 8)
+        shape = (1, 4, HEIGHT // LATENT_SCALE, WIDTH // LATENT_SCALE)
         rows: list[NDArray[np.float32]] = []
         for i in range(self.batch_size):
             generator = TorchGenerator(GOLDEN.seed + i)

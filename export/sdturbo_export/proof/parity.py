@@ -26,9 +26,9 @@ from sdturbo_export.weights.checkpoint import Checkpoint
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def stage_of(plan: StagePlan, checkpoint: Checkpoint, graphs: Mapping[int, str]) -> Stage:
-    """The stage's entry of the bundle."""
-    return Stage(plan.name, plan.inputs(checkpoint), (plan.output(checkpoint),), graphs)
+def stage_of(plan: StagePlan, checkpoint: Checkpoint) -> Stage:
+    """The stage as a bundle describes it, at the size that is exported; its graphs are named by whoever asks."""
+    return Stage(plan.name, plan.inputs(checkpoint), (plan.output(checkpoint),), {}).at(HEIGHT, WIDTH)
 
 
 def torch_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays) -> NDArray[Any]:
@@ -58,7 +58,7 @@ def engine_output(
     A backend that runs plans cannot be asked for those: its rounded pixels are off by 0.3 % of a picture's L2 at most.
     workspace: an existing directory for temporary files.
     """
-    stage = stage_of(plan, checkpoint, {})
+    stage = stage_of(plan, checkpoint)
     if plan.name == "decoder" and backend.name == "tensorrt":
         (image,) = backend.session(graph, stage, len(next(iter(inputs.values())))).run(inputs).values()
         return image.transpose(0, 3, 1, 2).astype(np.float32)

@@ -78,7 +78,7 @@ def _is_of(plan: Plan, bundle: Bundle) -> bool:
         plan.stage in bundle.stages
         and plan.batch_size in bundle.batch_sizes
         and plan.key.precision == bundle.precision
-        and plan.key.onnx_sha256 == bundle.graph_sha256(plan.stage, plan.batch_size)
+        and plan.key.onnx_sha256 == bundle.graph_sha256(bundle.graph(plan.stage, plan.batch_size))
     )
 
 

@@ -22,7 +22,6 @@ from sdturbo.backends.nvidia.gpus import Gpu, free_memory, make_current
 from sdturbo.backends.nvidia.tensorrt import TrtBackend, TrtEngine, machine_key
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import TOKENIZER, Stage
-from sdturbo.bundle.external_data import external_locations
 from sdturbo.bundle.plans import Plan, PlanKey, read_plans
 from sdturbo.files import atomic_write
 from sdturbo.noise import TorchGenerator
@@ -117,9 +116,7 @@ def require_room(bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: 
     Raises BuildError if weights twice (TensorRT's copy and the plan's) and workspace do not fit into it, or the plan not
     onto the disk.
     """
-    graph = PurePosixPath(stage.graphs[batch_size])
-    names = [str(graph), *(str(graph.parent / one) for one in external_locations(bundle.path / graph))]
-    weights = sum(bundle.files[name][1] for name in names)
+    weights = sum(bundle.files[name][1] for name in bundle.graph_files(bundle.graph(stage.name, batch_size)))
     room = min(MOST_WORKSPACE, free - 2 * weights) if workspace is None else workspace
     if room < LEAST_WORKSPACE or free < 2 * weights + room:
         need = 2 * weights + max(room, LEAST_WORKSPACE)

@@ -67,7 +67,8 @@ def find_machine(device: str | None) -> tuple[str, Gpu]:
 
 def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
     """What a plan of the stage must have been compiled for to run here."""
-    digest = bundle.graph_sha256(stage, batch_size)
+    digest = bundle.graph_sha256(bundle.graph(stage, batch_size))
+    assert digest is not None
     return PlanKey(version, gpu.compute_capability, gpu.name, gpu.driver, digest, bundle.precision)
 
 

@@ -91,7 +91,7 @@ class OpenVinoBackend:
         self.version = version
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> OpenVinoSession:
-        key = self._key(graph, stage, batch_size)
+        key = self._key(graph)
         try:
             compiled, memory = (self._compile(graph), None) if key is None else self._cached(graph, key)
         except RuntimeError as error:
@@ -102,15 +102,15 @@ class OpenVinoBackend:
         check_tensors(graph, stage, batch_size, found)
         return OpenVinoSession(compiled, stage, batch_size, memory)
 
-    def _key(self, graph: Path, stage: Stage, batch_size: int) -> str | None:
+    def _key(self, graph: Path) -> str | None:
         """Names what this backend makes of `graph`; None if that is no graph of the bundle, so that its hash is unknown."""
-        bundle = self._bundle
-        if bundle is None or batch_size not in stage.graphs or graph != bundle.graph(stage.name, batch_size):
+        digest = self._bundle.graph_sha256(graph) if self._bundle is not None else None
+        if digest is None:
             return None
         return cache_key(
             {
                 "form": FORM,
-                "graph": bundle.graph_sha256(stage.name, batch_size),
+                "graph": digest,
                 "library": self.version,
                 "cpu": [self._core.get_property("CPU", "FULL_DEVICE_NAME"), cpu_flags()],
                 "properties": self._config,
