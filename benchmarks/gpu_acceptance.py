@@ -34,6 +34,7 @@ from sdturbo.errors import BackendUnavailable, SDTurboError
 from sdturbo.golden import golden_distance
 from sdturbo_export.errors import BuildError
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
+from sdturbo_export.proof.walk import bundle_walk, run_of
 
 NEEDS_GPU = "needs a GPU"
 # ms for text encoder, UNet and decoder, batch 1: per operator the greater of arithmetic and memory traffic, ideal fusion
@@ -107,9 +108,10 @@ def parity(bundle: Bundle, plan: Plan) -> Iterator[Line]:
 
     backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
     for size in bundle.batch_sizes:
-        for stage, inputs, expected in references(bundle, size):
-            (found,) = backend.session(bundle.graph(stage.name, size), stage, size).run(inputs).values()
-            yield _parity(stage.name, size, relative_l2(found, expected), bundle, plan)
+        for visit in references(bundle, size):
+            session = backend.session(bundle.graph(visit.stage, size), bundle.stages[visit.stage], size)
+            (output,) = session.run(visit.inputs).values()
+            yield _parity(visit.stage, size, relative_l2(output, visit.output), bundle, plan)
 
 
 def _parity(stage: str, size: int, distance: float, bundle: Bundle, plan: Plan, more: str = "") -> Line:
@@ -125,26 +127,20 @@ def stages(bundle: Bundle, plan: Plan, size: int) -> Iterator[Line]:
     sessions: dict[str, Any] = {
         name: backend.session(bundle.graph(name, size), bundle.stages[name], size) for name in PROGRAM_STAGES
     }
-    rng = np.random.default_rng(0)
-    tensors: dict[str, Any] = {"input_ids": rng.integers(0, 49408, (size, 77)), "step": np.zeros((), np.int64)}
-    shape = bundle.stages["denoiser"].outputs[0].shape_at(size)
+    ids = np.random.default_rng(0).integers(0, 49408, (size, 77))
+    walk = bundle_walk(bundle, ids, list(range(size)), 1)
     at = f" at batch size {size}"
-    tensors["latents"] = rng.standard_normal(shape, np.float32) * np.float32(bundle.schedule[0].sigma)
-    first = dict(tensors)
-    for name in PROGRAM_STAGES:
-        stage = bundle.stages[name]
-        inputs = {spec.name: tensors[spec.name] for spec in stage.inputs}
-        yield Line(f"latency, {name}{at}", plan.figure(_times(lambda s=sessions[name], i=inputs: s.run(i), plan.runs)))
-        (output,) = sessions[name].run(inputs).values()
-        key = "prompt_embeds" if name == "text_encoder" else "latents"
-        tensors |= {key: output} if name != "decoder" else {}
+    for visit in walk.visits(run_of(sessions), until="decoder"):
+        session, inputs = sessions[visit.stage], visit.inputs
+        yield Line(f"latency, {visit.stage}{at}", plan.figure(_times(lambda s=session, i=inputs: s.run(i), plan.runs)))
+    first = walk.inputs("text_encoder", 0) | {"latents": walk.inputs("denoiser", 0)["latents"]}
     program = backend.program(sessions, bundle.steps(1))
     if not isinstance(program, DeviceProgram):
         raise BackendUnavailable(f"The backend {plan.backend!r} does not keep a request on its device.")
     yield Line(f"stages joined and replayed as one{at}", str(program.replays), "True", program.replays)
     expected = program.run(first)
     plain = program.run(first, replay=False)
-    distance = relative_l2(plain["latents"], tensors["latents"])
+    distance = relative_l2(plain["latents"], walk.outputs["denoiser"])
     yield Line(f"joined against stage by stage{at}", f"relative L2 {distance:.1e}", "<= 1e-3", distance <= 1e-3)
     again = program.run(first)
     same = all(np.array_equal(expected[name], again[name]) for name in expected)

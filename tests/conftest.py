@@ -75,6 +75,12 @@ GRAPHS = {
         latents = Add (drawn, louder)
     }""",
 }
+# the encoder of an AutoencoderTiny: no posterior
+ONE_NOISE = (
+    GRAPHS["encoder"]
+    .replace("float[B,4,8,8] posterior_noise, ", "")
+    .replace("spread = Mul (posterior_noise, tenth)", "spread = Mul (noise, tenth)")
+)
 DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.UINT8: "uint8"}
 
 
@@ -98,13 +104,17 @@ def clip_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory, clip_files):
-    """make_bundle(batch_sizes) writes a valid bundle into a new directory and returns it."""
+    """make_bundle(batch_sizes) writes a valid bundle into a new directory and returns it.
 
-    def make(batch_sizes=(1,)) -> Path:
+    posterior: False for an encoder with one noise, as that of an AutoencoderTiny.
+    """
+
+    def make(batch_sizes=(1,), *, posterior=True) -> Path:
         root = tmp_path_factory.mktemp("bundle")
         (root / "onnx").mkdir()
         np.arange(1, 9, dtype=np.float32).tofile(root / "onnx/weights.data")
-        stages = {name: write_stage(root, name, batch_sizes) for name in GRAPHS}
+        graphs = GRAPHS if posterior else GRAPHS | {"encoder": ONE_NOISE}
+        stages = {name: write_stage(root, name, text, batch_sizes) for name, text in graphs.items()}
         shutil.copy(clip_files / "tokenizer.json", root)
         (root / "golden.png").write_bytes(b"not looked at by the runtime")
         write_manifest(root, stages, batch_sizes)
@@ -124,13 +134,13 @@ def pipe(bundle_dir):
     return Pipeline.load(bundle_dir, backend="null")
 
 
-def write_stage(root: Path, name: str, batch_sizes) -> dict:
+def write_stage(root: Path, name: str, text: str, batch_sizes) -> dict:
     """Write a stage's graph for each batch size; returns its entry in the manifest."""
     graphs = []
     sized = {} if name == "text_encoder" else {"height": 64, "width": 64}
     for size in batch_sizes:
-        text = GRAPHS[name].replace("B,", f"{size},")
-        model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> {name} {text}')
+        shaped = text.replace("B,", f"{size},")
+        model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> {name} {shaped}')
         for weight in model.graph.initializer:
             if weight.name == "weight":
                 weight.ClearField("float_data")

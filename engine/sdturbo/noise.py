@@ -53,6 +53,15 @@ class TorchGenerator:
         return (bits & np.uint32(0xFFFFFF)).astype(np.float32) * _f(2.0**-24)
 
 
+def randn(seeds: Sequence[int], shape: Sequence[int], *, draws: int = 1) -> list[F32]:
+    """`draws` batches of standard normals, each (N, *shape[1:]): row i is drawn for seeds[i], as if it were drawn alone.
+
+    shape: of one row, (1, 4, H/8, W/8). The batches follow one another in each seed's generator.
+    """
+    generators = [TorchGenerator(seed) for seed in seeds]
+    return [np.concatenate([generator.randn(shape) for generator in generators]) for _ in range(draws)]
+
+
 def _box_muller(uniform: F32) -> F32:
     """(n, 16) uniforms -> (n, 16) normals: column j gives the radius, column j + 8 the angle."""
     radius = np.sqrt(_f(-2) * _log(_f(1) - uniform[:, :8]))

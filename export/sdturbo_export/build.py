@@ -27,8 +27,9 @@ from sdturbo_export.int8.recipe import Int8Build
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import bound, relative_l2
-from sdturbo_export.proof.golden import GOLDEN, GoldenRun
+from sdturbo_export.proof.golden import GOLDEN, digest, golden_inputs, golden_walk
 from sdturbo_export.proof.parity import engine_output, golden_output, half_output, stage_parity, torch_output
+from sdturbo_export.proof.walk import Walk
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import PLANS, StagePlan, example_inputs, graph_module
@@ -91,7 +92,7 @@ def build(
         _clear_remains(store, out)
         with progress.part("hash the weights"):
             hashes = checkpoint.hashes() | {str(lora.path): sha256_file(lora.path) for lora in checkpoint.loras}
-        golden = GoldenRun(checkpoint, _tokenizer(checkpoint)(GOLDEN.prompt).input_ids, batch_sizes[0])
+        golden = golden_walk(checkpoint, _tokenizer(checkpoint)(GOLDEN.prompt).input_ids, batch_sizes[0])
         stages: dict[str, StoredStage] = {}
         for plan in PLANS:
             with progress.part(plan.name):
@@ -162,7 +163,7 @@ def _export_stage(
     precision: str,
     weight_format: str,
     without: Collection[str],
-    golden: GoldenRun,
+    golden: Walk,
     store: Path,
     key: str,
 ) -> StoredStage:
@@ -172,16 +173,16 @@ def _export_stage(
     partial.mkdir()
     try:
         graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, weight_format, without, partial)
-        inputs = golden.inputs(plan.name)
+        inputs = golden_inputs(golden, plan.name)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         expected = torch_output(plan, checkpoint, inputs)
         gc.collect()
         backend = backends.connect("onnxruntime", precision=precision)
         with tempfile.TemporaryDirectory(dir=store, prefix=".parity-") as workspace:
             output = engine_output(
-                plan, checkpoint, partial / graphs[golden.batch_size], inputs, backend, Path(workspace)
+                plan, checkpoint, partial / graphs[len(golden.seeds)], inputs, backend, Path(workspace)
             )
-            others = {size: partial / name for size, name in graphs.items() if size != golden.batch_size}
+            others = {size: partial / name for size, name in graphs.items() if size != len(golden.seeds)}
             distance = max(
                 relative_l2(output, expected), stage_parity(plan, checkpoint, others, backend, Path(workspace))
             )
@@ -198,7 +199,7 @@ def _export_stage(
             partial,
             graphs=graphs,
             parity=distance,
-            inputs_sha256=golden.digest(plan.name),
+            inputs_sha256=digest(inputs),
             output=output,
         )
     finally:

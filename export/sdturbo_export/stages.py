@@ -15,7 +15,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import nn
 
-from sdturbo.bundle.description import TensorSpec
+from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.geglu import two_linear_geglu
@@ -251,6 +251,11 @@ def graph_module(
     stage = plan.graph(checkpoint.module(plan.component), checkpoint)
     rewrite(stage, rewrites_of(plan.name, precision, without))
     return (Half(stage) if precision == "fp16" else stage).eval()
+
+
+def stage_of(plan: StagePlan, checkpoint: Checkpoint) -> Stage:
+    """The stage as a bundle describes it, at the size that is exported; its graphs are named by whoever asks."""
+    return Stage(plan.name, plan.inputs(checkpoint), (plan.output(checkpoint),), {}).at(HEIGHT, WIDTH)
 
 
 def example_inputs(

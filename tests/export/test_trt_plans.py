@@ -58,6 +58,14 @@ def test_compiled_plans_draw_the_graphs_pictures(bundle, store):
     assert sum("relative L2 to the CPU" in line for line in lines) == 8
 
 
+def test_an_encoder_with_one_noise_is_compiled_and_compared_too(make_bundle, tmp_path, nvidia, store):
+    bundle = Bundle.load(shutil.copytree(make_bundle(posterior=False), tmp_path / "one-noise"))
+    assert [spec.name for spec in bundle.stages["encoder"].inputs] == ["image", "noise", "step"]
+    plans = read_plans(compile_plans(bundle, store=store, tries=1))
+    assert [plan.stage for plan in plans] == list(bundle.stages)
+    assert all(plan.relative_l2 < 1e-6 for plan in plans)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_plans_are_compiled_and_loaded_on_the_gpu_that_was_named(make_bundle, tmp_path, store, nvidia, index):
     root = shutil.copytree(make_bundle(), tmp_path / "bundle")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdturbo.bundle.description import MANIFEST, PLAIN, Golden, GraphName, ScheduleRow, Stage
+from sdturbo.bundle.description import MANIFEST, PLAIN, Golden, GraphName, ScheduleRow, Stage, rows_of
 from sdturbo.bundle.external_data import external_locations
 from sdturbo.bundle.manifest import parse_manifest, read_manifest
 from sdturbo.cache.hashes import HashMemory
@@ -80,8 +80,7 @@ class Bundle:
 
     def steps(self, num_inference_steps: int) -> range:
         """The rows of the schedule table for a run of that many steps, as values for the graphs' `step` input."""
-        rows = [i for i, row in enumerate(self.schedule) if row.num_inference_steps == num_inference_steps]
-        return range(rows[0], rows[-1] + 1)
+        return rows_of(self.schedule, num_inference_steps)
 
     @property
     def step_counts(self) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,12 @@ class Golden:
     num_inference_steps: int
     image: str
     min_psnr: float
+
+
+def rows_of(schedule: Sequence[ScheduleRow], num_inference_steps: int) -> range:
+    """The rows of the schedule table for a run of that many steps, as values for the graphs' `step` input."""
+    rows = [i for i, row in enumerate(schedule) if row.num_inference_steps == num_inference_steps]
+    return range(rows[0], rows[-1] + 1)
 
 
 def identity(manifest: Mapping[str, Any]) -> str:

@@ -25,14 +25,15 @@ from sdturbo_export.int8.qdq import insert_qdq, write_graph
 from sdturbo_export.int8.quality import Score, require_quality, score, summary
 from sdturbo_export.int8.ranges import measure_ranges
 from sdturbo_export.int8.sensitivity import measure_damage
-from sdturbo_export.int8.trajectories import Arrays, Request, Trajectory, draw, requests
+from sdturbo_export.int8.trajectories import Arrays, Request, Trajectory, requests, trajectory
 from sdturbo_export.onnx_from_torch import WeightFile
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import INT8_STAGES, relative_l2
-from sdturbo_export.proof.golden import GoldenRun
-from sdturbo_export.proof.parity import engine_output, golden_output, stage_of
+from sdturbo_export.proof.golden import digest, golden_inputs
+from sdturbo_export.proof.parity import engine_output, golden_output
+from sdturbo_export.proof.walk import Walk, run_of
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import PLANS
+from sdturbo_export.stages import PLANS, stage_of
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 LIMIT = 0.01  # relative L2 of the stage's output: a layer that does more damage alone stays in float32
@@ -64,7 +65,7 @@ class Int8Build:
     exact: Mapping[str, StoredStage]
     tokenizer: PromptTokenizer
     prompts: Prompts
-    golden: GoldenRun
+    golden: Walk
     store: Path
     progress: Progress
 
@@ -146,7 +147,7 @@ class Int8Build:
                         )
                     insert_qdq(model, [layer for layer in layers if layer.name not in kept], ranges)
                     write_graph(model, partial / graph, weights)
-            graph = exact.graphs[self.golden.batch_size]
+            graph = exact.graphs[len(self.golden.seeds)]
             output = self._golden(name, partial / graph, "int8")
             expected = self._golden(name, exact.path / graph, "fp32")
             return stage_store.publish(
@@ -155,14 +156,14 @@ class Int8Build:
                 partial,
                 graphs=exact.graphs,
                 parity=relative_l2(output, expected),
-                inputs_sha256=self.golden.digest(name),
+                inputs_sha256=digest(golden_inputs(self.golden, name)),
                 output=output,
             )
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _golden(self, name: str, graph: Path, precision: str) -> NDArray[Any]:
-        inputs = self.golden.inputs(name)
+        inputs = golden_inputs(self.golden, name)
         with tempfile.TemporaryDirectory(dir=self.store, prefix=".parity-") as workspace:
             return engine_output(_PLANS[name], self.checkpoint, graph, inputs, _engine(precision), Path(workspace))
 
@@ -184,13 +185,14 @@ class Int8Build:
         self, stages: Mapping[str, StoredStage], wanted: Sequence[Request], precision: str
     ) -> Iterator[Trajectory]:
         backend = _engine(precision)
+        described = {name: stage_of(_PLANS[name], self.checkpoint) for name in _DRAWING}
         sessions = {
-            name: backend.session(
-                stages[name].path / stages[name].graphs[1], stage_of(_PLANS[name], self.checkpoint), 1
-            )
-            for name in _DRAWING
+            name: backend.session(stages[name].path / stages[name].graphs[1], described[name], 1) for name in _DRAWING
         }
-        return draw(sessions, self.tokenizer, self.checkpoint.schedule.rows, wanted)
+        for request in wanted:
+            ids = self.tokenizer(request.prompt).input_ids
+            walk = Walk(described, self.checkpoint.schedule.rows, request.steps, ids, [request.seed])
+            yield trajectory(walk.visits(run_of(sessions), until="decoder"))
 
 
 def _engine(precision: str) -> Backend:

@@ -15,20 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from sdturbo.backends import Backend, connect
-from sdturbo.bundle.description import Stage, TensorSpec
+from sdturbo.bundle.description import TensorSpec
 from sdturbo_export.proof.distance import relative_l2
-from sdturbo_export.proof.golden import GoldenRun
+from sdturbo_export.proof.golden import digest, golden_inputs
 from sdturbo_export.proof.half_arithmetic import HalfArithmetic
+from sdturbo_export.proof.walk import Walk
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs, graph_module
+from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs, graph_module, stage_of
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-def stage_of(plan: StagePlan, checkpoint: Checkpoint) -> Stage:
-    """The stage as a bundle describes it, at the size that is exported; its graphs are named by whoever asks."""
-    return Stage(plan.name, plan.inputs(checkpoint), (plan.output(checkpoint),), {}).at(HEIGHT, WIDTH)
 
 
 def torch_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays) -> NDArray[Any]:
@@ -71,15 +67,16 @@ def engine_output(
 
 
 def golden_output(
-    plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, precision: str, golden: GoldenRun
+    plan: StagePlan, checkpoint: Checkpoint, stored: StoredStage, precision: str, golden: Walk
 ) -> NDArray[Any]:
     """The stage's output for the golden request: stored if its inputs are the same, else computed."""
-    if stored.inputs_sha256 == golden.digest(plan.name):
+    inputs = golden_inputs(golden, plan.name)
+    if stored.inputs_sha256 == digest(inputs):
         return stored.output()
-    graph = stored.path / stored.graphs[golden.batch_size]
+    graph = stored.path / stored.graphs[len(golden.seeds)]
     with tempfile.TemporaryDirectory(dir=stored.note.parent, prefix=".parity-") as workspace:
         backend = connect("onnxruntime", precision=precision)
-        return engine_output(plan, checkpoint, graph, golden.inputs(plan.name), backend, Path(workspace))
+        return engine_output(plan, checkpoint, graph, inputs, backend, Path(workspace))
 
 
 def stage_parity(

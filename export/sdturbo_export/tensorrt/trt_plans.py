@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,15 +24,13 @@ from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import TOKENIZER, Stage
 from sdturbo.bundle.plans import Plan, PlanKey, read_plans
 from sdturbo.files import atomic_write
-from sdturbo.noise import TorchGenerator
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
+from sdturbo_export.proof.walk import Arrays, Visit, bundle_walk
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions, trt_from_onnx
-
-Arrays = Mapping[str, NDArray[Any]]
 
 MOST_WORKSPACE, LEAST_WORKSPACE = 4 << 30, 256 << 20
 RUNS = 20  # timed runs of a try
@@ -73,7 +71,8 @@ def compile_plans(
     parts = [(f"{name} at batch size {size}", WEIGHTS[name]) for size in bundle.batch_sizes for name in bundle.stages]
     progress = Progress(parts, say)
     for size in bundle.batch_sizes:
-        for stage, inputs, expected in references(bundle, size):
+        for visit in references(bundle, size):
+            stage = bundle.stages[visit.stage]
             with progress.part(f"{stage.name} at batch size {size}"):
                 key = machine_key(backend.version, backend.gpu, bundle, stage.name, size)
                 key = replace(key, hardware=hardware, version_compatible=version_compatible)
@@ -82,32 +81,26 @@ def compile_plans(
                     continue
                 room = require_room(bundle, stage, size, backend.gpu, free_memory(backend.gpu.index), workspace)
                 limited = replace(options, workspace=room)
-                best = _best_try(bundle, stage, size, backend, limited, tries, store, (inputs, expected), progress)
+                best = _best_try(bundle, stage, size, backend, limited, tries, store, visit, progress)
                 bundle = _publish(bundle, stage.name, size, key, best)
                 say(f"      {best.median_ms:.2f} ms, relative L2 to the CPU {best.relative_l2:.1e}")
     return bundle
 
 
-def references(bundle: Bundle, batch_size: int) -> Iterator[tuple[Stage, Arrays, NDArray[Any]]]:
-    """Each stage with inputs of the golden request, one seed a row, and what ONNX Runtime's CPU provider makes of them."""
+def references(bundle: Bundle, batch_size: int) -> Iterator[Visit]:
+    """Each stage once: inputs of the golden request, one seed per row, and what ONNX Runtime's CPU provider makes of them."""
     golden = bundle.golden
     tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
     ids = np.repeat(tokenizer(golden.prompt).input_ids, batch_size, axis=0)
-    shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
-    noise = np.concatenate([TorchGenerator(golden.seed + i).randn(shape) for i in range(batch_size)])
-    step = np.asarray(bundle.steps(golden.num_inference_steps)[0], np.int64)
     cpu = backends.connect("onnxruntime", precision=bundle.precision)
 
-    def run(name: str, *inputs: NDArray[Any]) -> tuple[Stage, Arrays, NDArray[Any]]:
+    def run(name: str, inputs: Arrays) -> NDArray[Any]:
         stage = bundle.stages[name]
-        named = {spec.name: array for spec, array in zip(stage.inputs, inputs, strict=True)}
-        (output,) = cpu.session(bundle.graph(name, batch_size), stage, batch_size).run(named).values()
-        return stage, named, output
+        (output,) = cpu.session(bundle.graph(name, batch_size), stage, batch_size).run(inputs).values()
+        return output
 
-    yield (text := run("text_encoder", ids))
-    yield (denoised := run("denoiser", noise * np.float32(bundle.schedule[step].sigma), text[2], step))
-    yield (picture := run("decoder", denoised[2]))
-    yield run("encoder", picture[2], noise, noise[::-1].copy(), step)
+    seeds = [golden.seed + i for i in range(batch_size)]
+    yield from bundle_walk(bundle, ids, seeds, 1).visits(run)
 
 
 def require_room(bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: int, workspace: int | None) -> int:
@@ -142,7 +135,7 @@ def _best_try(
     options: PlanOptions,
     tries: int,
     store: Path,
-    reference: tuple[Arrays, NDArray[Any]],
+    reference: Visit,
     progress: Progress,
 ) -> _Try:
     """The fastest of several builds whose output is within the precision's bound. The first uses the stored timings."""
@@ -158,7 +151,7 @@ def _best_try(
         session = backend.open(
             compiled.plan, stage, batch_size, graph, host_code=options.version_compatible
         )  # our own bytes, just made
-        found.append(_measure(session, *reference, compiled.plan, compiled.timings))
+        found.append(_measure(session, reference.inputs, reference.output, compiled.plan, compiled.timings))
         del session
     right = [one for one in found if one.relative_l2 <= BOUNDS[bundle.precision]]
     if not right:
