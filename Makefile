@@ -124,19 +124,22 @@ test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 
 CHECKPOINT := export/sdturbo_export/tiny/checkpoint
 EMBEDDED   := engine/sdturbo/bundles/tiny
 RUN        := build/tiny-run
+# not installed, so export/ must be on Python's path
+TRAIN      := PYTHONPATH=export $(BIN)/python -m training.tiny
 
 # without upsample: at so few channels its phases gain nothing, and in fp32 they weigh 1 MB
 tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place (four hours; goes on where it was stopped)
-	$(BIN)/python -m training.tiny.train_vae $(RUN)
-	$(BIN)/python -m training.tiny.train_unet $(RUN)
-	$(BIN)/python -m training.tiny.checkpoint_writer $(RUN) $(CHECKPOINT)
+	$(TRAIN).train_vae $(RUN)
+	$(TRAIN).train_unet $(RUN)
+	$(TRAIN).checkpoint_writer $(RUN) $(CHECKPOINT)
+	$(TRAIN).caption_lists $(dir $(CHECKPOINT))
 	$(BIN)/sdturbo-export build --model tiny --without upsample --out $(EMBEDDED)
 	$(MAKE) --no-print-directory tiny-eval
-	$(BIN)/python -m training.tiny.checkpoint_writer $(RUN) $(CHECKPOINT) --results build/tiny-eval/results.md
+	$(TRAIN).checkpoint_writer $(RUN) $(CHECKPOINT) --results build/tiny-eval/results.md
 	cp build/tiny-eval/examples.jpg benchmarks/pictures/tiny.jpg
 
 tiny-eval: $(VENV)/.export  ## Measure the embedded model on what it was not trained on: figures and contact sheets (minutes)
-	$(BIN)/python -m training.tiny.evaluate build/tiny-eval
+	$(TRAIN).evaluate build/tiny-eval
 
 lint: $(VENV)/.dev  ## ruff, pyright in strict mode on engine/, import boundaries
 	$(BIN)/ruff check .

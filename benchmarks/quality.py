@@ -11,6 +11,7 @@ import gc
 import statistics
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,11 @@ def ssim(found: Picture, expected: Picture) -> float:
 
 def prompts(count: int) -> list[str]:
     """Captions of the toy model's held-out combinations, spread evenly over them."""
-    from training.tiny.captions import plain_caption
-    from training.tiny.scenes import HELD_OUT
-
-    if not LEAST <= count <= len(HELD_OUT):
-        raise InvalidRequest(f"Got {count} prompts; expected {LEAST} to {len(HELD_OUT)}.")
-    return [plain_caption(HELD_OUT[i * len(HELD_OUT) // count]) for i in range(count)]
+    file = files("sdturbo_export").joinpath("tiny/held_out_captions.txt")
+    captions = file.read_text(encoding="utf-8").splitlines()
+    if not LEAST <= count <= len(captions):
+        raise InvalidRequest(f"Got {count} prompts; expected {LEAST} to {len(captions)}.")
+    return [captions[i * len(captions) // count] for i in range(count)]
 
 
 def reference(checkpoint: Checkpoint, texts: Sequence[str], steps: int) -> list[Picture]:

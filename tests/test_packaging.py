@@ -1,7 +1,9 @@
-"""The wheel holds the runtime, the server and the exporter, and nothing else."""
+"""The wheel holds the runtime, the server and the exporter, and nothing else. The sources hold the training too."""
 
+import ast
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,14 +12,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def built(kind, out):
+    """The file that hatchling makes: `kind` is wheel or sdist."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (path,) = out.iterdir()
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (path,) = out.glob("*.whl")
-    with zipfile.ZipFile(path) as file:
+    with zipfile.ZipFile(built("wheel", tmp_path_factory.mktemp("wheel"))) as file:
         yield file
+
+
+def imported(source):
+    """First part of the name of every module that a Python file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
+    return {name.split(".")[0] for name in names}
 
 
 def test_wheel_holds_exactly_the_tracked_files_of_the_packages(wheel):
@@ -30,8 +44,30 @@ def test_wheel_holds_exactly_the_tracked_files_of_the_packages(wheel):
     ).stdout.split()
     packages = ("engine/sdturbo/", "engine/sdturbo_serve/", "export/sdturbo_export/")
     expected = {name.split("/", 1)[1] for name in listed if name.startswith(packages)}
-    assert not [name for name in expected if "training" in name]
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
+
+
+def test_wheel_holds_three_packages_and_none_imports_what_is_outside(wheel):
+    files = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in files} == {"sdturbo", "sdturbo_serve", "sdturbo_export"}
+    outside = {"training", "tests", "benchmarks"}
+    assert not [name for name in files if outside & set(name.split("/"))]
+    assert not [name for name in files if name.endswith(".py") and outside & imported(wheel.read(name))]
+
+
+def test_wheel_holds_all_of_the_embedded_model(wheel):
+    tiny = "sdturbo_export/tiny"
+    wanted = {f"{tiny}/training_captions.txt", f"{tiny}/held_out_captions.txt", f"{tiny}/checkpoint/model_index.json"}
+    assert wanted | {"sdturbo/bundles/tiny/bundle.json"} <= set(wheel.namelist())
+    assert not [name for name in wheel.namelist() if name.startswith(tiny) and name.endswith(".py")]
+
+
+def test_sources_hold_the_training_of_the_embedded_model(tmp_path):
+    with tarfile.open(built("sdist", tmp_path)) as file:
+        names = {name.split("/", 1)[1] for name in file.getnames()}
+    training = {str(path.relative_to(ROOT)) for path in ROOT.glob("export/training/**/*.*") if path.suffix != ".pyc"}
+    assert "export/training/tiny/model_card.md" in training
+    assert training <= names
 
 
 def test_runtime_asks_for_four_packages_only(wheel):

@@ -1,0 +1,1 @@
+"""How models are made. Not in the wheel: `make` puts export/ on Python's path to run it."""

@@ -7,7 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from benchmarks import quality
+from sdturbo_export.int8 import prompts
+from sdturbo_export.weights.resolve import TINY_CHECKPOINT
 from training.tiny import captions
+from training.tiny.caption_lists import LISTS, write_caption_lists
 from training.tiny.captions import caption, plain_caption, vocabulary
 from training.tiny.layout import layout_from_noise, layout_from_seed, noise_from_layout, sample
 from training.tiny.palette import TONES
@@ -152,6 +156,22 @@ def test_captions_vary_and_repeat_with_their_generator():
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 80
     assert plain_caption(Combination("cat", "orange", "snow")) == "an orange cat in the snow"
+
+
+def test_the_packaged_lists_hold_what_the_grammar_gives(tmp_path):
+    folder = TINY_CHECKPOINT.parent
+    written = {file.name: file.read_bytes() for file in write_caption_lists(tmp_path)}
+    assert written.keys() == LISTS.keys() == {file.name for file in folder.glob("*.txt")}
+    for name, content in written.items():
+        assert (folder / name).read_bytes() == content, f"python -m training.tiny.caption_lists {folder}"
+        assert content.decode().splitlines() == [plain_caption(what) for what in LISTS[name]]
+
+
+def test_int8_and_benchmarks_draw_captions_spread_over_the_lists():
+    calibration, judging = prompts._tiny().calibration, prompts._tiny().judging
+    assert calibration == tuple(plain_caption(what) for what in TRAINING[:: len(TRAINING) // 16])
+    assert list(judging) == quality.prompts(32) == [plain_caption(HELD_OUT[i * 48 // 32]) for i in range(32)]
+    assert quality.prompts(48) == [plain_caption(what) for what in HELD_OUT]
 
 
 def test_a_sheet_holds_all_pictures_in_rows():

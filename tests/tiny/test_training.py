@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +14,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+import training.tiny
 from sdturbo_export.weights.checkpoint import open_checkpoint
+from sdturbo_export.weights.resolve import TINY_CHECKPOINT
 from training.tiny import train_unet, train_vae
 from training.tiny.captions import vocabulary
 from training.tiny.charts import chart
-from training.tiny.checkpoint_writer import half_tensors, write_checkpoint
+from training.tiny.checkpoint_writer import card, half_tensors, write_checkpoint
 from training.tiny.classifier import NAMES, Classifier, Examples, disturbed, reduced, train_classifier
 from training.tiny.evaluate import accuracy, requests, table
 from training.tiny.latent_scale import fold_latent_scale, latent_statistics
@@ -311,6 +317,31 @@ def test_the_card_names_every_word_and_figure(checkpoint):
         assert word in text
     assert "{" not in text
     assert "Apache License" in (checkpoint / "LICENSE.md").read_text()
+
+
+def test_the_packaged_card_is_what_the_writer_writes():
+    text = (TINY_CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    (figures,) = re.findall(r"^\| what \| figure \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert card(figures) == text
+
+
+def test_the_card_names_the_file_that_draws():
+    (file,) = re.findall(r"`(export/\S+\.py)`", card())
+    assert Path(__file__).parents[2].joinpath(file).samefile(inspect.getfile(render))
+
+
+def test_make_runs_steps_that_exist_from_the_sources():
+    makefile = Path(__file__).parents[2].joinpath("Makefile").read_text(encoding="utf-8")
+    assert "TRAIN      := PYTHONPATH=export $(BIN)/python -m training.tiny\n" in makefile
+    steps = re.findall(r"\$\(TRAIN\)\.(\w+)", makefile)
+    assert steps[:4] == ["train_vae", "train_unet", "checkpoint_writer", "caption_lists"]
+    for step in steps:
+        assert callable(import_module(f"training.tiny.{step}").main)
+
+
+def test_the_package_says_of_every_file_what_it_is_for():
+    files = {file.stem for file in Path(training.tiny.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == {name for name in re.findall(r"`(\w+)`", training.tiny.__doc__) if name in files}
 
 
 def test_weights_beyond_float16_are_refused():

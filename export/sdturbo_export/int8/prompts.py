@@ -56,19 +56,17 @@ def _read(file: Path, judging: tuple[str, ...]) -> tuple[str, ...]:
 
 def _tiny() -> Prompts:
     """Captions spread over the combinations that tiny was trained on, and over those that it was not."""
-    from training.tiny.captions import plain_caption
-    from training.tiny.scenes import HELD_OUT, TRAINING
-
-    chosen = [
-        tuple(plain_caption(some[i * len(some) // count]) for i in range(count))
-        for some, count in ((TRAINING, CALIBRATION_PROMPTS), (HELD_OUT, LEAST_PROMPTS))
-    ]
-    return Prompts(*chosen)
+    lists = ("tiny/training_captions.txt", CALIBRATION_PROMPTS), ("tiny/held_out_captions.txt", LEAST_PROMPTS)
+    return Prompts(*(_spread(_lines(name), count) for name, count in lists))
 
 
 def _general() -> Prompts:
-    folder = files("sdturbo_export.int8")
-    lists = [
-        folder.joinpath(name).read_text(encoding="utf-8").splitlines() for name in ("calibration.txt", "judging.txt")
-    ]
-    return Prompts(*(tuple(lines) for lines in lists))
+    return Prompts(_lines("int8/calibration.txt"), _lines("int8/judging.txt"))
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    return tuple(files("sdturbo_export").joinpath(name).read_text(encoding="utf-8").splitlines())
+
+
+def _spread(lines: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return tuple(lines[i * len(lines) // count] for i in range(count))

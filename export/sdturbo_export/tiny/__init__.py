@@ -1,1 +1,0 @@
-"""The embedded model `tiny`: pictures it learns from, its configs, its training and its evaluation."""
