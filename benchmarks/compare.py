@@ -31,6 +31,7 @@ from sdturbo.bundle import Bundle
 from sdturbo.cpu import available_cpus
 from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
+from sdturbo_export.exchange import new_directory
 
 PROMPT = "a red house by a lake"
 REFERENCE = PEERS[0]
@@ -95,14 +96,11 @@ def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], director
     note = target.with_name(f"{target.name}.json")
     if not (target.is_dir() and note.is_file()):
         shutil.rmtree(target, ignore_errors=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
         log = directory / f"{peer.environment.name}.log"
-        with Worker(python, peer.worker, peer.arguments, request["threads"], log) as worker:
-            taken = worker.ask("prepare", checkpoint=request["checkpoint"], model=str(partial))
-        note.write_text(json.dumps(taken), encoding="utf-8")
-        partial.replace(target)
+        with new_directory(target) as partial:
+            with Worker(python, peer.worker, peer.arguments, request["threads"], log) as worker:
+                taken = worker.ask("prepare", checkpoint=request["checkpoint"], model=str(partial))
+            note.write_text(json.dumps(taken), encoding="utf-8")
     return target, json.loads(note.read_text(encoding="utf-8"))["ms"]
 
 

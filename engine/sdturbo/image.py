@@ -84,6 +84,11 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def parameters_of(image: Image.Image) -> str:
+    """How the picture was made, `info["parameters"]`, without NUL, which ends a text in every file format; "" if unknown."""
+    return str(image.info.get("parameters") or "").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write `image` as PNG with its `info["parameters"]`, if any, as text; the file appears whole or not at all.
 
@@ -93,9 +98,8 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
         raise InvalidRequest(f"Got an image of type {type(image).__name__}; expected a PIL image (output_type='pil').")
     path = Path(path)
     text = PngImagePlugin.PngInfo()
-    parameters = image.info.get("parameters")
-    if parameters:
-        text.add_text("parameters", str(parameters).replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    if parameters := parameters_of(image):
+        text.add_text("parameters", parameters)
     try:
         with atomic_write(path) as file:
             image.save(file, format="PNG", pnginfo=text)

@@ -22,6 +22,8 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from sdturbo.image import parameters_of
+
 Format = Literal["png", "jpeg", "webp"]
 QUALITY = {"jpeg": 90, "webp": 80}
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
@@ -31,7 +33,7 @@ _UP = 2  # PNG's filter type: each byte less the one above it, mod 256
 
 def encode(picture: Image.Image, output_format: Format, quality: int | None = None) -> bytes:
     """The file of an RGB picture. quality: 0 to 100, for JPEG and WebP."""
-    parameters = str(picture.info.get("parameters", "")).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    parameters = parameters_of(picture)
     if output_format == "png":
         return _png(np.asarray(picture, np.uint8), parameters)
     file = io.BytesIO()

@@ -21,7 +21,7 @@ from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.bundle_writer import write_bundle
 from sdturbo_export.errors import BuildError, ParityError
-from sdturbo_export.exchange import exchange, waiting_name
+from sdturbo_export.exchange import exchange, partial_name, unfinished, waiting_name
 from sdturbo_export.int8.prompts import Prompts, prompts_for
 from sdturbo_export.int8.recipe import Int8Build
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
@@ -113,8 +113,7 @@ def build(
                 quantized = recipe.quantize(allow_low_quality=allow_low_quality)
                 stages |= quantized.stages
         with progress.part("bundle"):
-            partial = _partial(out)
-            try:
+            with unfinished(out) as partial:
                 write_bundle(
                     partial,
                     checkpoint,
@@ -135,8 +134,6 @@ def build(
                     exchange(partial, out)
                 else:
                     partial.replace(out)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
             for stage in stages.values():
                 stage_store.hand_over(stage, out / "onnx")
             return Bundle.load(out)
@@ -169,9 +166,8 @@ def _export_stage(
 ) -> StoredStage:
     """Export the stage at every batch size, compare each graph with PyTorch, and put it into the store."""
     _require_space(store, plan, checkpoint)
-    partial = store / f".{key}.partial"
-    partial.mkdir()
-    try:
+    with unfinished(store / key) as partial:
+        partial.mkdir()
         graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, weight_format, without, partial)
         inputs = golden_inputs(golden, plan.name)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
@@ -202,8 +198,6 @@ def _export_stage(
             inputs_sha256=digest(inputs),
             output=output,
         )
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_graphs(
@@ -268,17 +262,12 @@ def _require_space(store: Path, plan: StagePlan, checkpoint: Checkpoint) -> None
         )
 
 
-def _partial(out: Path) -> Path:
-    """The name under which a new bundle is made."""
-    return out.with_name(f".{out.name}.partial")
-
-
 def _clear_remains(store: Path, out: Path) -> None:
     """Put right what a killed build left: half-made directories go, a bundle that was on its way out comes back."""
     old = waiting_name(out)
     if old.exists() and not out.exists():
         old.replace(out)
-    for path in (_partial(out), old, *store.glob(".*.partial"), *store.glob(".parity-*")):
+    for path in (partial_name(out), old, *store.glob(".*.partial"), *store.glob(".parity-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ import click
 from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import WEIGHT_FORMATS
+from sdturbo.bundle.plans import HARDWARE
 from sdturbo.commands.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 from sdturbo_export.rewrites import REWRITES
@@ -242,7 +243,7 @@ def verify(
 )
 @click.option(
     "--hardware",
-    type=click.Choice(["none", "same_compute_capability", "ampere_plus"]),
+    type=click.Choice(HARDWARE),
     default="none",
     show_default=True,
     help="Which other GPUs the plans are for; slower.",

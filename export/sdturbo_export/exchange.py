@@ -6,9 +6,36 @@ import ctypes
 import errno
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+
+
+@contextmanager
+def unfinished(path: Path) -> Generator[Path]:
+    """A name beside the directory `path`, `.NAME.partial`, under which it is made. Nothing is left there at the end."""
+    partial = partial_name(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Generator[Path]:
+    """As `unfinished`, for a new directory: it takes its name when the block ends well."""
+    with unfinished(path) as partial:
+        yield partial
+        partial.replace(path)
+
+
+def partial_name(path: Path) -> Path:
+    """Where the directory `path` lies until it is whole."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def exchange(new: Path, old: Path) -> None:

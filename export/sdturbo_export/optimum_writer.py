@@ -20,6 +20,7 @@ from sdturbo.bundle.description import LATENT_SCALE
 from sdturbo.errors import InvalidRequest
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.bundle_writer import write_licence
+from sdturbo_export.exchange import new_directory
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stages import HEIGHT, WIDTH, rewrite
@@ -101,25 +102,23 @@ def write_optimum(
     if out.exists():
         raise InvalidRequest(f"{out} exists; expected the name of a new directory.")
     rewrites = {part: rewrites_of(stage, "fp32", {*without, "time-tables"}) for part, stage in _STAGES.items()}
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for part, component in PARTS.items():
-        say(part)
-        (partial / part).mkdir(parents=True)
-        module = _MODULES[part](checkpoint.module(component)).eval()
-        rewrite(module, rewrites[part])
-        with WeightFile(partial / part / WEIGHTS) as weights:
-            onnx_from_torch(
-                module, _inputs(part, checkpoint), _OUTPUTS[part], partial / part / GRAPH, weights, pack=False
-            )
-        _write_json(partial / part / "config.json", checkpoint.configs[component])
-    for name in ("tokenizer", "scheduler"):
-        shutil.copytree(checkpoint.path / name, partial / name)
-    index = json.loads((checkpoint.path / "model_index.json").read_bytes())
-    kept = {key: value for key, value in index.items() if key not in ("safety_checker", "feature_extractor")}
-    _write_json(partial / "model_index.json", kept | {"requires_safety_checker": False})
-    write_licence(partial, checkpoint)
-    partial.replace(out)
+    with new_directory(out) as partial:
+        for part, component in PARTS.items():
+            say(part)
+            (partial / part).mkdir(parents=True)
+            module = _MODULES[part](checkpoint.module(component)).eval()
+            rewrite(module, rewrites[part])
+            with WeightFile(partial / part / WEIGHTS) as weights:
+                onnx_from_torch(
+                    module, _inputs(part, checkpoint), _OUTPUTS[part], partial / part / GRAPH, weights, pack=False
+                )
+            _write_json(partial / part / "config.json", checkpoint.configs[component])
+        for name in ("tokenizer", "scheduler"):
+            shutil.copytree(checkpoint.path / name, partial / name)
+        index = json.loads((checkpoint.path / "model_index.json").read_bytes())
+        kept = {key: value for key, value in index.items() if key not in ("safety_checker", "feature_extractor")}
+        _write_json(partial / "model_index.json", kept | {"requires_safety_checker": False})
+        write_licence(partial, checkpoint)
     return out
 
 

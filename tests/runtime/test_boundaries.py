@@ -1,6 +1,10 @@
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+
+import grimp
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -60,3 +64,28 @@ def test_import_contracts_hold():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(("package", "entries"), [("sdturbo", 18), ("sdturbo_export", 19)])
+def test_a_folder_holds_few_names(package, entries):
+    (folder,) = REPOSITORY.glob(f"*/{package}")
+    tracked = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=True).stdout
+    names = {name.split("/")[0] for name in tracked.split()}
+    assert 5 < len({name for name in names if not name.startswith("__")}) <= entries
+
+
+@pytest.mark.parametrize("package", ["sdturbo", "sdturbo_export"])
+def test_chains_of_imports_are_short(package):
+    """From a command down to the last module it needs, a subpackage counted once."""
+    graph = grimp.build_graph(package)
+    modules = sorted(graph.find_children(package) - {f"{package}.__main__"})
+    for module in modules:
+        graph.squash_module(module)
+
+    @cache
+    def longest(module):
+        below = graph.find_modules_directly_imported_by(module) - {package, module}
+        return 1 + max((longest(one) for one in below), default=0)
+
+    chains = {module: longest(module) for module in modules}
+    assert 3 < max(chains.values()) <= 10, chains

@@ -123,7 +123,6 @@ def generate(
                 "images": written,
                 "dropped": dropped,
                 "bundle_id": pipe.bundle.bundle_id,
-                "decoder": pipe.bundle.decoder,
                 **engine,
             }
         )

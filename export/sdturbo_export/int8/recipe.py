@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from sdturbo.backends import Backend
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.errors import BuildError
+from sdturbo_export.exchange import unfinished
 from sdturbo_export.int8.layers import activations, layers_of
 from sdturbo_export.int8.measurements import key_of, made_from, remembered
 from sdturbo_export.int8.prompts import Prompts
@@ -133,9 +133,8 @@ class Int8Build:
         key = key_of(made_from(f"int8-{name}", {name: exact}, ranges=ranges, kept=sorted(kept)))
         if found := stage_store.find(self.store, key):
             return found
-        partial = self.store / f".{key}.partial"
-        partial.mkdir()
-        try:
+        with unfinished(self.store / key) as partial:
+            partial.mkdir()
             with WeightFile(partial / f"{name}.weights") as weights:
                 for graph in exact.graphs.values():
                     model = ir.load(exact.path / graph)
@@ -159,8 +158,6 @@ class Int8Build:
                 inputs_sha256=digest(golden_inputs(self.golden, name)),
                 output=output,
             )
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _golden(self, name: str, graph: Path, precision: str) -> NDArray[Any]:
         inputs = golden_inputs(self.golden, name)

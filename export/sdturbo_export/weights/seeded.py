@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sdturbo_export.errors import BuildError
+from sdturbo_export.exchange import new_directory
 from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
 from sdturbo_export.weights.tokenizer_files import write_vocabulary
 
@@ -44,19 +45,14 @@ def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = 
     seed: another seed gives other weights. small: a few million parameters instead of 1.29 billion. fp16: the weights as
     the `fp16` variant. Weights have variance 1/fan_in, norms lie around 1, so that activations stay near unit variance.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write(partial, seed, small=small, fp16=fp16)
-        partial.replace(out)
+        with new_directory(out) as partial:
+            _write(partial, seed, small=small, fp16=fp16)
     except (OSError, SafetensorError) as error:
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # its text is a list of copies
         raise BuildError(
             f"Cannot write the checkpoint {out}: {reason}. Free some space or choose another place."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sdturbo_export.exchange import new_directory
 from sdturbo_export.weights.checkpoint import COMPONENTS, hub_name
 from sdturbo_export.weights.tokenizer_files import write_vocabulary
 from training.tiny.captions import COLOUR_WORDS, PLACE_WORDS, SUBJECT_WORDS
@@ -37,23 +38,21 @@ def write_checkpoint(out: Path, modules: Mapping[str, nn.Module], *, results: st
 
     Weights are float16 under the plain names. results: lines of a table for the card, `| what | figure |`.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with as_file(files("sdturbo_export").joinpath("configs/sd-turbo/tokenizer")) as tokenizer:
-        shutil.copytree(tokenizer, partial / "tokenizer")
-    write_vocabulary(partial / "tokenizer")
-    for component, config in tiny_configs().items():
-        file = partial / FILES[component]
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for component, (_, stem) in COMPONENTS.items():
-        target = partial / component / f"{stem}.safetensors"
-        save_file(half_tensors(component, modules[component]), target, metadata={"format": "pt"})
-        shutil.copymode(partial / FILES[component], target)  # safetensors makes private files
-    (partial / "LICENSE.md").write_text(LICENCE)
-    (partial / "README.md").write_text(card(results))
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    with new_directory(out) as partial:
+        with as_file(files("sdturbo_export").joinpath("configs/sd-turbo/tokenizer")) as tokenizer:
+            shutil.copytree(tokenizer, partial / "tokenizer")
+        write_vocabulary(partial / "tokenizer")
+        for component, config in tiny_configs().items():
+            file = partial / FILES[component]
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for component, (_, stem) in COMPONENTS.items():
+            target = partial / component / f"{stem}.safetensors"
+            save_file(half_tensors(component, modules[component]), target, metadata={"format": "pt"})
+            shutil.copymode(partial / FILES[component], target)  # safetensors makes private files
+        (partial / "LICENSE.md").write_text(LICENCE)
+        (partial / "README.md").write_text(card(results))
+        shutil.rmtree(out, ignore_errors=True)
     return out
 
 
