@@ -28,10 +28,7 @@ from sdturbo import backends
 from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.errors import BackendUnavailable
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.rewrites import REWRITES
-from sdturbo_export.rewrites.geglu import two_linear_geglu
-from sdturbo_export.rewrites.group_norm import group_norm_by_channels
-from sdturbo_export.rewrites.upsample import phase_upsampling
+from sdturbo_export.rewrites import rewrite, rewrite_names, rewrites_of
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
 from sdturbo_export.weights.checkpoint import open_checkpoint
 
@@ -57,40 +54,37 @@ class Case:
 
 def module_cases() -> Iterator[Case]:
     """Each rewrite between convolutions, as it stands in a network: layouts are part of what it costs."""
-    for rewrite, sizes in SIZES.items():
+    for name, sizes in SIZES.items():
         for channels, side, groups in sizes:
 
-            def make(
-                with_it: bool, rewrite: str = rewrite, channels: int = channels, groups: int = groups
-            ) -> nn.Module:
+            def make(with_it: bool, name: str = name, channels: int = channels, groups: int = groups) -> nn.Module:
                 torch.manual_seed(0)
                 ends: list[nn.Module] = [nn.Conv2d(channels, channels, 1) for _ in range(2)]
-                if rewrite == "upsample":
-                    body, apply = [Upsample2D(channels, use_conv=True)], phase_upsampling
-                elif rewrite == "group-norm":
-                    body, apply = [nn.GroupNorm(groups, channels), nn.SiLU()], group_norm_by_channels
+                if name == "upsample":
+                    body = [Upsample2D(channels, use_conv=True)]
+                elif name == "group-norm":
+                    body = [nn.GroupNorm(groups, channels), nn.SiLU()]
                 else:
-                    body, apply = [GEGLU(channels, 4 * channels)], two_linear_geglu
+                    body = [GEGLU(channels, 4 * channels)]
                     ends = [nn.Linear(channels, channels), nn.Linear(4 * channels, channels)]
                 module = nn.Sequential(ends[0], *body, ends[1]).requires_grad_(False)
                 if with_it:
-                    apply(module)
+                    rewrite(module, (name,))
                 return module
 
-            shape = (1, side**2, channels) if rewrite == "geglu" else (1, channels, side, side)
-            yield Case(rewrite, f"{channels} channels, {side}²", make, {"x": torch.randn(shape)})
+            shape = (1, side**2, channels) if name == "geglu" else (1, channels, side, side)
+            yield Case(name, f"{channels} channels, {side}²", make, {"x": torch.randn(shape)})
 
 
 def stage_cases(directory: Path) -> Iterator[Case]:
     checkpoint = open_checkpoint(directory)
-    for rewrite, stages in REWRITES.items():
-        for plan in PLANS:
-            if plan.name in stages:
+    for plan in PLANS:
+        for name in rewrites_of(plan.name, "fp32"):
 
-                def make(with_it: bool, plan: Any = plan, rewrite: str = rewrite) -> nn.Module:
-                    return graph_module(plan, checkpoint, without=() if with_it else (rewrite,))
+            def make(with_it: bool, plan: Any = plan, name: str = name) -> nn.Module:
+                return graph_module(plan, checkpoint, without=() if with_it else (name,))
 
-                yield Case(rewrite, plan.name, make, example_inputs(plan, checkpoint, 1))
+            yield Case(name, plan.name, make, example_inputs(plan, checkpoint, 1))
 
 
 def measure(case: Case, pairs: int, threads: int | None) -> Iterator[dict[str, Any]]:
@@ -148,7 +142,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="checkpoint directory whose stages are measured instead of modules")
-    parser.add_argument("--rewrite", choices=list(REWRITES), help="this one only")
+    parser.add_argument("--rewrite", choices=rewrite_names(), help="this one only")
     parser.add_argument("--pairs", type=int, default=7, help="runs of each graph")
     parser.add_argument("--threads", type=int, help="CPU threads; all by default")
     arguments = parser.parse_args()

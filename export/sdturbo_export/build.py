@@ -24,7 +24,6 @@ from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.exchange import exchange, partial_name, unfinished, waiting_name
 from sdturbo_export.int8.prompts import Prompts, prompts_for
 from sdturbo_export.int8.recipe import Int8Build
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import bound, relative_l2
 from sdturbo_export.proof.golden import GOLDEN, digest, golden_inputs, golden_walk
@@ -32,7 +31,8 @@ from sdturbo_export.proof.parity import engine_output, golden_output, half_outpu
 from sdturbo_export.proof.walk import Walk
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import PLANS, StagePlan, example_inputs, graph_module
+from sdturbo_export.stage_store.graphs import write_graphs
+from sdturbo_export.stages import PLANS, StagePlan
 from sdturbo_export.tensorrt.plan_writer import keep_plans, locked
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
@@ -67,7 +67,7 @@ def build(
     decoder of CPUs: see `int8`, which `calibration`, a file of prompts, and `allow_low_quality` are for).
     weight_format: how float32 graphs store their weights, "fp32" or "fp16": rounded to it, half the bytes, the arithmetic
     stays float32 or bfloat16. What float16 holds exactly is stored in it either way.
-    without: names of `rewrites.REWRITES` to leave out.
+    without: names of rewrites to leave out.
     store: where finished stages are noted for the next build, by default `.stages` beside `out`. say: takes lines of
     progress.
     A stage whose inputs did not change is taken from the store, and TensorRT plans in `out` whose graph did not change are
@@ -168,7 +168,7 @@ def _export_stage(
     _require_space(store, plan, checkpoint)
     with unfinished(store / key) as partial:
         partial.mkdir()
-        graphs = _write_graphs(plan, checkpoint, batch_sizes, precision, weight_format, without, partial)
+        graphs = write_graphs(plan, checkpoint, batch_sizes, precision, weight_format, without, partial)
         inputs = golden_inputs(golden, plan.name)
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         expected = torch_output(plan, checkpoint, inputs)
@@ -198,28 +198,6 @@ def _export_stage(
             inputs_sha256=digest(inputs),
             output=output,
         )
-
-
-def _write_graphs(
-    plan: StagePlan,
-    checkpoint: Checkpoint,
-    batch_sizes: Sequence[int],
-    precision: str,
-    weight_format: str,
-    without: Collection[str],
-    directory: Path,
-) -> dict[int, str]:
-    """One ONNX file a batch size, and one file of weights for all of them."""
-    graphs: dict[int, str] = {}
-    module = graph_module(plan, checkpoint, precision=precision, without=without)
-    with WeightFile(directory / f"{plan.name}.weights") as weights:
-        for size in batch_sizes:
-            graphs[size] = f"{plan.name}.onnx" if size == 1 else f"{plan.name}.b{size}.onnx"
-            inputs = example_inputs(plan, checkpoint, size)
-            outputs = [plan.output(checkpoint).name]
-            storage = {"pack": precision == "fp32", "rounded": weight_format == "fp16"}
-            onnx_from_torch(module, inputs, outputs, directory / graphs[size], weights, **storage)
-    return graphs
 
 
 def _tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:

@@ -16,7 +16,7 @@ from sdturbo.bundle.description import WEIGHT_FORMATS
 from sdturbo.bundle.plans import HARDWARE
 from sdturbo.commands.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
-from sdturbo_export.rewrites import REWRITES
+from sdturbo_export.rewrites import rewrite_names
 
 MODEL_HELP = "tiny (embedded); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
 
@@ -27,7 +27,7 @@ decoder_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 without_option = click.option(
-    "--without", multiple=True, type=click.Choice(list(REWRITES)), help="Leave out an exact rewrite, to measure it."
+    "--without", multiple=True, type=click.Choice(rewrite_names()), help="Leave out an exact rewrite, to measure it."
 )
 workspace_option = click.option(
     "--workspace",

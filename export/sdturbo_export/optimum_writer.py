@@ -22,8 +22,8 @@ from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.bundle_writer import write_licence
 from sdturbo_export.exchange import new_directory
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.rewrites import rewrites_of
-from sdturbo_export.stages import HEIGHT, WIDTH, rewrite
+from sdturbo_export.rewrites import rewrite, rewrites_of
+from sdturbo_export.stages import HEIGHT, WIDTH
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
@@ -96,7 +96,7 @@ def write_optimum(
 ) -> Path:
     """Write the new directory `out`, under a temporary name until it is whole.
 
-    without: names of `rewrites.REWRITES` to leave out. say: takes lines of progress.
+    without: names of rewrites to leave out. say: takes lines of progress.
     Raises InvalidRequest if `out` exists or a name is unknown.
     """
     if out.exists():

@@ -17,12 +17,8 @@ from torch import nn
 
 from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
-from sdturbo_export.rewrites import rewrites_of
-from sdturbo_export.rewrites.geglu import two_linear_geglu
-from sdturbo_export.rewrites.group_norm import group_norm_by_channels
+from sdturbo_export.rewrites import rewrite, rewrites_of
 from sdturbo_export.rewrites.half import Half
-from sdturbo_export.rewrites.time_tables import tabulate_time
-from sdturbo_export.rewrites.upsample import phase_upsampling
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.schedule import step_coefficients
 
@@ -71,7 +67,7 @@ class Denoiser(nn.Module):
     def __init__(self, unet: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.unet = unet
-        self.timestep = TimestepOf(checkpoint)
+        self.timestep: nn.Module = TimestepOf(checkpoint)
         self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
 
     def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -228,20 +224,6 @@ PLANS = (
     StagePlan("decoder", "vae", Decoder, Decoder, lambda _: (_latents(),), lambda _: _IMAGE),
     StagePlan("encoder", "vae", _encoder, EncoderReference, _encoder_inputs, lambda _: _latents()),
 )
-
-
-_APPLY: dict[str, Callable[[Any], None]] = {
-    "time-tables": tabulate_time,
-    "upsample": phase_upsampling,
-    "group-norm": group_norm_by_channels,
-    "geglu": two_linear_geglu,
-}
-
-
-def rewrite(module: nn.Module, names: Collection[str]) -> None:
-    """Apply the rewrites to everything below `module`, in place."""
-    for name in names:
-        _APPLY[name](module)
 
 
 def graph_module(

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.rewrites import REWRITES, rewrites_of
-from sdturbo_export.rewrites.group_norm import ChannelGroupNorm, group_norm_by_channels
+from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.rewrites.group_norm import REWRITE, ChannelGroupNorm, group_norm_by_channels
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
 
 SHAPES = [(1, 32, 8, 16, 16), (2, 64, 32, 5, 9), (1, 48, 1, 7, 3), (1, 32, 8, 40)]  # batch, channels, groups, spatial
@@ -58,7 +58,7 @@ def test_graph_equals_torch(shape, tmp_path):
     np.testing.assert_allclose(compiled(x.numpy())[0], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stage", REWRITES["group-norm"])
+@pytest.mark.parametrize("stage", REWRITE.stages)
 def test_stage_with_and_without_the_rewrite_are_the_same(small_checkpoint, stage):
     (plan,) = (plan for plan in PLANS if plan.name == stage)
     inputs = example_inputs(plan, small_checkpoint, 1, seed=3)

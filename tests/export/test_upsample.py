@@ -17,8 +17,8 @@ from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.build import build
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
-from sdturbo_export.rewrites import REWRITES, rewrites_of
-from sdturbo_export.rewrites.upsample import MIN_CHANNELS, PhaseUpsample, phase_upsampling
+from sdturbo_export.rewrites import rewrites_of
+from sdturbo_export.rewrites.upsample import MIN_CHANNELS, REWRITE, PhaseUpsample, phase_upsampling
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
 from sdturbo_export.weights.lora import Lora
 
@@ -109,7 +109,7 @@ def test_another_output_size_is_an_error():
         rewritten(upsampler("diffusers", 32, 32))[0](torch.zeros(1, 32, 4, 4), (7, 7))
 
 
-@pytest.mark.parametrize("stage", REWRITES["upsample"])
+@pytest.mark.parametrize("stage", REWRITE.stages)
 def test_stage_with_and_without_the_rewrite_are_the_same(small_checkpoint, stage):
     (plan,) = (plan for plan in PLANS if plan.name == stage)
     inputs = example_inputs(plan, small_checkpoint, 1, seed=3)

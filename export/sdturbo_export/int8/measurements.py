@@ -6,25 +6,25 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sdturbo.files import atomic_write, sha256_file
+from sdturbo.files import atomic_write
 from sdturbo_export.stage_store import StoredStage
+from sdturbo_export.stage_store.sources import source_hashes
 
-_SOURCES = ("layers.py", "measurements.py", "qdq.py", "quality.py", "ranges.py", "sensitivity.py", "trajectories.py")
+# all of int8, and the backend that it measures on, which is loaded by its name
+_SOURCES = ("sdturbo_export.int8.recipe", "sdturbo.backends.ort")
 
 
 def made_from(kind: str, stages: Mapping[str, StoredStage], **parts: Any) -> dict[str, Any]:
     """What decides a measurement: graphs and weights, prompts and other `parts`, the code, ONNX Runtime."""
-    folder = files("sdturbo_export.int8")
     return {
         "kind": kind,
         "stages": {name: sorted(digest for digest, _ in stage.files.values()) for name, stage in stages.items()},
         **parts,
-        "sources": [sha256_file(Path(str(folder.joinpath(name)))) for name in _SOURCES],
-        "packages": {name: version(name) for name in ("onnxruntime", "onnx-ir")},
+        "sources": source_hashes(*_SOURCES),
+        "packages": {name: version(name) for name in ("onnxruntime", "onnx-ir", "onnxscript")},
     }
 
 

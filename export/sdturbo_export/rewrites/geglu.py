@@ -12,6 +12,8 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 from torch.nn import functional as F
 
+from sdturbo_export.rewrites import Rewrite
+
 
 class TwoLinearGEGLU(nn.Module):
     """(…, C) -> (…, 4·C), as diffusers' GEGLU gives it."""
@@ -37,3 +39,6 @@ def _rows(proj: nn.Linear, half: int) -> nn.Linear:
     for name, parameter in proj.named_parameters():
         setattr(rows, name, nn.Parameter(parameter.detach().chunk(2)[half], requires_grad=False))
     return rows
+
+
+REWRITE = Rewrite(("denoiser",), two_linear_geglu, fp32_only=True)

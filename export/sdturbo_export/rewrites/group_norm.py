@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sdturbo_export.rewrites import Rewrite
+
 
 class ChannelGroupNorm(nn.Module):
     """(B, C, …) -> the same shape, as `norm` gives it."""
@@ -44,3 +46,6 @@ def group_norm_by_channels(stage: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm) and child.affine:
                 setattr(module, name, ChannelGroupNorm(child))
+
+
+REWRITE = Rewrite(("denoiser", "decoder", "encoder"), group_norm_by_channels, fp32_only=True)

@@ -6,14 +6,20 @@ float32 (10, ΣC_i); a step gathers its row and each block slices its part. Remo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-if TYPE_CHECKING:
-    from sdturbo_export.stages import Denoiser
+from sdturbo_export.rewrites import Rewrite
+
+
+class TimedStage(Protocol):
+    """A stage around a UNet. The buffer `timesteps` of its module `timestep` holds the timestep of each row."""
+
+    unet: nn.Module
+    timestep: nn.Module
 
 
 class _Row(nn.Module):
@@ -39,11 +45,11 @@ class _Part(nn.Module):
 
 
 @torch.no_grad()
-def tabulate_time(stage: Denoiser) -> None:
-    """Change the denoiser's UNet in place so that its `timestep` argument is the row of the schedule, `step` itself."""
+def tabulate_time(stage: TimedStage) -> None:
+    """Change the stage's UNet in place so that its `timestep` argument is the row of the schedule, `step` itself."""
     unet: Any = stage.unet
     blocks = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
-    emb = unet.time_embedding(unet.time_proj(stage.timestep.timesteps).to(unet.dtype))
+    emb = unet.time_embedding(unet.time_proj(stage.timestep.get_buffer("timesteps")).to(unet.dtype))
     parts = [block.time_emb_proj(block.nonlinearity(emb)) for block in blocks]
     start = 0
     for block, part in zip(blocks, parts, strict=True):
@@ -53,3 +59,6 @@ def tabulate_time(stage: Denoiser) -> None:
     unet.time_embedding = _Row(torch.cat(parts, dim=1))
     unet.get_time_embed = lambda sample, timestep: timestep
     stage.timestep = nn.Identity()
+
+
+REWRITE = Rewrite(("denoiser",), tabulate_time)

@@ -17,6 +17,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
+from sdturbo_export.rewrites import Rewrite
+
 MIN_CHANNELS = 32  # below, the interleave moves more than the products save
 # rows: outputs 2j-1 and 2j; columns: the taps x[j-1] and x[j]; depth: w_0, w_1, w_2
 _TAPS = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]], dtype=torch.float64)
@@ -73,3 +75,6 @@ def _pays(conv: nn.Module | None) -> bool:
         and conv.padding_mode == "zeros"
         and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
     )
+
+
+REWRITE = Rewrite(("denoiser", "decoder"), phase_upsampling)

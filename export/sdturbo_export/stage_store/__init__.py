@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.files import atomic_write, sha256_file
+from sdturbo_export.rewrites import rewrite_module
+from sdturbo_export.stage_store.sources import source_hashes
 from sdturbo_export.stages import StagePlan
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 MANIFEST = "stage.json"
 OUTPUT = "output.npy"
-# what decides the bytes of an exported graph, besides the checkpoint
-_SOURCES = (
-    "weights/autoencoder_tiny.py",
-    "weights/checkpoint.py",
-    "weights/lora.py",
-    "stages.py",
-    "weights/schedule.py",
-    "onnx_from_torch.py",
-    "rewrites/geglu.py",
-    "rewrites/group_norm.py",
-    "rewrites/half.py",
-    "rewrites/time_tables.py",
-    "rewrites/upsample.py",
-)
+# Graphs are written by the first, from a checkpoint that the second may have changed; a note is written and read here.
+_SOURCES = ("sdturbo_export.stage_store.graphs", "sdturbo_export.weights.autoencoder_tiny", __name__)
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
 
@@ -81,7 +70,7 @@ def stage_key(
         "precision": precision,
         "rewrites": list(rewrites),
         "weight_format": weight_format,
-        "sources": [sha256_file(Path(str(files("sdturbo_export").joinpath(name)))) for name in _SOURCES],
+        "sources": source_hashes(*_SOURCES, *map(rewrite_module, rewrites)),
         "packages": {name: version(name) for name in _PACKAGES},
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
