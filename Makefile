@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test-tensorrt engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help test-tensorrt engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -45,6 +45,17 @@ engines-cuda: $(VENV)/.cuda
 gpu-acceptance: MODEL = $(if $(DRY),small,seeded)
 gpu-acceptance: $(VENV)/$(if $(DRY),.export,.tensorrt)  ## On an NVIDIA GPU: engines, parity, latency, memory, soak; BATCH="1 2 4 8"; DRY=1 anywhere
 	$(BIN)/python benchmarks/gpu_acceptance.py --model "$(MODEL)" --bundle "$(BUNDLE)" $(BATCH:%=--batch-size %) $(if $(DRY),--dry)
+
+gpu-smoke: $(VENV)/$(if $(IMITATE),.export,.cuda)  ## On an NVIDIA GPU: our CUDA code, with small kernels as stages, in seconds; IMITATE=1 anywhere
+	$(BIN)/python -m benchmarks.gpu.smoke $(if $(IMITATE),--imitate)
+
+# its own bundle, in the precision of a GPU
+SM ?= SM89
+tensorrt-layers: MODEL = small
+tensorrt-layers: BUNDLE = build/$(notdir $(patsubst %/,%,$(MODEL)))-$(GPU_PRECISION)
+tensorrt-layers: $(VENV)/.rtx  ## What NVIDIA's compiler makes of MODEL: layers, their bytes, fused attentions (no GPU; SM=SM120)
+	@test -d "$(BUNDLE)" || $(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
+	$(BIN)/python -m benchmarks.gpu.rtx_layers $(SM) "$(BUNDLE)"/onnx/*.onnx
 
 image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
