@@ -84,7 +84,7 @@ roofline: $(VENV)/.bench  ## Share of this machine's ceiling that each stage rea
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/python -m benchmarks.roofline --bundle "$(BUNDLE)" $(if $(GPU),--gpu $(GPU))
 
-figures: $(VENV)/.bench  ## Write the README's figures and charts from benchmarks/results
+figures: $(VENV)/.bench  ## Write the figures and charts of benchmarks/README.md from benchmarks/results
 	$(BIN)/python -m benchmarks.readme
 
 serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: OpenAI's images API, a live stream and a page

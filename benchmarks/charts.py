@@ -64,7 +64,7 @@ def _stages(figure: Any, rows: Sequence[Row]) -> None:
         widths = [row["parts_ms"].get(name, {"median": 0.0})["median"] for row in rows]
         axes.barh(labels, widths, left=left, label=label)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_xlabel("median milliseconds a picture, batch 1, 1 step")
+    axes.set_xlabel("median milliseconds per picture, batch 1, 1 step")
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize=8)
 
@@ -86,7 +86,7 @@ def _scaling(figure: Any, document: Row, rows: Sequence[Row]) -> None:
         axes.set_xlabel(axis.replace("_", " "))
         axes.set_ylim(bottom=0)
         axes.set_xticks(sorted({row["key"][axis] for row in rows}))
-    figure.axes[0].set_ylabel("ms a picture")
+    figure.axes[0].set_ylabel("ms per picture")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
 
@@ -100,6 +100,6 @@ def _peers(figure: Any, rows: Sequence[Row]) -> None:
         [i + 0.2 for i in places], [row["our_median_ms"] for row in rows], height=0.4, label="sdturbo, in turn with it"
     )
     axes.set_yticks(places, labels, fontsize=8)
-    axes.set_xlabel("median milliseconds a picture")
+    axes.set_xlabel("median milliseconds per picture")
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)

@@ -1,4 +1,4 @@
-"""This product beside its peers: same checkpoint, prompts, seeds, steps and threads; a ratio a pair. `make bench-peers`.
+"""This product beside its peers: same checkpoint, prompts, seeds, steps and threads, one ratio per pair. `make bench-peers`.
 
 A peer and one of our engines are loaded at the same time and draw A B A B. A peer that cannot be installed or run is a row
 that says why.

@@ -58,7 +58,9 @@ def _bench(document: Row) -> list[str]:
     scaling = [row for row in rows if row not in base]
     return [
         table(header, lines) if lines else "",
-        table(("scaling", "batch", "threads", "steps", "median ms", "ms a picture"), [_scaling(row) for row in scaling])
+        table(
+            ("scaling", "batch", "threads", "steps", "median ms", "ms per picture"), [_scaling(row) for row in scaling]
+        )
         if scaling
         else "",
     ]
@@ -126,7 +128,7 @@ def _peers(document: Row) -> list[str]:
         medians = [ms(row["median_ms"]), ms(row["our_median_ms"])]
         lines.append([name, *medians, spread, f"{start:.2f}", *distances, ms(row.get("prepare_ms"))])
     header = (
-        "peer / our engine", "its ms", "our ms", "ratio a pair", "load + first", "its PSNR, dB", "our PSNR, dB",
+        "peer / our engine", "its ms", "our ms", "ratio per pair", "load + first", "its PSNR, dB", "our PSNR, dB",
         "its conversion, ms",
     )  # fmt: skip
     return [table(header, lines)]

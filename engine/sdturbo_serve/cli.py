@@ -20,18 +20,22 @@ from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_
 )
 @bundle_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="Keys, one a line, any of which opens /v1 and /metrics. [env: SDTURBO_API_KEYS, separated by commas]",
+    help="File with one key per line. Each key opens /v1 and /metrics. [env: SDTURBO_API_KEYS, separated by commas]",
 )
 @click.option("--without-key", is_flag=True, help="Listen beyond this machine without a key.")
-@click.option("--allow-origin", multiple=True, help="Origin of a page that may call, such as https://example.org.")
 @click.option(
-    "--allow-host", multiple=True, help="Another name of this machine in requests, on loopback without a key."
+    "--allow-origin", multiple=True, help="Origin of a page that may call, such as https://example.org. Repeatable."
 )
-@click.option("--max-queue", type=int, default=64, show_default=True, help="Pictures that wait; more get 429.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    help="Another name of this machine that requests may use, on loopback without a key. Repeatable.",
+)
+@click.option("--max-queue", type=int, default=64, show_default=True, help="Pictures that may wait. More get 429.")
 @click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds from request to answer.")
 @click.option("--drain", type=click.IntRange(1), default=30, show_default=True, help="Seconds to finish after SIGTERM.")
 @engine_options

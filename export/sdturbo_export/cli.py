@@ -18,7 +18,7 @@ from sdturbo.commands.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 from sdturbo_export.rewrites import rewrite_names
 
-MODEL_HELP = "tiny (embedded); small or seeded (full size), with :SEED if wanted; a checkpoint directory; or a Hub id."
+MODEL_HELP = "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, or a Hub id."
 
 decoder_option = click.option(
     "--decoder",
@@ -27,14 +27,14 @@ decoder_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 without_option = click.option(
-    "--without", multiple=True, type=click.Choice(rewrite_names()), help="Leave out an exact rewrite, to measure it."
+    "--without", multiple=True, type=click.Choice(rewrite_names()), help="Leave out a rewrite. Repeatable."
 )
 workspace_option = click.option(
     "--workspace",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("build"),
     show_default=True,
-    help="Where drawn checkpoints and finished stages are kept.",
+    help="Directory that keeps generated checkpoints and finished stages.",
 )
 
 
@@ -44,7 +44,7 @@ workspace_option = click.option(
 )
 @click.version_option(__version__)
 def cli() -> None:
-    """From a checkpoint to a bundle, and proof that they draw the same."""
+    """Make a bundle from a checkpoint, and prove that both draw the same."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
@@ -57,33 +57,43 @@ def cli() -> None:
 )
 @click.option("--model", required=True, help=MODEL_HELP)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
-@click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
+@click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
 @click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
-@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, safetensors; repeatable.")
+@click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, a safetensors file. Repeatable."
+)
 @decoder_option
 @click.option(
-    "--batch-size", "batch_sizes", multiple=True, type=int, default=[1], show_default=True, help="Repeatable."
+    "--batch-size",
+    "batch_sizes",
+    multiple=True,
+    type=int,
+    default=[1],
+    show_default=True,
+    help="Batch size to make graphs for. Repeatable.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16: NVIDIA GPUs. int8: CPUs; measured layer by layer, and refused if the pictures suffer.",
+    help="Of the graphs. fp16 is for NVIDIA GPUs. int8 is for CPUs, and is refused if the pictures suffer.",
 )
 @click.option(
     "--weight-format",
     type=click.Choice(WEIGHT_FORMATS),
     default="fp32",
     show_default=True,
-    help="fp16: half the bytes; the arithmetic stays fp32 or bf16.",
+    help="fp16 stores half the bytes. The arithmetic stays fp32 or bf16.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="For int8: prompts of the model's own kind, a text file with one a line. Default: a built-in list.",
+    help="For int8: a text file with one prompt per line, typical for the model. Default: a built-in list.",
 )
-@click.option("--allow-low-quality", is_flag=True, help="For int8: build also what the pictures' gate refuses.")
+@click.option(
+    "--allow-low-quality", is_flag=True, help="For int8: write the bundle even if its pictures are below the limit."
+)
 @without_option
 @workspace_option
 @json_option
@@ -103,7 +113,7 @@ def build(
     workspace: Path,
     as_json: bool,
 ) -> None:
-    """Export MODEL to a bundle: four ONNX graphs, each compared with PyTorch before the bundle is published."""
+    """Export a model to a bundle of four ONNX graphs. Each graph is compared with PyTorch before the bundle appears."""
     _require_torch("build")
     from sdturbo_export.build import build as build_bundle
     from sdturbo_export.weights.lora import parse_lora
@@ -145,7 +155,7 @@ def build(
 @click.option("--fp16", is_flag=True, help="Write the fp16 variant.")
 @json_option
 def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> None:
-    """Write a checkpoint in the Hub's layout with weights drawn from a seed: SD-Turbo's size, or small."""
+    """Write a checkpoint with pseudo-random weights in the Hub's layout: small, or seeded in SD-Turbo's size."""
     _require_torch("checkpoint")
     from sdturbo_export.weights.seeded import write_seeded
 
@@ -159,7 +169,7 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
 @cli.command(epilog="Example:\n\n  sdturbo-export optimum --model seeded --out build/seeded-optimum")
 @click.option("--model", required=True, help=MODEL_HELP)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory to write.")
-@click.option("--revision", help="Commit of a Hub id; stabilityai/sd-turbo has a default.")
+@click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
 @click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
 @without_option
 @workspace_option
@@ -173,7 +183,7 @@ def optimum(
     workspace: Path,
     as_json: bool,
 ) -> None:
-    """Write MODEL as a directory that optimum-onnx's ORTStableDiffusionPipeline.from_pretrained loads."""
+    """Write a model as a directory that ORTStableDiffusionPipeline of optimum-onnx loads."""
     _require_torch("optimum")
     from sdturbo_export.optimum_writer import write_optimum
     from sdturbo_export.weights.resolve import resolve
@@ -235,20 +245,32 @@ def verify(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="cuda:0", show_default=True, help="GPU to compile for, and on.")
 @click.option(
-    "--workspace-gb", type=click.FloatRange(0.25), help="GPU memory a layer may use. Default: what is free, to 4."
+    "--workspace-gb",
+    type=click.FloatRange(0.25),
+    help="GPU memory per layer in GiB. Default: all that is free, at most 4.",
 )
-@click.option("--optimization-level", type=click.IntRange(0, 5), default=4, show_default=True, help="TensorRT's.")
 @click.option(
-    "--tries", type=click.IntRange(1), default=2, show_default=True, help="Builds a graph; the fastest is kept."
+    "--optimization-level", type=click.IntRange(0, 5), default=4, show_default=True, help="Of TensorRT's builder."
+)
+@click.option(
+    "--tries",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Builds per graph. The fastest right one is kept.",
 )
 @click.option(
     "--hardware",
     type=click.Choice(HARDWARE),
     default="none",
     show_default=True,
-    help="Which other GPUs the plans are for; slower.",
+    help="Other GPUs that the plans may run on. Such plans are slower.",
 )
-@click.option("--version-compatible", is_flag=True, help="Also for later TensorRT of this major version; slower.")
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Make plans that later versions of this TensorRT run too. They are slower.",
+)
 @workspace_option
 @json_option
 def trt(
@@ -262,7 +284,7 @@ def trt(
     workspace: Path,
     as_json: bool,
 ) -> None:
-    """Compile BUNDLE's graphs to TensorRT plans for this machine's GPU and put them into the bundle. Minutes."""
+    """Compile BUNDLE's graphs to TensorRT plans for this machine's GPU and put them into the bundle. Takes minutes."""
     from sdturbo.bundle.plans import read_plans
     from sdturbo_export.tensorrt.trt_plans import compile_plans
 

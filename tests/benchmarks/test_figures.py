@@ -6,6 +6,7 @@ from benchmarks import readme
 from benchmarks.results import DIRECTORY, ROOT, Results, stored
 from benchmarks.tables import document_tables
 
+PAGE = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARTS = {
     name: {"median": 5.0, "p95": 6.0} for name in ("total", "text_encoder", "denoiser", "decoder", "outside_engines")
@@ -29,26 +30,68 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_readme_figures_are_those_of_the_stored_results():
-    assert readme.with_section(README, readme.section(DIRECTORY)) == README
+def test_the_pages_figures_are_those_of_the_stored_results():
+    assert readme.with_section(PAGE, readme.section(DIRECTORY)) == PAGE
+
+
+def ratio_of(document, peer, precision):
+    """The table's words for a peer met by our engine of the same precision."""
+    (row,) = (row for row in document["rows"] if (row["key"]["peer"], row["key"]["precision"]) == (peer, precision))
+    return f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})"
+
+
+def median_of(document, backend, precision):
+    """Milliseconds of one picture in one step with all threads."""
+    key = {"backend": backend, "precision": precision, "threads": 2, "batch_size": 1, "steps": 1}
+    (row,) = (row for row in document["rows"] if row["key"] == key)
+    return row["parts_ms"]["total"]["median"]
+
+
+def test_the_readmes_small_table_is_of_the_stored_results_at_equal_precision():
+    found = {(document["suite"], document["name"]): document for document in stored()}
+    bench, peers = found["bench", "seeded"], found["peers", "seeded"]
+    (diffusers,) = (row["median_ms"] for row in peers["rows"] if row["key"]["peer"] == "diffusers fp32")
+    wanted = {
+        ("OpenVINO GenAI without static shapes and cache", "bf16"): ratio_of(peers, "openvino-genai", "bf16"),
+        ("diffusers, compiled", "bf16"): ratio_of(peers, "diffusers bf16 compiled", "bf16"),
+        ("diffusers", "bf16"): ratio_of(peers, "diffusers bf16", "bf16"),
+        ("diffusers", "fp32"): f"{diffusers / median_of(bench, 'openvino', 'fp32'):.2f}",
+        ("optimum-onnx, both on ONNX Runtime", "fp32"): ratio_of(peers, "optimum-onnx", "fp32"),
+    }
+    rows = re.findall(r"^\| (.+) \| (bf16|fp32) \| (.+) \| (.+) \|$", README, re.MULTILINE)
+    assert {
+        (name, precision): ratio for name, precision, ratio, how in rows if "not in the stored" not in how
+    } == wanted
+    assert [how for *_, how in rows].count(
+        f"{['', 'one', 'two', 'three'][peers['settings']['runs']]} pairs in turn"
+    ) == 4
+
+
+def test_the_readmes_times_are_those_of_the_stored_results():
+    found = {document["name"]: document for document in stored() if document["suite"] == "bench"}
+    seconds = [f"{median_of(found['seeded'], 'openvino', name) / 1e3:.1f} s in {name}" for name in ("bf16", "fp32")]
+    assert f"takes {' and '.join(seconds)}, on OpenVINO" in README
+    assert f"`tiny` takes {median_of(found['tiny'], 'openvino', 'bf16'):.0f} ms" in README
 
 
 def test_pictures_of_the_figures_exist():
-    pictures = re.findall(r"\]\((benchmarks/results/[^)]+)\)", README)
-    assert [name for name in pictures if not (ROOT / name).is_file()] == []
+    pictures = re.findall(r"\]\((results/[^)]+\.png)\)", PAGE)
+    assert len(pictures) > 3
+    assert [name for name in pictures if not (ROOT / "benchmarks" / name).is_file()] == []
 
 
 def test_section_is_made_of_the_results(directory):
     text = readme.section(directory)
     assert "| null fp32" in text
+    assert "### sdturbo alone: `fake`" in text
     assert "sdturbo 0" in text
     assert "| scaling" not in text  # a chart shows it
     assert "| scaling" in document_tables(next(stored(directory)))
     assert re.search(r"\d{4}-\d\d-\d\d", text)
-    changed = readme.with_section(README, text)
-    assert changed != README
+    changed = readme.with_section(PAGE, text)
+    assert changed != PAGE
     assert readme.with_section(changed, readme.section(directory)) == changed
-    assert readme.with_section(changed, "").count("## Figures") == 0
+    assert readme.with_section(changed, "").count("## All figures") == 0
 
 
 def test_markers_must_be_there():

@@ -58,7 +58,7 @@ engine_options = _options(
 )
 @click.version_option(__version__)
 def cli() -> None:
-    """Pictures from a compiled SD-Turbo bundle."""
+    """Draw pictures with a compiled bundle of SD-Turbo."""
 
 
 @cli.command(
@@ -185,7 +185,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
 @cli.command(epilog="Example:\n\n  sdturbo doctor")
 @json_option
 def doctor(as_json: bool) -> int:
-    """What this machine can run, and why not the rest. Exit code 4 if nothing runs."""
+    """List the backends and precisions that run here, and the reasons why others do not. Exit code 4 if none runs."""
     from sdturbo.commands.doctor import report
 
     found = report()
@@ -209,7 +209,7 @@ def doctor(as_json: bool) -> int:
 @bundle_option
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Pictures to time.")
 @click.option("--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="num_inference_steps.")
-@click.option("--throughput", is_flag=True, help="Pictures a second too, called one by one and streamed.")
+@click.option("--throughput", is_flag=True, help="Also pictures per second, called one by one and streamed.")
 @engine_options
 @json_option
 def bench(
