@@ -146,6 +146,11 @@ def test_make_targets_that_are_named_exist(name):
     assert named - targets == set()
 
 
+def test_ci_runs_what_the_repositorys_own_check_runs():
+    (targets,) = re.findall(r"target: \[(.*)\]", read(".github/workflows/ci.yml"))
+    assert targets.split(", ") == re.findall(r"^make (\S+)", read(".ci/run"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_that_are_shown_can_be_parsed(name):
     for block in re.findall(r"```\w*\n(.*?)```", read(name), re.DOTALL):

@@ -1,6 +1,6 @@
 """What can go wrong, as types. Each message says what came, what was expected and what to do.
 
-`exit_code` is the status of the command line when the error reaches it (README, "Exit codes").
+`exit_code` is the status of the command line when the error reaches it (engine/README.md, "Errors and exit codes").
 """
 
 from __future__ import annotations

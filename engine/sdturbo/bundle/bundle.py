@@ -1,7 +1,7 @@
 """The contract between export and runtime: a directory that describes itself in `bundle.json`.
 
-Standard library only. Reading validates the whole directory and reports every fault at once; README, "The bundle", lists
-the fields. A file is hashed before anything opens it.
+Standard library only. Reading validates the whole directory and reports every fault at once. engine/README.md, "The bundle",
+lists the fields. A file is hashed before anything opens it.
 """
 
 from __future__ import annotations
