@@ -23,6 +23,7 @@ DOCUMENTS = (
     "export/README.md",
     "export/sdturbo_export/int8/README.md",
     "export/sdturbo_export/rewrites/README.md",
+    "export/sdturbo_export/tiny/checkpoint/README.md",
     "benchmarks/README.md",
     "benchmarks/gpu_acceptance.md",
 )

@@ -71,7 +71,7 @@ def card(results: str = "") -> str:
     """The model card, from `model_card.md`: what it draws, in the captions' own words."""
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     words = {"subjects": SUBJECT_WORDS, "colours": COLOUR_WORDS, "scenes": PLACE_WORDS}
-    lists = {name: "; ".join(", ".join(synonyms) for synonyms in table.values()) for name, table in words.items()}
+    lists = {name: "\n".join(f"- {', '.join(one)}." for one in table.values()) for name, table in words.items()}
     table = f"| what | figure |\n|---|---|\n{results.strip()}" if results else "Not measured yet."
     return text.format(training=len(TRAINING), held_out=len(HELD_OUT), results=table, **lists)
 
