@@ -21,7 +21,7 @@ DRAW = $(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS)
 
 # ENGINES=cpu, tensorrt or cuda overrules what the NVIDIA driver, or its absence, decides
 engines:  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
-	@$(MAKE) --no-print-directory engines-$(or $(ENGINES),$(shell $(PYTHON) export/sdturbo_export/machine.py))
+	@$(MAKE) --no-print-directory engines-$(or $(ENGINES),$(shell $(PYTHON) export/machine.py))
 
 engines-cpu: $(VENV)/.export
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
@@ -91,9 +91,9 @@ serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: 
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/sdturbo-serve --bundle "$(BUNDLE)"
 
-serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/sdturbo_serve/examples/ray.yaml: two replicas and more
+serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/examples/ray.yaml: two replicas and more
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	sed 's#bundle: build/tiny#bundle: $(abspath $(BUNDLE))#' engine/sdturbo_serve/examples/ray.yaml > build/ray.yaml
+	sed 's#bundle: build/tiny#bundle: $(abspath $(BUNDLE))#' engine/examples/ray.yaml > build/ray.yaml
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sdturbo_serve.ray_proxy.middlewares $(BIN)/serve run build/ray.yaml
 
 serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (LOAD_S=600 for the long run)

@@ -30,7 +30,7 @@ def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
     """The server's application around a loaded pipeline. Its lifespan starts the engine's thread and stops it.
 
     Mounted in another application, whose lifespan is the one that runs, enter `app.router.lifespan_context(app)` there
-    (examples/fastapi_app.py).
+    (engine/examples/fastapi_app.py).
     """
     service = Service(pipeline, settings or Settings())
 

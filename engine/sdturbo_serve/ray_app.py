@@ -1,4 +1,4 @@
-"""The server on Ray Serve: the same routes, one engine a replica. The config file, `examples/ray.yaml`, says how to run it.
+"""The server on Ray Serve: the same routes, one engine per replica. `engine/examples/ray.yaml` says how to run it.
 
 A replica counts as healthy while its engine's thread lives, from when it has drawn the bundle's golden picture; another
 one takes its place otherwise. A changed bundle in the config file replaces the replicas one after another.

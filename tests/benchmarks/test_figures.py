@@ -49,13 +49,11 @@ def median_of(document, backend, precision):
 
 def test_the_readmes_small_table_is_of_the_stored_results_at_equal_precision():
     found = {(document["suite"], document["name"]): document for document in stored()}
-    bench, peers = found["bench", "seeded"], found["peers", "seeded"]
-    (diffusers,) = (row["median_ms"] for row in peers["rows"] if row["key"]["peer"] == "diffusers fp32")
+    peers = found["peers", "seeded"]
     wanted = {
         ("OpenVINO GenAI without static shapes and cache", "bf16"): ratio_of(peers, "openvino-genai", "bf16"),
         ("diffusers, compiled", "bf16"): ratio_of(peers, "diffusers bf16 compiled", "bf16"),
         ("diffusers", "bf16"): ratio_of(peers, "diffusers bf16", "bf16"),
-        ("diffusers", "fp32"): f"{diffusers / median_of(bench, 'openvino', 'fp32'):.2f}",
         ("optimum-onnx, both on ONNX Runtime", "fp32"): ratio_of(peers, "optimum-onnx", "fp32"),
     }
     rows = re.findall(r"^\| (.+) \| (bf16|fp32) \| (.+) \| (.+) \|$", README, re.MULTILINE)

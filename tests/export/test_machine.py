@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import machine
 from sdturbo.backends.nvidia import gpus
-from sdturbo_export import machine
 
 
 @pytest.mark.parametrize(

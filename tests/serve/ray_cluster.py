@@ -18,9 +18,7 @@ import yaml
 from PIL import Image
 from serving import BACKEND, GENERATIONS, free_port, wait_until
 
-import sdturbo_serve
-
-CONFIG = Path(sdturbo_serve.__file__).parent / "examples/ray.yaml"
+CONFIG = Path(__file__).parents[2] / "engine/examples/ray.yaml"
 MIDDLEWARES = "sdturbo_serve.ray_proxy.middlewares"
 
 

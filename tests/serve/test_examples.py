@@ -4,13 +4,15 @@ import asyncio
 import io
 import time
 
+import asyncio_program
+import diffusers_dropin
+import fastapi_app
 import numpy as np
 import pytest
+import webcam_loop
 from fastapi.testclient import TestClient
 from PIL import Image
 from serving import GENERATIONS, wait_until
-
-from sdturbo_serve.examples import asyncio_program, diffusers_dropin, fastapi_app, webcam_loop
 
 
 def test_in_somebody_elses_fastapi_app(bare):

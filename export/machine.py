@@ -1,6 +1,6 @@
-"""Which engines `make engines` builds on this machine: the NVIDIA driver decides. Run as a file, before anything is installed.
+"""Which engines `make engines` builds on this machine: the NVIDIA driver decides. In no package: nothing is installed yet.
 
-    python export/sdturbo_export/machine.py     # prints cpu or tensorrt; why, on standard error
+    python export/machine.py     # prints cpu or tensorrt; why, on standard error
 
 Standard library only. Not yet run beside a real driver: tested on what nvidia-smi prints.
 """

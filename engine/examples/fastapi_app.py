@@ -1,4 +1,4 @@
-"""sdturbo in a FastAPI application of one's own: `uvicorn --factory sdturbo_serve.examples.fastapi_app:make`."""
+"""sdturbo in a FastAPI application of one's own: `uvicorn --app-dir engine/examples --factory fastapi_app:make`."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
