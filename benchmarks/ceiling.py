@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.flops import count, flops
 from sdturbo import backends
-from sdturbo.backends import Backend
+from sdturbo.backends import Backend, EngineChoice
 from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.commands.doctor import report
 from sdturbo.errors import BackendUnavailable
@@ -104,16 +104,14 @@ def rate(model: onnx.ModelProto, stage: Stage, backend: Backend, seconds: float)
 def _backends(precision: str, threads: int) -> Iterator[Backend]:
     if precision == "int8" and not INT8_FEATURES & set(report()["cpu"]["features"]):
         raise BackendUnavailable(f"this CPU has no int8 dot products ({' or '.join(sorted(INT8_FEATURES))})")
-    reasons: list[str] = []
-    found = False
-    for name in LIBRARIES:
-        try:
-            yield backends.connect(name, precision="fp32" if precision == "int8" else precision, num_threads=threads)
-            found = True
-        except BackendUnavailable as error:
-            reasons.append(str(error))
-    if not found:
-        raise BackendUnavailable(" ".join(reasons))
+    offered = "fp32" if precision == "int8" else precision
+    choices = [EngineChoice(name, precision=offered, num_threads=threads) for name in LIBRARIES]
+    offers = {choice: backends.offer_for(choice) for choice in choices}
+    if not any(offer.runs for offer in offers.values()):
+        raise BackendUnavailable(" ".join(str(offer.reason) for offer in offers.values()))
+    for choice, offer in offers.items():
+        if offer.runs:
+            yield backends.connect(choice)
 
 
 def _quantize(value: str, name: str) -> Sequence[onnx.NodeProto]:

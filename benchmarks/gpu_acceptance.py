@@ -26,6 +26,7 @@ import numpy as np
 
 import sdturbo
 from sdturbo import Pipeline, Request, backends
+from sdturbo.backends import EngineChoice
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram
 from sdturbo.bundle import Bundle
 from sdturbo.commands.bench import pictures_per_second
@@ -69,6 +70,10 @@ class Plan:
     runs: int
     soak: int
 
+    @property
+    def choice(self) -> EngineChoice:
+        return EngineChoice(self.backend, self.device)
+
     def verdict(self, ok: bool) -> bool | None:
         """A figure's verdict; in a dry run it has none."""
         return None if self.dry else bool(ok)
@@ -87,7 +92,7 @@ def machine(plan: Plan) -> Iterator[Line]:
     yield Line(
         "GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.1f} GB, CUDA {gpu.driver}"
     )
-    yield Line("backend", f"{plan.backend} {backends.connect(plan.backend, device=plan.device).version}")
+    yield Line("backend", f"{plan.backend} {backends.connect(plan.choice).version}")
 
 
 def compile_plans(bundle: Bundle, plan: Plan, store: Path) -> Iterator[Line]:
@@ -106,7 +111,7 @@ def parity(bundle: Bundle, plan: Plan) -> Iterator[Line]:
     """Each stage against the graph on the CPU, where no plan was compared when it was made."""
     from sdturbo_export.tensorrt.trt_plans import references
 
-    backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
+    backend = backends.connect(plan.choice, bundle)
     for size in bundle.batch_sizes:
         for visit in references(bundle, size):
             session = backend.session(bundle.graph(visit.stage, size), bundle.stages[visit.stage], size)
@@ -123,7 +128,7 @@ def _parity(stage: str, size: int, distance: float, bundle: Bundle, plan: Plan, 
 
 def stages(bundle: Bundle, plan: Plan, size: int) -> Iterator[Line]:
     """Each stage alone at a batch size, copies in and out included; then joined, launched plainly and as one CUDA graph."""
-    backend = backends.connect(plan.backend, device=plan.device, bundle=bundle)
+    backend = backends.connect(plan.choice, bundle)
     sessions: dict[str, Any] = {
         name: backend.session(bundle.graph(name, size), bundle.stages[name], size) for name in PROGRAM_STAGES
     }
@@ -206,10 +211,8 @@ def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
     """Every line of the report. A machine that cannot run it ends it; of what breaks later, a line tells, and it goes on."""
     bundle = Bundle.load(path)
     yield Line("model", f"{bundle.model['name']}, {bundle.precision}, bundle {bundle.bundle_id}")
-    try:
-        backends.connect(plan.backend, device=plan.device)
-    except SDTurboError as error:
-        yield Line("machine", str(error), "no error", False)
+    if reason := backends.offer_for(plan.choice).reason:
+        yield Line("machine", reason, "no error", False)
         return
     yield from _guarded("machine", lambda: machine(plan))
     if plan.backend == "tensorrt":

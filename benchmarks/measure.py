@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdturbo import Pipeline, backends
+from sdturbo import Pipeline
+from sdturbo.backends import EngineChoice, connect
 from sdturbo.bundle import Bundle
 from sdturbo.commands import bench
 from sdturbo.errors import InvalidRequest, SDTurboError
@@ -82,10 +83,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
                 f"Got batch size {request['batch_size']}; the bundle has {', '.join(map(str, bundle.batch_sizes))}."
             )
         bundle = dataclasses.replace(bundle, batch_sizes=(request["batch_size"],))
-        backend = backends.connect(
-            request["backend"], precision=request["precision"], num_threads=request["threads"], bundle=bundle
-        )
-        return Pipeline(bundle, backend, image_to_image=False)
+        choice = EngineChoice(request["backend"], precision=request["precision"], num_threads=request["threads"])
+        return Pipeline(bundle, connect(choice, bundle), image_to_image=False)
 
     if not request["runs"]:
         start = time.perf_counter()

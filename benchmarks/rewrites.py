@@ -25,8 +25,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from sdturbo import backends
+from sdturbo.backends import EngineChoice
 from sdturbo.bundle.description import Stage, TensorSpec
-from sdturbo.errors import BackendUnavailable
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrite, rewrite_names, rewrites_of
 from sdturbo_export.stages import PLANS, example_inputs, graph_module
@@ -105,10 +105,10 @@ def measure(case: Case, pairs: int, threads: int | None) -> Iterator[dict[str, A
             {},
         )
         for name, precision in ENGINES:
-            try:
-                backend = backends.connect(name, precision=precision, num_threads=threads)
-            except BackendUnavailable:
+            choice = EngineChoice(name, precision=precision, num_threads=threads)
+            if not backends.offer_for(choice).runs:
                 continue  # `sdturbo doctor` says why
+            backend = backends.connect(choice)
             sessions = {with_it: backend.session(graph, stage, 1) for with_it, graph in graphs.items()}
             found = {with_it: session.run(arrays)["y"].astype(np.float64) for with_it, session in sessions.items()}
             times: dict[bool, list[float]] = {False: [], True: []}

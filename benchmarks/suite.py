@@ -15,31 +15,26 @@ from benchmarks.measure import Configuration
 from benchmarks.report import report
 from benchmarks.results import Results
 from sdturbo import backends
+from sdturbo.backends import PRECISIONS
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MAX_STEPS
 from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 
 SCALING_RUNS = 3
-PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 
 
 def engines(bundle: Bundle) -> list[tuple[str, str]]:
-    """Every (backend, precision) that runs this bundle here. Raises BackendUnavailable if none does."""
-    found: list[tuple[str, str]] = []
-    reasons: list[str] = []
-    for name in backends.MODULES:
-        for precision in PRECISIONS:
-            try:
-                backends.connect(name, precision=precision, bundle=bundle)
-            except BackendUnavailable as error:
-                reasons.append(f"  - {error}")
-            else:
-                found.append((name, precision))
-    found = [engine for engine in found if engine[0] != "null"]
-    if not found:
-        raise BackendUnavailable("No backend can run here, so nothing is measured:\n" + "\n".join(reasons))
-    return found
+    """Every (backend, precision) that runs this bundle here, on the device that the backend prefers.
+
+    Raises BackendUnavailable if none does.
+    """
+    offers = [offer for name in backends.names() for offer in backends.offers(name, bundle)]
+    offers = [offer for offer in offers if offer.refuses_all or offer.precision in PRECISIONS]  # null computes nothing
+    if not any(offer.runs for offer in offers):
+        reasons = "\n".join(f"  - {offer.reason}" for offer in offers)
+        raise BackendUnavailable(f"No backend can run here, so nothing is measured:\n{reasons}")
+    return list(dict.fromkeys((offer.backend, offer.precision) for offer in offers if offer.runs))
 
 
 def check_threads(threads: Sequence[int]) -> list[int]:

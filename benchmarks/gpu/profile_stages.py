@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     stages: dict[str, Any] = {}
     try:
         bundle = Bundle.load(given.bundle)
-        backend = backends.connect(given.backend, device=given.device, bundle=bundle)
+        backend = backends.connect(backends.EngineChoice(given.backend, given.device), bundle)
         size = bundle.batch_sizes[0]
         for name, stage in bundle.stages.items():
             session, inputs = backend.session(bundle.graph(name, size), stage, size), random_inputs(stage, size)

@@ -37,6 +37,10 @@ class BackendUnavailable(SDTurboError):
     exit_code = 4
 
 
+class NotOffered(BackendUnavailable):
+    """A backend's library is not installed, or it has no such device or precision at all."""
+
+
 class PlanMismatch(BackendUnavailable):
     """No compiled plan of the bundle may run here. `differs` names the fields of its key that do not match."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Backend, Program, Session, connect
+from sdturbo.backends import Backend, EngineChoice, Program, Session, load_first
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import TOKENIZER
 from sdturbo.clock import CancelToken, Either
@@ -50,16 +50,17 @@ class Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
         path: a bundle's directory; by default `tiny`, the toy model that comes with this package.
-        backend: "auto", or one of `backends.MODULES`. device: "cpu", "cuda:0", …; None is the backend's first.
-        precision: "fp32", "fp16", "bf16", "int8", or None for the fastest that the device makes of the bundle's graphs.
+        backend: a name of `backends.names()`, or "auto" for the first that runs the bundle. device: one that it offers, such as
+        "cpu" or "cuda:0"; None is its first that runs. precision: one of `backends.PRECISIONS`, or None for the fastest that
+        the device makes of the bundle's graphs.
         num_threads: CPU threads, None for all. image_to_image: False leaves the encoder out and saves its memory.
         trust_unchanged: large files of the bundle, and what was compiled of it, are not hashed again if they did not change
         since they were, within a week; False hashes everything.
         Raises BundleError, BackendUnavailable, InvalidRequest.
         """
+        choice = EngineChoice(backend, device, precision, num_threads)
         bundle = Bundle.load(path, trust_unchanged=trust_unchanged)
-        chosen = connect(backend, device=device, precision=precision, num_threads=num_threads, bundle=bundle)
-        return cls(bundle, chosen, image_to_image=image_to_image)
+        return load_first(choice, bundle, lambda chosen: cls(bundle, chosen, image_to_image=image_to_image))
 
     def __init__(self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True) -> None:
         self.bundle = bundle

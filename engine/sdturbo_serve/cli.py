@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 
 from sdturbo import __version__
+from sdturbo.backends import EngineChoice
 from sdturbo.commands.cli import bundle_option, bundle_path, engine_options
 from sdturbo.commands.console import run
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
@@ -51,10 +53,7 @@ def cli(
     max_queue: int,
     deadline: float,
     drain: int,
-    backend: str,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
+    engine: EngineChoice,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, a live stream and a page."""
     keys = find_keys(api_key_file)
@@ -70,13 +69,13 @@ def cli(
     from sdturbo_serve.server import serve
 
     logs.configure()
-    pipeline = Pipeline.load(bundle_path(bundle), backend, device=device, precision=precision, num_threads=threads)
-    engine = {
+    pipeline = Pipeline.load(bundle_path(bundle), **dataclasses.asdict(engine))
+    loaded = {
         "backend": pipeline.backend.name,
         "precision": pipeline.backend.precision,
         "bundle": str(pipeline.bundle.path),
     }
-    logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": engine})
+    logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": loaded})
     serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
 
 

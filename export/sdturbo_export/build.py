@@ -173,7 +173,7 @@ def _export_stage(
         gc.collect()  # modules hold reference cycles; the weights are gigabytes
         expected = torch_output(plan, checkpoint, inputs)
         gc.collect()
-        backend = backends.connect("onnxruntime", precision=precision)
+        backend = backends.connect(backends.EngineChoice("onnxruntime", precision=precision))
         with tempfile.TemporaryDirectory(dir=store, prefix=".parity-") as workspace:
             output = engine_output(
                 plan, checkpoint, partial / graphs[len(golden.seeds)], inputs, backend, Path(workspace)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdturbo import Pipeline, backends
-from sdturbo.backends import Backend
+from sdturbo.backends import Backend, EngineChoice, Offer
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 from sdturbo.files import sha256_file
@@ -74,26 +74,28 @@ def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]
 
 
 def _backends(bundle: Bundle) -> Iterator[Backend]:
-    """Every backend and precision that runs here. Raises BackendUnavailable if none does: nothing would be verified."""
-    reasons: list[str] = []
-    found = False
-    for name in backends.AUTO_ORDER:
-        for precision in ("fp32", "fp16", "bf16", "int8"):
-            try:
-                backend = backends.connect(name, precision=precision, bundle=bundle)
-            except BackendUnavailable as error:
-                reasons.append(f"  - {error}")
-            else:
-                found = True
-                yield backend
-    if not found:
-        raise BackendUnavailable("No backend can run here, so nothing was drawn:\n" + "\n".join(reasons))
+    """Every device and precision that runs here. Raises BackendUnavailable if none does: nothing would be verified."""
+    offers = _offers(bundle)
+    for offer in offers:
+        if offer.runs:
+            yield _connect(offer, bundle)
+    if not any(offer.runs for offer in offers):
+        reasons = "\n".join(f"  - {offer.reason}" for offer in offers)
+        raise BackendUnavailable(f"No backend can run here, so nothing was drawn:\n{reasons}")
+
+
+def _offers(bundle: Bundle) -> list[Offer]:
+    return [offer for name in backends.names(automatic=True) for offer in backends.offers(name, bundle)]
+
+
+def _connect(offer: Offer, bundle: Bundle) -> Backend:
+    return backends.connect(EngineChoice(offer.backend, offer.device, offer.precision), bundle)
 
 
 def _golden(bundle: Bundle, backend: Backend) -> Line:
     least = bundle.golden.min_psnr
     distance = golden_distance(Pipeline(bundle, backend, image_to_image=False))
-    what = f"golden picture, {backend.name} {backend.precision}"
+    what = f"golden picture, {_name(backend)} {backend.precision}"
     return _line(what, distance >= least, f"{distance:.1f} dB", f">= {least:.0f} dB")
 
 
@@ -110,7 +112,7 @@ def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterato
             most = bound(precision, bundle.weight_format)
             graphs = {size: bundle.graph(plan.name, size) for size in bundle.batch_sizes}
             distance = stage_parity(plan, checkpoint, graphs, backend, Path(workspace))
-            what = f"{plan.name} against PyTorch, {backend.name} {backend.precision}"
+            what = f"{plan.name} against PyTorch, {_name(backend)} {backend.precision}"
             yield _line(what, distance <= most, f"relative L2 {distance:.1e}", f"<= {most:.0e}")
 
 
@@ -144,25 +146,32 @@ def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[
 
 
 def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[str, list[tuple[float, int]]]]:
-    """For each backend: (PSNR in dB, largest difference of a value) of each request, in the bundle's own precision."""
+    """For each backend and device, by name: (PSNR in dB, largest difference of a value) of each request.
+
+    In the bundle's own precision.
+    """
     from sdturbo_export.proof.diffusers_reference import draw
 
     start = _start_image(bundle)
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
     gc.collect()  # diffusers' pipelines hold reference cycles; the weights are gigabytes
-    for name in backends.AUTO_ORDER:
-        try:
-            backend = backends.connect(name, precision=bundle.precision, bundle=bundle)
-        except BackendUnavailable:
+    for offer in _offers(bundle):
+        if not offer.runs or offer.precision != bundle.precision:
             continue  # `sdturbo doctor` says why
+        backend = _connect(offer, bundle)
         pipe = Pipeline(bundle, backend)
         distances: list[tuple[float, int]] = []
         for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
             image = start if strength is not None else None
             result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")
             distances.append(difference(result.images[0], picture))
-        yield name, distances
+        yield _name(backend), distances
         del pipe  # its memory, before the next one is loaded
+
+
+def _name(backend: Backend) -> str:
+    """With its device, where that is not the CPU."""
+    return backend.name if backend.device == "cpu" else f"{backend.name} {backend.device}"
 
 
 def _start_image(bundle: Bundle) -> Image.Image:

@@ -24,7 +24,7 @@ def peer(behaviour, **options):
 def here(monkeypatch):
     """Peers run with this interpreter; our engine is the null backend."""
     monkeypatch.setattr(compare, "python_of", lambda *_: sys.executable)
-    monkeypatch.setattr(compare, "engines", lambda bundle: [("null", "fp32")])
+    monkeypatch.setattr(compare, "engines", lambda bundle: [("null", "none")])
     monkeypatch.setattr(compare, "REFERENCE", peer("draws"))
 
 
@@ -51,7 +51,7 @@ def test_pairs_are_drawn_in_turn_and_a_failed_peer_is_a_row(bundle_dir, tmp_path
     assert refused["error"] == "load failed: KeyError: 'no such weight'"
     assert died["error"].startswith("its process ended at `load` with status 3")
     text = document_tables(document)
-    assert "fake that refuses / null fp32: load failed" in text
+    assert "fake that refuses / null none: load failed" in text
     assert f"{good['ratio']:.2f} (" in text
 
 

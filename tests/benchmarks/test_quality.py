@@ -47,7 +47,7 @@ def references(bundle_dir, monkeypatch):
 
 
 def test_rows_hold_the_median_and_the_worst(bundle_dir, references, tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "engines", lambda bundle: [("null", "fp32"), ("onnxruntime", "bf99")])
+    monkeypatch.setattr(suite, "engines", lambda bundle: [("null", "none"), ("onnxruntime", "bf99")])
     document = quality.run(Bundle.load(bundle_dir), None, tmp_path, 32, 1)
     assert json.loads((tmp_path / "quality-fake.json").read_text()) == document
     exact, refused = document["rows"]
@@ -57,7 +57,7 @@ def test_rows_hold_the_median_and_the_worst(bundle_dir, references, tmp_path, mo
     assert exact["worst_ssim"] == min(exact["ssim"]) == exact["ssim"][2] < 0.99
     assert "bf99" in refused["error"]
     text = document_tables(document)
-    assert "| null fp32" in text and "12.0" in text and "32 prompts" in text
+    assert "| null none" in text and "12.0" in text and "32 prompts" in text
 
 
 def test_a_checkpoint_of_other_weights_is_refused(bundle_dir, monkeypatch):

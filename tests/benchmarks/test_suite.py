@@ -26,7 +26,7 @@ def bundle_of_two(make_bundle):
 @pytest.fixture
 def null_only(monkeypatch):
     """The null backend alone, under its own name: a suite of fractions of a second."""
-    monkeypatch.setattr(suite, "engines", lambda bundle: [("null", "fp32")])
+    monkeypatch.setattr(suite, "engines", lambda bundle: [("null", "none")])
 
 
 def test_every_configuration_is_measured_and_stored(bundle_of_two, null_only, tmp_path):
@@ -92,14 +92,14 @@ def test_more_threads_than_cores_are_refused(bundle_dir):
 
 
 def test_a_measurement_that_fails_is_a_row_that_says_why(bundle_dir):
-    row = measure.run(bundle_dir, Configuration("null", "fp32", 1, batch_size=3), 1)
+    row = measure.run(bundle_dir, Configuration("null", "none", 1, batch_size=3), 1)
     assert "Got batch size 3; the bundle has 1" in row["error"]
-    assert "this machine has" in measure.run(bundle_dir, Configuration("null", "fp32", CPUS + 1), 1)["error"]
+    assert "this machine has" in measure.run(bundle_dir, Configuration("null", "none", CPUS + 1), 1)["error"]
 
 
 def test_peak_memory_is_that_of_the_measured_process(bundle_dir):
     ballast = bytearray(600_000_000)
-    row = measure.run(bundle_dir, Configuration("null", "fp32", 1), 1)
+    row = measure.run(bundle_dir, Configuration("null", "none", 1), 1)
     assert 0 < row["peak_memory_mb"] < len(ballast) / 1e6
     assert 0 < row["anonymous_memory_mb"] <= row["peak_memory_mb"]
 
@@ -115,8 +115,9 @@ def test_loads_are_measured_cold_and_warm_with_a_cache_of_their_own(bundle_dir, 
 
 def test_engines_are_those_that_run_here(bundle_dir, monkeypatch):
     assert ("onnxruntime", "fp32") in suite.engines(Bundle.load(bundle_dir))
-    monkeypatch.setattr("sdturbo.backends.unavailable", lambda name: "it is not installed")
-    with pytest.raises(BackendUnavailable, match="it is not installed"):
+    assert "null" not in dict(suite.engines(Bundle.load(bundle_dir)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailable, match=r"(?s)tensorrt is not installed.*onnxruntime is not installed"):
         suite.engines(Bundle.load(bundle_dir))
 
 
@@ -125,9 +126,9 @@ def test_tables_show_figures_and_failures(bundle_of_two, null_only, tmp_path):
     document["rows"][4] = {"key": document["rows"][4]["key"], "error": "out of memory | killed"}
     text = document_tables(document)
     median = document["rows"][0]["parts_ms"]["total"]["median"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| null fp32") and line.count("|") == 13)
+    (line,) = (line for line in text.splitlines() if line.startswith("| null none") and line.count("|") == 13)
     assert float(line.split("|")[2]) == pytest.approx(median, rel=0.06)
-    assert "null fp32: out of memory / killed" in text
+    assert "null none: out of memory / killed" in text
 
 
 def test_charts_are_pictures(bundle_of_two, null_only, tmp_path):

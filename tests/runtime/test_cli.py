@@ -122,15 +122,15 @@ def test_doctor_names_every_backend_and_its_precisions(sdturbo):
     status, stdout, _ = sdturbo("doctor", "--json")
     document = json.loads(stdout)
     assert status == 0
-    assert document["backends"]["onnxruntime"]["precisions"]["fp32"] == "runs"
-    assert "bf16" in document["backends"]["onnxruntime"]["precisions"]["bf16"]
-    assert document["backends"]["openvino"]["precisions"]["fp32"] == "runs"
+    assert document["backends"]["onnxruntime"]["devices"]["cpu"]["fp32"] == "runs"
+    assert "bf16" in document["backends"]["onnxruntime"]["devices"]["cpu"]["bf16"]
+    assert document["backends"]["openvino"]["devices"]["cpu"]["fp32"] == "runs"
     assert document["cpu"]["count"] >= 1
-    assert "openvino fp32: runs" in sdturbo("doctor")[1]
+    assert "openvino cpu fp32: runs" in sdturbo("doctor")[1]
 
 
 def test_doctor_fails_where_nothing_runs(sdturbo, monkeypatch):
-    monkeypatch.setattr("sdturbo.backends.unavailable", lambda name: "the package is not installed")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     status, stdout, _ = sdturbo("doctor")
     assert status == 4
     assert "not installed" in stdout

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, Cancelled, OutputError, Pipeline
+from sdturbo.backends import EngineChoice, Offer
+from sdturbo.backends.choice import first_running, fitting
 from sdturbo.backends.device import DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.null import NullEngine, NullStream
 
@@ -199,18 +201,24 @@ def test_what_cannot_be_a_picture_is_an_error(on_device, monkeypatch, name, valu
         on_device("a cat")
 
 
+def gpus(count):
+    return [Offer("tensorrt", f"cuda:{i}", precision) for i in range(count) for precision in ("fp16", "fp32")]
+
+
 @pytest.mark.parametrize(("device", "index"), [(None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
 def test_devices_are_named_with_their_index(device, index):
-    assert device_index("tensorrt", device, "cuda", 2) == index
+    taken = first_running(fitting(EngineChoice("tensorrt", device), gpus(2)))
+    assert taken == Offer("tensorrt", f"cuda:{index}", "fp16")
+    assert device_index(taken.device) == index
 
 
 @pytest.mark.parametrize("device", ["", "cpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1:1", "CUDA", "gpu:0"])
 def test_a_device_of_another_kind_is_refused(device):
-    with pytest.raises(BackendUnavailable, match=f"no device {device!r}; expected cuda or cuda:0"):
-        device_index("tensorrt", device, "cuda", 2)
+    (refused,) = fitting(EngineChoice("tensorrt", device), gpus(2))
+    assert f"no device {device!r}; expected cuda or cuda:0" in refused.reason
 
 
-@pytest.mark.parametrize(("count", "there"), [(0, "none"), (1, "cuda:0"), (2, "cuda:0, cuda:1")])
+@pytest.mark.parametrize(("count", "there"), [(1, "cuda:0"), (2, "cuda:0, cuda:1")])
 def test_a_device_out_of_range_is_refused_with_those_there(count, there):
-    with pytest.raises(BackendUnavailable, match=f"no device cuda:2 here; this machine has {there}\\."):
-        device_index("tensorrt", "cuda:2", "cuda", count)
+    (refused,) = fitting(EngineChoice("tensorrt", "cuda:2"), gpus(count))
+    assert f"no device cuda:2 here; this machine has {there}." in refused.reason

@@ -18,9 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Tensors
+from sdturbo.backends.protocols import Tensors
 from sdturbo.bundle.description import Stage, TensorSpec
-from sdturbo.errors import BackendUnavailable
 
 log = logging.getLogger("sdturbo")
 
@@ -211,18 +210,9 @@ class DeviceProgram:
         return stack
 
 
-def device_index(backend: str, device: str | None, kind: str, count: int) -> int:
-    """The index in "cuda", "cuda:0", … (None: 0). Raises BackendUnavailable if it is none of `count` devices."""
-    name, colon, number = (kind if device is None else device).partition(":")
-    if name != kind or not (number.isdecimal() or not colon):
-        raise BackendUnavailable(f"The backend {backend!r} has no device {device!r}; expected {kind} or {kind}:0, …")
-    index = int(number or 0)
-    if index >= count:
-        there = ", ".join(f"{kind}:{i}" for i in range(count)) or "none"
-        raise BackendUnavailable(
-            f"The backend {backend!r} has no device {kind}:{index} here; this machine has {there}."
-        )
-    return index
+def device_index(device: str) -> int:
+    """1 of "cuda:1"."""
+    return int(device.partition(":")[2])
 
 
 def _buffer(stream: Stream, spec: TensorSpec, batch_size: int) -> Buffer:

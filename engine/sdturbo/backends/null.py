@@ -1,7 +1,7 @@
 """Numbers from a hash of the inputs instead of a model: the pipeline's own logic, tested without a heavy library.
 
-Row i of an output depends on row i of the batched inputs and on all unbatched ones, as in a real stage. The device "null"
-has memory of its own and records: what GPU backends share (`device.py`) runs on it.
+Row i of an output depends on row i of the batched inputs and on all unbatched ones, as in a real stage. The devices "null:0"
+and "null:1" have memory of their own and record: what GPU backends share (`device.py`) runs on them.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Program, Session, Tensors
-from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
+from sdturbo.backends.choice import Offer
+from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work
+from sdturbo.backends.protocols import Program, Session, Tensors
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage, TensorSpec
 
-DEVICES = 2
+NAME = "null"
+DEVICES = ("cpu", "null:0", "null:1")
+PRECISION = "none"  # nothing is computed
 
 
-def unavailable() -> str | None:
-    return None
+def offers(bundle: Bundle | None) -> list[Offer]:
+    return [Offer(NAME, device, PRECISION) for device in DEVICES]
 
 
-def connect(
-    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
-) -> NullBackend | NullDeviceBackend:
-    if device in (None, "cpu"):
-        return NullBackend()
-    return NullDeviceBackend(device_index("null", device, "null", DEVICES))
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> NullBackend | NullDeviceBackend:
+    return NullBackend() if offer.device == "cpu" else NullDeviceBackend(offer.device)
 
 
 class NullBackend:
-    name, version, device, precision = "null", "1", "cpu", "none"
+    name, version, device, precision = NAME, "1", "cpu", PRECISION
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> NullSession:
         return NullSession(stage, batch_size)
@@ -63,10 +62,10 @@ class NullSession:
 
 
 class NullDeviceBackend:
-    name, version, precision = "null", "1", "none"
+    name, version, precision = NAME, "1", PRECISION
 
-    def __init__(self, index: int) -> None:
-        self.device = f"null:{index}"
+    def __init__(self, device: str) -> None:
+        self.device = device
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
         return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullStream())

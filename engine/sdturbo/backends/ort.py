@@ -7,7 +7,7 @@ comparison, for a CPU computes those in float32 between casts, slower and with n
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,28 +16,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Session, Tensors, check_precision, check_tensors
+from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal, not_installed
+from sdturbo.backends.choice import Offer, refuse_all
+from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
 
+NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
-def unavailable() -> str | None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "the package onnxruntime is not installed; `pip install 'sdturbo[cpu]'`"
-    return None
+def offers(bundle: Bundle | None) -> list[Offer]:
+    if refusal := not_installed(NAME, "onnxruntime", "cpu"):
+        return refuse_all(NAME, refusal)
+    importlib.import_module("onnxruntime")  # a broken installation raises here
+    return [
+        Offer(NAME, "cpu", precision, graph_refusal(NAME, precision, PRECISIONS, bundle))
+        for precision in by_graph(PRECISIONS, bundle)
+    ]
 
 
-def connect(*, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None) -> OrtBackend:
-    if device not in (None, "cpu"):
-        raise BackendUnavailable(f"The backend 'onnxruntime' has no device {device!r} here; expected cpu.")
-    return OrtBackend(num_threads, check_precision("onnxruntime", precision, ("fp32", "fp16", "int8"), bundle))
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OrtBackend:
+    return OrtBackend(num_threads, offer.precision)
 
 
 class OrtBackend:
-    name, device = "onnxruntime", "cpu"
+    name, device = NAME, "cpu"
 
     def __init__(self, num_threads: int | None, precision: str) -> None:
         import onnxruntime

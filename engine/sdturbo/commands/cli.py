@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -11,24 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdturbo import __version__
+from sdturbo import __version__, backends
+from sdturbo.backends import PRECISIONS, EngineChoice
 from sdturbo.commands.console import print_json, run
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sdturbo.pipeline import Pipeline
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _options(*decorators: Decorator) -> Decorator:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
 
 bundle_option = click.option(
     "--bundle",
@@ -37,19 +28,26 @@ bundle_option = click.option(
     help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
-engine_options = _options(
-    click.option(
-        "--backend",
-        default="auto",
-        show_default=True,
-        help="auto, tensorrt, cuda, cuda-tensorrt, openvino or onnxruntime.",
-    ),
-    click.option("--device", help="cpu, cuda:0, cuda:1, … Default: the backend's first."),
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), help="Default: the fastest the device has."
-    ),
-    click.option("--threads", type=int, help="CPU threads. Default: all."),
-)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose the engine; `function` takes them as one argument, `engine: EngineChoice`."""
+
+    @click.option(
+        "--backend", default="auto", show_default=True, help=f"auto, or one of {', '.join(backends.names())}."
+    )
+    @click.option(
+        "--device", help="One that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first."
+    )
+    @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the fastest the device has.")
+    @click.option("--threads", type=int, help="CPU threads. Default: all.")
+    @functools.wraps(function)
+    def with_choice(
+        *, backend: str, device: str | None, precision: str | None, threads: int | None, **options: Any
+    ) -> Any:
+        return function(engine=EngineChoice(backend, device, precision, threads), **options)
+
+    return with_choice
 
 
 @click.group(
@@ -84,10 +82,7 @@ def generate(
     count: int,
     image: Path | None,
     strength: float | None,
-    backend: str,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
+    engine: EngineChoice,
     as_json: bool,
 ) -> None:
     """Draw PROMPT and write PNG files that carry prompt, seed, steps and bundle id."""
@@ -99,7 +94,7 @@ def generate(
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
         raise InvalidRequest(f"Got --out {out}, a directory; expected the name of a PNG file.")
     check_seeds(seed, count)
-    pipe = _load(bundle, backend, device, precision, threads, image_to_image=image is not None)
+    pipe = _load(bundle, engine, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
     written: list[dict[str, Any]] = []
     dropped = ""
@@ -112,18 +107,15 @@ def generate(
             dropped = result.dropped[0]
             tick()
     if as_json:
-        engine = {
-            "decoder": pipe.bundle.decoder,
-            "backend": pipe.backend.name,
-            "device": pipe.backend.device,
-            "precision": pipe.backend.precision,
-        }
         print_json(
             {
                 "images": written,
                 "dropped": dropped,
                 "bundle_id": pipe.bundle.bundle_id,
-                **engine,
+                "decoder": pipe.bundle.decoder,
+                "backend": pipe.backend.name,
+                "device": pipe.backend.device,
+                "precision": pipe.backend.precision,
             }
         )
         return
@@ -198,8 +190,9 @@ def doctor(as_json: bool) -> int:
     click.echo(f"{cpu['name']}, {cpu['count']} CPUs, {' '.join(cpu['features'])}; {found['memory_gb']} GB of memory")
     click.echo("packages: " + ", ".join(f"{name} {v or 'absent'}" for name, v in found["packages"].items()))
     for name, backend in found["backends"].items():
-        for precision, verdict in backend.get("precisions", {}).items():
-            click.echo(f"{name} {precision}: {verdict}")
+        for device, precisions in backend.get("devices", {}).items():
+            for precision, verdict in precisions.items():
+                click.echo(f"{name} {device} {precision}: {verdict}")
         if "reason" in backend:
             click.echo(f"{name}: {backend['reason']}")
     return status
@@ -217,10 +210,7 @@ def bench(
     runs: int,
     steps: int,
     throughput: bool,
-    backend: str,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
+    engine: EngineChoice,
     as_json: bool,
 ) -> None:
     """Time whole requests and their parts on this machine."""
@@ -228,15 +218,15 @@ def bench(
 
     with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
         found = measure(
-            lambda: _load(bundle, backend, device, precision, threads, image_to_image=False),
+            lambda: _load(bundle, engine, image_to_image=False),
             runs=runs,
             num_inference_steps=steps,
             throughput=throughput,
             tick=tick,
         )
     if not as_json:
-        engine = f"{found['backend']} {found['backend_version']}, {found['precision']}"
-        click.echo(f"{found['model']} with {found['decoder']} on {engine}")
+        connected = f"{found['backend']} {found['backend_version']}, {found['precision']}"
+        click.echo(f"{found['model']} with {found['decoder']} on {connected}")
         click.echo(f"load {found['load_ms']:.0f} ms, first picture {found['first_image_ms']:.0f} ms")
         for name, part in found["parts_ms"].items():
             click.echo(f"{name:>16}  median {part['median']:9.2f} ms  p95 {part['p95']:9.2f} ms")
@@ -258,23 +248,13 @@ def bundle_path(bundle: Path | None) -> Path:
 
 def _load(
     bundle: Path | None,
-    backend: str,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
+    engine: EngineChoice,
     *,
     image_to_image: bool,
 ) -> Pipeline:
     from sdturbo.pipeline import Pipeline
 
-    return Pipeline.load(
-        bundle_path(bundle),
-        backend,
-        device=device,
-        precision=precision,
-        num_threads=threads,
-        image_to_image=image_to_image,
-    )
+    return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(engine), image_to_image=image_to_image)
 
 
 @contextmanager

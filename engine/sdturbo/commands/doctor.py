@@ -11,8 +11,9 @@ from typing import Any
 
 import sdturbo
 from sdturbo import backends
+from sdturbo.backends import PRECISIONS, EngineChoice
+from sdturbo.backends.choice import first_running, fitting
 from sdturbo.cpu import available_cpus, cpu_features, cpu_name
-from sdturbo.errors import BackendUnavailable
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "openvino"),
@@ -21,7 +22,7 @@ PACKAGES = (
 
 
 def report() -> dict[str, Any]:
-    """Machine, packages, and for each backend the precisions that run or the reason why none does."""
+    """Machine, packages, and for each backend its devices with the precisions that run, or the reason why none does."""
     return {
         "sdturbo": sdturbo.__version__,
         "python": platform.python_version(),
@@ -30,24 +31,22 @@ def report() -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "nvidia_driver": shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "backends": {name: _backend(name) for name in backends.AUTO_ORDER},
+        "backends": {name: _backend(name) for name in backends.names(automatic=True)},
     }
 
 
 def _backend(name: str) -> dict[str, Any]:
-    reason = backends.unavailable(name)
-    if reason:
-        return {"runs": False, "reason": reason}
-    found: dict[str, Any] = {"runs": False, "precisions": {}}
-    for precision in ("fp32", "fp16", "bf16", "int8"):
-        try:
-            backends.connect(name, precision=precision)
-        except BackendUnavailable as error:
-            found["precisions"][precision] = str(error)
-        else:
-            found["precisions"][precision] = "runs"
-            found["runs"] = True
-    return found
+    offers = backends.offers(name)
+    runs = any(offer.runs for offer in offers)
+    if offers[0].refuses_all:
+        return {"runs": runs, "reason": offers[0].reason}
+    devices: dict[str, dict[str, str]] = {}
+    for device in dict.fromkeys(offer.device for offer in offers):
+        asked = {precision: EngineChoice(name, device, precision) for precision in PRECISIONS}
+        devices[device] = {
+            precision: first_running(fitting(choice, offers)).reason or "runs" for precision, choice in asked.items()
+        }
+    return {"runs": runs, "devices": devices}
 
 
 def _cpu() -> dict[str, Any]:

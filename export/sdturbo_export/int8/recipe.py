@@ -193,4 +193,4 @@ class Int8Build:
 
 
 def _engine(precision: str) -> Backend:
-    return backends.connect("onnxruntime", precision=precision)
+    return backends.connect(backends.EngineChoice("onnxruntime", precision=precision))

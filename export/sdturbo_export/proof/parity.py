@@ -14,7 +14,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from sdturbo.backends import Backend, connect
+from sdturbo.backends import Backend, EngineChoice, connect
 from sdturbo.bundle.description import TensorSpec
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.proof.golden import digest, golden_inputs
@@ -75,7 +75,7 @@ def golden_output(
         return stored.output()
     graph = stored.path / stored.graphs[len(golden.seeds)]
     with tempfile.TemporaryDirectory(dir=stored.note.parent, prefix=".parity-") as workspace:
-        backend = connect("onnxruntime", precision=precision)
+        backend = connect(EngineChoice("onnxruntime", precision=precision))
         return engine_output(plan, checkpoint, graph, inputs, backend, Path(workspace))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo import backends
+from sdturbo.backends import EngineChoice
 from sdturbo.backends.device import DeviceSession
 from sdturbo.backends.nvidia.gpus import Gpu, free_memory, make_current
 from sdturbo.backends.nvidia.tensorrt import TrtBackend, TrtEngine, machine_key
@@ -64,7 +65,7 @@ def compile_plans(
     graph; TensorRT measures kernels anew in each. store: where timing caches are kept. say: takes lines of progress.
     Each plan is in the bundle as soon as it is done. Raises BackendUnavailable, BuildError, ParityError.
     """
-    backend = backends.connect("tensorrt", device=device, precision=bundle.precision)
+    backend = backends.connect(EngineChoice("tensorrt", device, bundle.precision))
     assert isinstance(backend, TrtBackend)
     options = PlanOptions(0, optimization_level, hardware, version_compatible)
     known = {(plan.stage, plan.batch_size, plan.key) for plan in read_plans(bundle)}
@@ -92,7 +93,7 @@ def references(bundle: Bundle, batch_size: int) -> Iterator[Visit]:
     golden = bundle.golden
     tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
     ids = np.repeat(tokenizer(golden.prompt).input_ids, batch_size, axis=0)
-    cpu = backends.connect("onnxruntime", precision=bundle.precision)
+    cpu = backends.connect(EngineChoice("onnxruntime", precision=bundle.precision))
 
     def run(name: str, inputs: Arrays) -> NDArray[Any]:
         stage = bundle.stages[name]

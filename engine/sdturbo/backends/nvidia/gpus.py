@@ -5,11 +5,13 @@ Uses `cuda-bindings` (CUDA's runtime API in Python). Not yet run on a GPU; witho
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdturbo.errors import BackendUnavailable
+from sdturbo.backends.checks import not_installed
+from sdturbo.backends.choice import Offer, refuse_all
+from sdturbo.errors import BackendUnavailable, NotOffered
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,36 @@ class CudaError(RuntimeError):
     """A call of CUDA's runtime failed."""
 
 
-def missing_bindings(extra: str) -> str | None:
-    """Why CUDA cannot be asked at all, with the remedy."""
+def libraries_missing(backend: str, library: str, extra: str, *, package: str | None = None) -> NotOffered | None:
+    """Why the backend cannot run at all, with the remedy: its library or CUDA's bindings are not installed."""
+    return not_installed(backend, library, extra, package=package) or not_installed(
+        backend, "cuda.bindings", extra, package="cuda-bindings"
+    )
+
+
+def gpu_offers(
+    backend: str,
+    library: str,
+    precisions: Sequence[str],
+    refusal: Callable[[Gpu, str], BackendUnavailable | None],
+) -> list[Offer]:
+    """The backend's offers on every GPU. library: its name and version. refusal: what else is against a precision on a GPU."""
     try:
-        found = importlib.util.find_spec("cuda.bindings") is not None
-    except ModuleNotFoundError:
-        found = False
-    return None if found else f"the package cuda-bindings is not installed; `pip install 'sdturbo[{extra}]'`"
+        gpus = find_gpus()
+    except BackendUnavailable as error:
+        return refuse_all(backend, error)
+    if not gpus:
+        return refuse_all(
+            backend,
+            BackendUnavailable(
+                f"The backend {backend!r} has no device cuda:0 here; this machine has none. Look at CUDA_VISIBLE_DEVICES."
+            ),
+        )
+    return [
+        Offer(backend, f"cuda:{gpu.index}", precision, too_old(library, gpu) or refusal(gpu, precision))
+        for gpu in gpus
+        for precision in precisions
+    ]
 
 
 def check(result: tuple[Any, ...]) -> Any:
@@ -62,14 +87,15 @@ def find_gpus() -> list[Gpu]:
         raise BackendUnavailable(f"No NVIDIA GPU can be used here: {_reason(error)}") from error
 
 
-def require_capability(library: str, gpu: Gpu) -> None:
-    """Raise BackendUnavailable if the GPU is older than what the installed libraries have code for."""
-    if tuple(map(int, gpu.compute_capability.split("."))) < LEAST_CAPABILITY:
-        raise BackendUnavailable(
-            f"{library} does not support the {gpu.name}: its compute capability is {gpu.compute_capability}, expected"
-            f" {'.'.join(map(str, LEAST_CAPABILITY))} or more. Use another GPU (device='cuda:1', …), or the CPU (backend"
-            " 'openvino' or 'onnxruntime')."
-        )
+def too_old(library: str, gpu: Gpu) -> BackendUnavailable | None:
+    """Why the installed libraries have no code for the GPU, if it is too old."""
+    if tuple(map(int, gpu.compute_capability.split("."))) >= LEAST_CAPABILITY:
+        return None
+    return BackendUnavailable(
+        f"{library} does not support the {gpu.name}: its compute capability is {gpu.compute_capability}, expected"
+        f" {'.'.join(map(str, LEAST_CAPABILITY))} or more. Use another GPU (device='cuda:1', …), or the CPU (backend"
+        " 'openvino' or 'onnxruntime')."
+    )
 
 
 def free_memory(index: int) -> int:

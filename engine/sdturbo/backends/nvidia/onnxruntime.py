@@ -11,7 +11,6 @@ CPU. Not yet run on a GPU: the logic is tested on device "cpu", the refusals wit
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
 import os
@@ -22,66 +21,75 @@ from typing import Any
 
 import numpy as np
 
-from sdturbo.backends import Program, check_precision, check_tensors
+from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
+from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
-from sdturbo.backends.nvidia.gpus import find_gpus, free_memory, missing_bindings, require_capability
+from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_missing
+from sdturbo.backends.protocols import Program
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
 
 log = logging.getLogger("sdturbo")
 
+NAME = "cuda"
+PRECISIONS = ("fp16", "fp32")
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 PRODUCTS = {"Conv", "MatMul", "Gemm", "Softmax"}  # what must never be left to the CPU
 MEMORY_SHARE = 0.9  # of the memory that is free at load: the arena's cap
 
 
-def unavailable() -> str | None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "the package onnxruntime-gpu is not installed; `pip install 'sdturbo[cuda]'`"
-    return missing_bindings("cuda")
+def offers(bundle: Bundle | None) -> list[Offer]:
+    return provider_offers(NAME, CUDA, bundle)
 
 
-def connect(
-    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
-) -> OrtGpuBackend:
-    return connect_provider("cuda", CUDA, device, precision, bundle)
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OrtGpuBackend:
+    return connect_provider(offer, CUDA)
 
 
-def connect_provider(
-    name: str, provider: str, device: str | None, precision: str | None, bundle: Bundle | None
-) -> OrtGpuBackend:
-    """The backend `name` with one of ONNX Runtime's GPU providers. Raises BackendUnavailable."""
+def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Offer]:
+    """What the backend `name` offers with one of ONNX Runtime's GPU providers."""
+    if refusal := libraries_missing(name, "onnxruntime", "cuda", package="onnxruntime-gpu"):
+        return refuse_all(name, refusal)
     import onnxruntime
 
     if provider not in onnxruntime.get_available_providers():
-        raise BackendUnavailable(
+        refusal = BackendUnavailable(
             f"The backend {name!r} cannot run here: the installed onnxruntime {onnxruntime.__version__} was built without"
             f" {provider}. `pip uninstall onnxruntime`, then `pip install 'sdturbo[cuda]'`: the two exclude each other."
         )
-    gpus = find_gpus()
-    gpu = gpus[device_index(name, device, "cuda", len(gpus))]
-    require_capability(f"onnxruntime {onnxruntime.__version__}", gpu)
-    chosen = check_precision(name, precision, ("fp16", "fp32"), bundle, default="fp16")
-    if chosen == "fp32" and provider == TENSORRT:
-        _require_no_tf32(name)
+        return refuse_all(name, refusal)
+
+    def refusal_of(_: object, precision: str) -> BackendUnavailable | None:
+        refusal = graph_refusal(name, precision, PRECISIONS, bundle)
+        return refusal or (_tf32_refusal(name) if (provider, precision) == (TENSORRT, "fp32") else None)
+
+    return gpu_offers(name, f"onnxruntime {onnxruntime.__version__}", by_graph(PRECISIONS, bundle), refusal_of)
+
+
+def connect_provider(offer: Offer, provider: str) -> OrtGpuBackend:
+    """The backend as it was offered. Raises BackendUnavailable if its GPU is full."""
+    import onnxruntime
+
     onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries out of their Python packages
-    options = provider_options(provider, gpu.index, int(free_memory(gpu.index) * MEMORY_SHARE))
-    return OrtGpuBackend(name, [(provider, options)], "cuda", gpu.index, chosen)
+    index = device_index(offer.device)
+    options = provider_options(provider, index, int(free_memory(index) * MEMORY_SHARE))
+    return OrtGpuBackend(offer.backend, [(provider, options)], "cuda", index, offer.precision)
 
 
-def _require_no_tf32(name: str) -> None:
-    """Raise BackendUnavailable unless TF32 is off for the whole process.
+def _tf32_refusal(name: str) -> BackendUnavailable | None:
+    """Why fp32 would be TF32, unless that is off for the whole process.
 
     The TensorRT provider builds with it and has no option against it: github.com/microsoft/onnxruntime/issues/26029.
     """
-    found = os.environ.get("NVIDIA_TF32_OVERRIDE")
-    if found != "0":
-        raise BackendUnavailable(
-            f"The backend {name!r} would compute fp32 in TF32, with 10 bits of mantissa: ONNX Runtime's TensorRT provider has"
-            f" no option against it, and NVIDIA_TF32_OVERRIDE is {found!r}. Set NVIDIA_TF32_OVERRIDE=0 before the process"
-            " starts, or use the backend 'tensorrt' or 'cuda', which compute fp32 in full."
-        )
+    value = os.environ.get("NVIDIA_TF32_OVERRIDE")
+    if value == "0":
+        return None
+    return BackendUnavailable(
+        f"The backend {name!r} would compute fp32 in TF32, with 10 bits of mantissa: ONNX Runtime's TensorRT provider has"
+        f" no option against it, and NVIDIA_TF32_OVERRIDE is {value!r}. Set NVIDIA_TF32_OVERRIDE=0 before the process"
+        " starts, or use the backend 'tensorrt' or 'cuda', which compute fp32 in full."
+    )
 
 
 def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:

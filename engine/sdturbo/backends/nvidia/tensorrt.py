@@ -7,62 +7,69 @@ type checker holds it against stubs of the real bindings of both versions.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdturbo.backends import Program, check_precision, check_tensors
+from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
+from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.device import PROGRAM_STAGES, Buffer, DeviceProgram, DeviceSession, Work, device_index
-from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, missing_bindings, require_capability
+from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
+from sdturbo.backends.protocols import Program
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
-from sdturbo.errors import BackendUnavailable, BundleError
+from sdturbo.errors import BackendUnavailable, BundleError, PlanMismatch
 
 if TYPE_CHECKING:
     import tensorrt
 
 log = logging.getLogger("sdturbo")
 
+NAME = "tensorrt"
+PRECISIONS = ("fp16", "fp32")
 MAJORS = ("10", "11")
 
 
-def unavailable() -> str | None:
-    if importlib.util.find_spec("tensorrt") is None:
-        return "the package tensorrt is not installed; `pip install 'sdturbo[tensorrt]'`"
-    return missing_bindings("tensorrt")
-
-
-def connect(*, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None) -> TrtBackend:
-    version, gpu = find_machine(device)
-    chosen = check_precision("tensorrt", precision, ("fp16", "fp32"), bundle, default="fp16")
-    backend = TrtBackend(gpu, version, chosen, bundle)
-    if bundle is not None:  # before anything is loaded
-        for stage in PROGRAM_STAGES:
-            for size in bundle.batch_sizes:
-                backend.plan(stage, size)
-    return backend
-
-
-def find_machine(device: str | None) -> tuple[str, Gpu]:
-    """TensorRT's version and the GPU that `device` names. Raises BackendUnavailable if the two cannot work together."""
+def offers(bundle: Bundle | None) -> list[Offer]:
+    if missing := libraries_missing(NAME, "tensorrt", "tensorrt"):
+        return refuse_all(NAME, missing)
     import tensorrt
 
     version = str(tensorrt.__version__)
     if version.split(".", maxsplit=1)[0] not in MAJORS:
-        raise BackendUnavailable(
-            f"TensorRT {version} is installed; expected {' or '.join(MAJORS)}. `pip install 'sdturbo[tensorrt]'`"
-        )
-    gpus = find_gpus()
-    gpu = gpus[device_index("tensorrt", device, "cuda", len(gpus))]
-    require_capability(f"TensorRT {version}", gpu)
-    return version, gpu
+        expected = f"expected {' or '.join(MAJORS)}. `pip install 'sdturbo[tensorrt]'`"
+        return refuse_all(NAME, BackendUnavailable(f"TensorRT {version} is installed; {expected}"))
+    plans = read_plans(bundle) if bundle is not None else []
+
+    def refusal_of(gpu: Gpu, precision: str) -> BackendUnavailable | None:
+        refusal = graph_refusal(NAME, precision, PRECISIONS, bundle)
+        return refusal or (_plan_refusal(bundle, plans, version, gpu) if bundle is not None else None)
+
+    return gpu_offers(NAME, f"TensorRT {version}", by_graph(PRECISIONS, bundle), refusal_of)
+
+
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> TrtBackend:
+    import tensorrt
+
+    gpu = find_gpus()[device_index(offer.device)]
+    return TrtBackend(gpu, str(tensorrt.__version__), offer.precision, bundle)
+
+
+def _plan_refusal(bundle: Bundle, plans: Sequence[Plan], version: str, gpu: Gpu) -> PlanMismatch | None:
+    """Why the bundle's plans do not run on the GPU: the first that is missing. Nothing is loaded."""
+    try:
+        for stage in PROGRAM_STAGES:
+            for size in bundle.batch_sizes:
+                choose_plan(bundle, plans, stage, size, machine_key(version, gpu, bundle, stage, size))
+    except PlanMismatch as mismatch:
+        return mismatch
+    return None
 
 
 def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
@@ -73,7 +80,7 @@ def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: 
 
 
 class TrtBackend:
-    name = "tensorrt"
+    name = NAME
 
     def __init__(self, gpu: Gpu, version: str, precision: str, bundle: Bundle | None) -> None:
         self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision

@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU, in fp32 or, where the CPU has bf16 instructions, in bf16. Reads the bundle's ONNX files.
+"""OpenVINO on the devices of `devices.py`. Reads the bundle's ONNX files in fp32, or in int8.
 
-A bundle in int8 says itself which layers are computed in 8 bits; the others are in bf16 or fp32, as above. What OpenVINO makes
-of a graph is kept in the user's cache (`compiled_cache`) and mapped into memory at the next load.
+A bundle in int8 says itself which layers are computed in 8 bits; the others are in the device's fastest float. What OpenVINO
+makes of a graph is kept in the user's cache (`cache/compiled.py`) and mapped into memory at the next load.
 """
 
 # openvino's bindings are typed in part:
@@ -10,85 +10,123 @@ of a graph is kept in the user's cache (`compiled_cache`) and mapped into memory
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Session, Tensors, check_tensors
+from sdturbo.backends.checks import check_tensors, not_installed
+from sdturbo.backends.choice import Offer, refuse_all
+from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
+from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.cache.compiled import CompiledCache, cache_key
 from sdturbo.cpu import cpu_flags
 from sdturbo.errors import BackendUnavailable
 
-PRECISIONS = ("fp32", "bf16", "int8")
+NAME = "openvino"
+INT8 = "int8"
 FORM = 2  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
 
 log = logging.getLogger("sdturbo")
 
 
-def unavailable() -> str | None:
-    if importlib.util.find_spec("openvino") is None:
-        return "the package openvino is not installed; `pip install 'sdturbo[openvino]'`"
-    return None
-
-
-def connect(
-    *, device: str | None, precision: str | None, num_threads: int | None, bundle: Bundle | None
-) -> OpenVinoBackend:
-    if device not in (None, "cpu"):
-        raise BackendUnavailable(f"The backend 'openvino' has no device {device!r} here; expected cpu.")
-    if precision is not None and precision not in PRECISIONS:
-        raise BackendUnavailable(f"The backend 'openvino' has no precision {precision!r}; expected fp32, bf16 or int8.")
-    if bundle is not None and bundle.precision not in ("fp32", "int8"):
-        raise BackendUnavailable(
-            f"The backend 'openvino' takes bundles whose graphs are in fp32 or int8, not in {bundle.precision}; build one"
-            " without --precision."
-        )
-    if bundle is not None and precision is not None and (precision == "int8") != (bundle.precision == "int8"):
-        remedy = "--precision int8" if precision == "int8" else "no --precision"
-        raise BackendUnavailable(
-            f"This bundle's graphs are in {bundle.precision}, so the backend 'openvino' cannot compute it in {precision};"
-            f" leave the precision out, or build a bundle with {remedy}."
-        )
+def offers(bundle: Bundle | None) -> list[Offer]:
+    if refusal := not_installed(NAME, "openvino", "openvino"):
+        return refuse_all(NAME, refusal)
     import openvino
 
     core = openvino.Core()
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision == "bf16" and not has_bf16:
-        raise BackendUnavailable(
-            "This CPU has no bf16 instructions (avx512_bf16 or AMX), so OpenVINO would compute in fp32 under the name"
-            " of bf16. Ask for precision fp32, or leave it out."
-        )
-    fastest = "bf16" if has_bf16 else "fp32"
-    chosen = precision or ("int8" if bundle is not None and bundle.precision == "int8" else fastest)
+    return [offer for device in DEVICES for offer in _offers_of(device, core, bundle)]
+
+
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OpenVinoBackend:
+    import openvino
+
+    core = openvino.Core()
+    device = next(device for device in DEVICES if device.name == offer.device)
+    arithmetics = device.available(_capabilities(core, device))
+    hints = {arithmetic.precision: arithmetic.hint for arithmetic in arithmetics} | {INT8: arithmetics[0].hint}
     config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if chosen == "bf16" or (chosen == "int8" and has_bf16) else "f32",
+        "INFERENCE_PRECISION_HINT": hints[offer.precision],
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
     }
-    if num_threads is not None:
-        config["INFERENCE_NUM_THREADS"] = num_threads
-    return OpenVinoBackend(core, config, chosen, openvino.__version__, bundle)
+    if num_threads is not None and device.threads_property is not None:
+        config[device.threads_property] = num_threads
+    return OpenVinoBackend(core, device, config, offer.precision, openvino.__version__, bundle)
+
+
+def _offers_of(device: Device, core: Any, bundle: Bundle | None) -> list[Offer]:
+    floats = [arithmetic.precision for arithmetic in device.arithmetics]
+    precisions = [INT8, *floats] if bundle is not None and bundle.precision == INT8 else [*floats, INT8]
+    try:
+        capabilities = _capabilities(core, device)
+    except RuntimeError as error:
+        refusal = BackendUnavailable(
+            f"OpenVINO finds no device {device.name} here ({error}). Install its driver, or use another device."
+        )
+        return [Offer(NAME, device.name, precision, refusal) for precision in precisions]
+    return [
+        Offer(NAME, device.name, precision, _graph_refusal(precision, bundle) or _lack(device, precision, capabilities))
+        for precision in precisions
+    ]
+
+
+def _capabilities(core: Any, device: Device) -> list[str]:
+    """OpenVINO's OPTIMIZATION_CAPABILITIES. Raises RuntimeError if it does not know the device."""
+    return core.get_property(device.openvino_name, "OPTIMIZATION_CAPABILITIES")
+
+
+def _graph_refusal(precision: str, bundle: Bundle | None) -> BackendUnavailable | None:
+    """Why the bundle's graphs are not computed in the precision, whatever the device."""
+    if bundle is None:
+        return None
+    if bundle.precision not in ("fp32", INT8):
+        return BackendUnavailable(
+            f"The backend {NAME!r} takes bundles whose graphs are in fp32 or int8, not in {bundle.precision}; build one"
+            " without --precision."
+        )
+    if (precision == INT8) != (bundle.precision == INT8):
+        remedy = "--precision int8" if precision == INT8 else "no --precision"
+        return BackendUnavailable(
+            f"This bundle's graphs are in {bundle.precision}, so the backend {NAME!r} cannot compute it in {precision};"
+            f" leave the precision out, or build a bundle with {remedy}."
+        )
+    return None
+
+
+def _lack(device: Device, precision: str, capabilities: Sequence[str]) -> BackendUnavailable | None:
+    """Why the device has no such arithmetic."""
+    available = device.available(capabilities)
+    missing = [one for one in device.arithmetics if one.precision == precision and one not in available]
+    if not missing:
+        return None
+    instead = available[0].precision
+    return BackendUnavailable(
+        f"{missing[0].lacking}, so OpenVINO would compute in {instead} under the name of {precision}. Ask for precision"
+        f" {instead}, or leave it out."
+    )
 
 
 class OpenVinoBackend:
-    name, device = "openvino", "cpu"
+    name = NAME
 
-    def __init__(self, core: Any, config: dict[str, Any], precision: str, version: str, bundle: Bundle | None) -> None:
+    def __init__(
+        self, core: Any, device: Device, config: dict[str, Any], precision: str, version: str, bundle: Bundle | None
+    ) -> None:
         self._core = core
         self._config = config
         self._bundle = bundle
-        self.precision = precision
-        self.version = version
+        self._place = device.openvino_name
+        self.device, self.precision, self.version = device.name, precision, version
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> OpenVinoSession:
         key = self._key(graph)
@@ -112,7 +150,7 @@ class OpenVinoBackend:
                 "form": FORM,
                 "graph": digest,
                 "library": self.version,
-                "cpu": [self._core.get_property("CPU", "FULL_DEVICE_NAME"), cpu_flags()],
+                "cpu": [self._core.get_property(self._place, "FULL_DEVICE_NAME"), cpu_flags()],
                 "properties": self._config,
             }
         )
@@ -137,7 +175,7 @@ class OpenVinoBackend:
         try:
             memory = np.frombuffer(blob, np.uint8)
             tensor = openvino.Tensor(memory, shared_memory=True)
-            return self._core.import_model(tensor, "CPU", self._config), memory
+            return self._core.import_model(tensor, self._place, self._config), memory
         except RuntimeError as error:
             log.warning("openvino refuses what it compiled of %s before, so it compiles again: %s", graph.name, error)
             cache.drop(key)
@@ -149,7 +187,7 @@ class OpenVinoBackend:
         keep_half_weights(model)
         if self._config["INFERENCE_PRECISION_HINT"] == "bf16":
             round_weights(model)
-        return self._core.compile_model(model, "CPU", self._config)
+        return self._core.compile_model(model, self._place, self._config)
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU

@@ -1,0 +1,113 @@
+"""What a caller asks for and what a backend offers: backend, device and precision. Knows no backend and no library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sdturbo.cpu import available_cpus
+from sdturbo.errors import BackendUnavailable, InvalidRequest, NotOffered
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ANY = "any"  # device and precision of an offer that refuses whatever is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What a caller asks for. None leaves it to the backend.
+
+    backend: a registered name, or "auto". device: "cpu", "cuda:0", …; "cuda" is "cuda:0". precision: one of `PRECISIONS`.
+    num_threads: CPU threads to use, at most the number of CPUs; None means all.
+    Raises InvalidRequest for another type, or a thread count that this machine does not have.
+    """
+
+    backend: str = "auto"
+    device: str | None = None
+    precision: str | None = None
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, example in (("device", "cpu"), ("precision", "fp32")):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(f"Got {name}={value!r}; expected a name such as {example}, or None.")
+        threads, cpus = self.num_threads, available_cpus()
+        if threads is not None and not (type(threads) is int and 1 <= threads <= cpus):
+            raise InvalidRequest(f"Got num_threads={threads!r}; this machine has {cpus} CPUs, so expected 1 to {cpus}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A device and precision of a backend, and why it does not run here, if it does not.
+
+    refusal: the error that asking for it raises, with the remedy; None if it runs.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    refusal: BackendUnavailable | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self.refusal is None
+
+    @property
+    def refuses_all(self) -> bool:
+        return self.device == ANY
+
+    @property
+    def reason(self) -> str | None:
+        """The words of the refusal."""
+        return None if self.refusal is None else str(self.refusal)
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device} in {self.precision}"
+
+
+def refuse_all(backend: str, refusal: BackendUnavailable) -> list[Offer]:
+    """The offers of a backend that runs nothing here."""
+    return [Offer(backend, ANY, ANY, refusal)]
+
+
+def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
+    """Those of one backend's offers that `choice` asks for, in their order.
+
+    Never empty: where the backend has no such device or precision at all, a refusal that says which it has.
+    """
+    backend = offers[0].backend
+    if offers[0].refuses_all:
+        return list(offers)
+    if choice.device is not None:
+        devices = _names(offer.device for offer in offers)
+        device = next((name for name in (choice.device, f"{choice.device}:0") if name in devices), None)
+        if device is None:
+            return [Offer(backend, choice.device, ANY, _no_device(backend, choice.device, devices))]
+        offers = [offer for offer in offers if offer.device == device]
+    if choice.precision is None:
+        return list(offers)
+    asked = [offer for offer in offers if offer.precision == choice.precision]
+    known = ", ".join(_names(offer.precision for offer in offers))
+    message = f"The backend {backend!r} has no precision {choice.precision!r} here; expected one of {known}."
+    return asked or [Offer(backend, offers[0].device, choice.precision, NotOffered(message))]
+
+
+def first_running(offers: Sequence[Offer]) -> Offer:
+    """The first that runs, or else the first."""
+    return next((offer for offer in offers if offer.runs), offers[0])
+
+
+def _no_device(backend: str, asked: str, devices: Sequence[str]) -> NotOffered:
+    kind, _, number = asked.partition(":")
+    alike = [name for name in devices if name.startswith(f"{kind}:")]
+    if alike and number.isdecimal():
+        return NotOffered(f"The backend {backend!r} has no device {asked} here; this machine has {', '.join(alike)}.")
+    kinds = _names(
+        f"{name.partition(':')[0]} or {name.partition(':')[0]}:0, …" if ":" in name else name for name in devices
+    )
+    return NotOffered(f"The backend {backend!r} has no device {asked!r}; expected {', '.join(kinds)}.")
+
+
+def _names(names: Iterable[str]) -> list[str]:
+    """Each name once, in order."""
+    return list(dict.fromkeys(names))

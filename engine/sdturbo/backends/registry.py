@@ -1,0 +1,141 @@
+"""The backends that there are, and the one place that chooses among them.
+
+A backend is added by one line of `_registered`, or from outside this package by `register`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from sdturbo.backends.choice import EngineChoice, Offer, first_running, fitting, refuse_all
+from sdturbo.errors import BackendUnavailable, InvalidRequest, NotOffered
+
+if TYPE_CHECKING:
+    from sdturbo.backends.protocols import Backend, BackendModule
+    from sdturbo.bundle import Bundle
+
+log = logging.getLogger("sdturbo")
+
+T = TypeVar("T")
+BROKEN = (ImportError, OSError, RuntimeError)  # what broken installations of the libraries raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """module: a `BackendModule` by its full name. automatic: whether "auto" may take it."""
+
+    module: str
+    automatic: bool = True
+
+
+_registered = {  # fastest first: README, "What runs where"
+    "tensorrt": _Registered("sdturbo.backends.nvidia.tensorrt"),
+    "cuda": _Registered("sdturbo.backends.nvidia.onnxruntime"),
+    "cuda-tensorrt": _Registered("sdturbo.backends.nvidia.onnxruntime_tensorrt", automatic=False),
+    "openvino": _Registered("sdturbo.backends.openvino.backend"),
+    "onnxruntime": _Registered("sdturbo.backends.ort"),
+    "null": _Registered("sdturbo.backends.null", automatic=False),
+}
+
+
+def register(name: str, module: str, *, automatic: bool = True) -> None:
+    """Add a backend behind those that there are. module: a `BackendModule` that can be imported by this name.
+
+    automatic: whether "auto" may take it. Raises InvalidRequest if the name is taken.
+    """
+    if name == "auto" or name in _registered:
+        raise InvalidRequest(f"Got the name {name!r} for a backend, which is taken; expected another.")
+    _registered[name] = _Registered(module, automatic)
+
+
+def unregister(name: str) -> None:
+    """Take a backend out again. Raises InvalidRequest for an unknown name."""
+    _entry(name)
+    del _registered[name]
+
+
+def names(*, automatic: bool = False) -> tuple[str, ...]:
+    """Every registered backend, or those that "auto" may take, in its order."""
+    return tuple(name for name, entry in _registered.items() if entry.automatic or not automatic)
+
+
+def offers(name: str, bundle: Bundle | None = None) -> list[Offer]:
+    """What the backend offers for `bundle` (None: for any) on this machine: its preferred first, never empty.
+
+    Raises InvalidRequest for an unknown name, BundleError if the bundle's plans are at fault.
+    """
+    try:
+        return _module(name).offers(bundle)
+    except BROKEN as error:
+        return refuse_all(name, _does_not_load(name, error))
+
+
+def offer_for(choice: EngineChoice, bundle: Bundle | None = None) -> Offer:
+    """What `connect` takes, or refuses, for a backend named in `choice`. Raises InvalidRequest for an unknown name."""
+    return first_running(fitting(choice, offers(choice.backend, bundle)))
+
+
+def connect(choice: EngineChoice, bundle: Bundle | None = None) -> Backend:
+    """The backend that was asked for, or with "auto" the first that runs here; never another than was asked for.
+
+    bundle: what will run, for backends that cannot run every bundle.
+    Raises InvalidRequest for an unknown name, BackendUnavailable if it cannot run.
+    """
+    return load_first(choice, bundle, lambda backend: backend)
+
+
+def load_first(choice: EngineChoice, bundle: Bundle | None, load: Callable[[Backend], T]) -> T:
+    """What `load` makes of the backend that was asked for, or with "auto" of the first with which it succeeds.
+
+    With "auto" a backend is passed over that does not run here, and one that refuses while it is loaded; the log says so.
+    Raises InvalidRequest for an unknown name, BackendUnavailable if nothing runs, and what else `load` raises.
+    """
+    if choice.backend != "auto":
+        return load(_take(offer_for(choice, bundle), choice.num_threads, bundle))
+    reasons: list[str] = []
+    for name in names(automatic=True):
+        fits = fitting(replace(choice, backend=name), offers(name, bundle))
+        if (refusal := first_running(fits).refusal) is not None:
+            log.log(logging.INFO if isinstance(refusal, NotOffered) else logging.WARNING, "passed over: %s", refusal)
+            reasons.append(f"  - {refusal}")
+        for offer in (offer for offer in fits if offer.runs):
+            try:
+                backend = _take(offer, choice.num_threads, bundle)
+                loaded = load(backend)
+            except BackendUnavailable as error:
+                log.warning("passed over %s: %s", offer, error)
+                reasons.append(f"  - {error}")
+                continue
+            log.info("backend %s %s on %s in %s", backend.name, backend.version, backend.device, backend.precision)
+            return loaded
+    raise BackendUnavailable("No backend can run here:\n" + "\n".join(reasons))
+
+
+def _take(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Backend:
+    if offer.refusal is not None:
+        raise offer.refusal
+    try:
+        return _module(offer.backend).connect(offer, num_threads, bundle)
+    except BROKEN as error:
+        raise _does_not_load(offer.backend, error) from error
+
+
+def _does_not_load(name: str, error: Exception) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"The backend {name!r} cannot run here: its library is installed but does not load ({error})."
+        " Install it again, or use another backend."
+    )
+
+
+def _module(name: str) -> BackendModule:
+    return cast("BackendModule", importlib.import_module(_entry(name).module))
+
+
+def _entry(name: str) -> _Registered:
+    if not isinstance(name, str) or name not in _registered:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"Unknown backend {name!r}; expected auto, {', '.join(_registered)}.")
+    return _registered[name]
