@@ -49,6 +49,11 @@ class PlanMismatch(BackendUnavailable):
         super().__init__(message)
 
 
+class InputError(SDTurboError, TypeError):
+    """A session got other tensors than its stage takes, by name, shape or dtype: a fault of the program that runs it, not of
+    a request."""
+
+
 class OutputError(SDTurboError):
     """An engine produced values that cannot be a picture: non-finite latents or a constant image."""
 

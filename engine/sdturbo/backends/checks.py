@@ -1,4 +1,4 @@
-"""Checks that every backend makes: what a compiled graph has, what a graph's precision leaves open."""
+"""Checks that every backend makes: what a session is given, what a compiled graph has, what a graph's precision leaves open."""
 
 from __future__ import annotations
 
@@ -8,10 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdturbo.bundle.description import Stage
-from sdturbo.errors import BackendUnavailable, BundleError, NotOffered
+from sdturbo.errors import BackendUnavailable, BundleError, InputError, NotOffered
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from sdturbo.backends.protocols import Tensors
     from sdturbo.bundle import Bundle
+
+
+def check_inputs(expected: Mapping[str, NDArray[Any]], inputs: Tensors) -> None:
+    """Raise InputError unless `inputs` have the names, shapes and dtypes of `expected`. A NumPy scalar is of shape ()."""
+    if inputs.keys() != expected.keys():
+        raise InputError(f"Got the inputs {', '.join(inputs) or 'none'}; expected {', '.join(expected)}.")
+    for name, array in expected.items():
+        value = inputs[name]
+        if getattr(value, "shape", None) != array.shape or value.dtype != array.dtype:
+            raise InputError(
+                f"Got {name} as {_described(value)}; expected {_described(array)}. Nothing is cast or repeated."
+            )
+
+
+def copy_inputs(buffers: Mapping[str, NDArray[Any]], inputs: Tensors) -> None:
+    """Copy each input into the buffer of its name. Raises InputError as `check_inputs` does, before anything is copied."""
+    check_inputs(buffers, inputs)
+    for name, buffer in buffers.items():
+        buffer[...] = inputs[name]
 
 
 def check_tensors(graph: Path, stage: Stage, batch_size: int, found: Mapping[str, Sequence[int]]) -> None:
@@ -55,3 +79,9 @@ def not_installed(backend: str, library: str, extra: str, *, package: str | None
         f"The backend {backend!r} cannot run here: the package {package or library} is not installed;"
         f" `pip install 'sdturbo[{extra}]'`"
     )
+
+
+def _described(value: Any) -> str:
+    if hasattr(value, "dtype"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__

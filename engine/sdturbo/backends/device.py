@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sdturbo.backends.checks import copy_inputs
 from sdturbo.backends.protocols import Tensors
 from sdturbo.bundle.description import Stage, TensorSpec
 
@@ -136,6 +137,7 @@ class DeviceSession:
         self.engine, self.stage, self.batch_size, self.lock = engine, stage, batch_size, engine.lock
         self._inputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.inputs}
         self._outputs = {spec.name: _buffer(stream, spec, batch_size) for spec in stage.outputs}
+        self._host = {name: buffer.host for name, buffer in self._inputs.items()}
         launches = [engine.bind({**self._inputs, **self._outputs}, stream)]
         what = f"{stage.name} at batch size {batch_size}"
         with self.lock:
@@ -150,8 +152,7 @@ class DeviceSession:
     def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
         """Outputs by name. replay: False launches plainly (measurements)."""
         with self.lock:
-            for name, buffer in self._inputs.items():
-                buffer.host[...] = inputs[name]
+            copy_inputs(self._host, inputs)
             return dict(zip(self._outputs, self._recording.run(replay=replay), strict=True))
 
 
@@ -169,18 +170,15 @@ class DeviceProgram:
         latents = [_buffer(stream, denoiser.stage.outputs[0], size) for _ in range(2)]
         self._first, self._last = latents[0], latents[len(steps) % 2]
         self._image = _buffer(stream, decoder.stage.outputs[0], size)
-        launches = [
-            text.engine.bind({text.stage.inputs[0].name: self._input_ids, text.stage.outputs[0].name: embeds}, stream)
-        ]
+        self._host = {"input_ids": self._input_ids.host, "latents": self._first.host}
+        launches = [_bind(text, {"input_ids": self._input_ids}, embeds, stream)]
         for i, step in enumerate(steps):
             row = stream.buffer((), "int64")
             row.host[...] = step
             stream.upload(row)  # once: it stays on the device
-            buffers = {"latents": latents[i % 2], "prompt_embeds": embeds, "step": row}
-            output = {denoiser.stage.outputs[0].name: latents[(i + 1) % 2]}
-            launches.append(denoiser.engine.bind(buffers | output, stream))
-        ends = {decoder.stage.inputs[0].name: self._last, decoder.stage.outputs[0].name: self._image}
-        launches.append(decoder.engine.bind(ends, stream))
+            inputs = {"latents": latents[i % 2], "prompt_embeds": embeds, "step": row}
+            launches.append(_bind(denoiser, inputs, latents[(i + 1) % 2], stream))
+        launches.append(_bind(decoder, {"latents": self._last}, self._image, stream))
         what = f"{len(steps)} steps at batch size {size}"
         with self._turn():
             self._recording = Recording(
@@ -197,8 +195,7 @@ class DeviceProgram:
         replay: False launches plainly (measurements).
         """
         with self._turn():
-            self._input_ids.host[...] = inputs["input_ids"]
-            self._first.host[...] = inputs["latents"]
+            copy_inputs(self._host, inputs)
             latents, image = self._recording.run(replay=replay)
             return {"latents": latents, "image": image}
 
@@ -213,6 +210,12 @@ class DeviceProgram:
 def device_index(device: str) -> int:
     """1 of "cuda:1"."""
     return int(device.partition(":")[2])
+
+
+def _bind(session: DeviceSession, inputs: Mapping[str, Buffer], output: Buffer, stream: Stream) -> Work:
+    """A launch of the session's stage on other buffers than its own, its inputs taken by name."""
+    taken = {spec.name: inputs[spec.name] for spec in session.stage.inputs}
+    return session.engine.bind({**taken, session.stage.outputs[0].name: output}, stream)
 
 
 def _buffer(stream: Stream, spec: TensorSpec, batch_size: int) -> Buffer:

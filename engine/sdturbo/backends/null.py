@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdturbo.backends.checks import check_inputs
 from sdturbo.backends.choice import Offer
 from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work
 from sdturbo.backends.protocols import Program, Session, Tensors
@@ -48,8 +49,10 @@ class NullSession:
     def __init__(self, stage: Stage, batch_size: int) -> None:
         self._stage = stage
         self._batch_size = batch_size
+        self._expected = {spec.name: np.empty(spec.shape_at(batch_size), spec.dtype) for spec in stage.inputs}
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        check_inputs(self._expected, inputs)
         rows = [self._seed(inputs, row) for row in range(self._batch_size)]
         return {spec.name: np.stack([_draw(spec, seed) for seed in rows]) for spec in self._stage.outputs}
 

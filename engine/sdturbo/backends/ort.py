@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal, not_installed
+from sdturbo.backends.checks import by_graph, check_tensors, copy_inputs, graph_refusal, not_installed
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
@@ -87,7 +87,6 @@ class OrtSession:
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         with self._lock:
-            for name, array in self._inputs.items():
-                array[...] = inputs[name]
+            copy_inputs(self._inputs, inputs)
             self._session.run_with_iobinding(self._binding)
             return {name: array.copy() for name, array in self._outputs.items()}

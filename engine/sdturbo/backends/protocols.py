@@ -22,7 +22,10 @@ class Session(Protocol):
     """One stage at one batch size, compiled, with buffers of its own. Calls from several threads take turns."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """Copy in, run, copy out. Inputs and outputs are those of the stage, with its dtypes and shapes."""
+        """Copy in, run, copy out. Inputs and outputs are those of the stage, with its dtypes and shapes.
+
+        Raises InputError for any other input.
+        """
         ...
 
 
@@ -30,7 +33,10 @@ class Program(Protocol):
     """A whole text-to-image request of one step count and batch size that stays on the device between stages."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """`input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes."""
+        """`input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes.
+
+        Raises InputError for any other input.
+        """
         ...
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.checks import check_tensors, not_installed
+from sdturbo.backends.checks import check_tensors, copy_inputs, not_installed
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
@@ -210,7 +210,6 @@ class OpenVinoSession:
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         with self._lock:
-            for name, array in self._inputs.items():
-                array[...] = inputs[name]
+            copy_inputs(self._inputs, inputs)
             self._request.infer()
             return {name: array.copy() for name, array in self._outputs.items()}
