@@ -10,7 +10,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class Metrics:
-    """The names say unit and meaning; `stage` is a stage of the pipeline, `where` "queue" or "engine"."""
+    """The names say unit and meaning; `stage` is a part of `Result.timings`, `where` "queue" or "engine"."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -20,7 +20,11 @@ class Metrics:
         )
         self.pictures = Counter("sdturbo_pictures", "Pictures drawn.", registry=registry)
         self.stages = Histogram(
-            "sdturbo_stage_seconds", "Time of a batch in each stage.", ["stage"], buckets=SECONDS, registry=registry
+            "sdturbo_stage_seconds",
+            "Time of a batch in each part.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self.waits = Histogram(
             "sdturbo_queue_wait_seconds", "Time from arrival to the engine.", buckets=SECONDS, registry=registry

@@ -18,8 +18,6 @@ from sdturbo_serve.picture import AllCancelled, Drawn, Picture
 
 log = logging.getLogger("sdturbo.serve")
 
-STAGES = ("text_encoder", "encoder", "denoiser", "decoder")
-
 
 class QueueFull(SDTurboError):
     """No place for so many pictures now. retry_after: seconds until the queue has probably moved on."""
@@ -169,9 +167,9 @@ class Worker:
         self._seconds_each += 0.2 * (seconds / len(batch) - self._seconds_each)
         self._metrics.pictures.inc(len(batch))
         self._metrics.batches.observe(len(batch))
-        for stage in STAGES:
-            if stage in result.timings:
-                self._metrics.stages.labels(stage).observe(result.timings[stage] / 1e3)
+        for part, milliseconds in result.timings.items():
+            if part != "total":
+                self._metrics.stages.labels(part).observe(milliseconds / 1e3)
         for one, image, dropped in zip(batch, result.images, result.dropped, strict=True):
             wait = start - one.arrived
             self._metrics.waits.observe(wait)

@@ -12,7 +12,7 @@ import pytest
 from serving import GENERATIONS, client_of, listening, wait_until
 from websockets.sync.client import connect
 
-from sdturbo import Cancelled, OutputError
+from sdturbo import Cancelled, OutputError, Pipeline
 from sdturbo_serve.metrics import Metrics
 from sdturbo_serve.picture import Picture
 from sdturbo_serve.worker import QueueFull, Worker
@@ -154,6 +154,28 @@ def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
     with pytest.raises(OutputError):
         pictures[2].drawn.result(10)
     assert all(pixels(pictures[i]).shape == (64, 64, 3) for i in (0, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("device", "parts"),
+    [("cpu", {"text_encoder", "denoiser", "decoder"}), ("null:0", {"engines"})],
+)
+def test_every_part_of_a_batch_is_a_metric_whatever_the_backend_calls_it(bundle_dir, device, parts):
+    metrics = Metrics()
+    worker = Worker(Pipeline.load(bundle_dir, "null", device=device), 8, metrics)
+    worker.start()
+    picture = Picture("x", 0, 2)
+    worker.submit([picture])
+    timings = picture.drawn.result(10).timings_ms
+    worker.stop()
+    samples = {
+        sample.labels["stage"]: sample.value
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "sdturbo_stage_seconds_sum"
+    }
+    assert samples == {part: pytest.approx(ms / 1e3) for part, ms in timings.items() if part != "total"}
+    assert samples.keys() == parts | {"tokenizer", "noise", "output"}
 
 
 def test_a_full_queue_is_429_with_retry_after(gated):
