@@ -33,6 +33,10 @@ class Clock:
         yield
         self.timings[name] = self.timings.get(name, 0.0) + (time.perf_counter() - start) * 1e3
 
+    def also_stopped_by(self, cancel: CancelToken) -> None:
+        """Honour one more token."""
+        self.cancel = cancel if self.cancel is None else Either(cancel, self.cancel)
+
     def stop(self) -> dict[str, float]:
         return {**self.timings, "total": (time.perf_counter() - self.start) * 1e3}
 

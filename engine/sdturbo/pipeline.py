@@ -23,7 +23,17 @@ from sdturbo.errors import BundleError, InvalidRequest, OutputError, SDTurboErro
 from sdturbo.image import ImageInput, to_pixels
 from sdturbo.noise import TorchGenerator
 from sdturbo.pipelined import stream
-from sdturbo.request import F32, Job, Request, Seeds, accept
+from sdturbo.request import (
+    DEFAULT_IMAGES,
+    DEFAULT_OUTPUT_TYPE,
+    DEFAULT_SEED,
+    DEFAULT_STEPS,
+    F32,
+    Job,
+    Request,
+    Seeds,
+    accept,
+)
 from sdturbo.result import Result, finish
 from sdturbo.tokenizer import PromptTokenizer, Tokens
 
@@ -93,11 +103,11 @@ class Pipeline:
         image: ImageInput | None = None,
         *,
         strength: float | None = None,
-        num_inference_steps: int = 1,
-        num_images_per_prompt: int = 1,
-        seed: Seeds = 0,
+        num_inference_steps: int = DEFAULT_STEPS,
+        num_images_per_prompt: int = DEFAULT_IMAGES,
+        seed: Seeds = DEFAULT_SEED,
         latents: F32 | None = None,
-        output_type: str = "pil",
+        output_type: str = DEFAULT_OUTPUT_TYPE,
         cancel: CancelToken | None = None,
     ) -> Result:
         """Draw `num_images_per_prompt` pictures for each prompt, in the prompts' order.
@@ -112,18 +122,18 @@ class Pipeline:
         one, before each batch.
         Raises InvalidRequest, Cancelled, OutputError.
         """
-        job = accept(
-            self.bundle,
-            prompt,
-            image,
-            strength=strength,
-            num_inference_steps=num_inference_steps,
-            num_images_per_prompt=num_images_per_prompt,
-            seed=seed,
-            latents=latents,
-            output_type=output_type,
-            cancel=cancel,
-            image_to_image=self._image_to_image,
+        job = self._accept(
+            {
+                "prompt": prompt,
+                "image": image,
+                "strength": strength,
+                "num_inference_steps": num_inference_steps,
+                "num_images_per_prompt": num_images_per_prompt,
+                "seed": seed,
+                "latents": latents,
+                "output_type": output_type,
+                "cancel": cancel,
+            }
         )
         self._prepare(job)
         if self._programs and job.image is None and job.ends_in_pictures:
@@ -151,7 +161,7 @@ class Pipeline:
 
         For pictures a second; a single one is drawn sooner by a call. Gains where stages can run at the same time, as on a
         GPU with room for them; on a CPU they share its cores. requests: each a call's arguments by name; asked for the next
-        one in the caller's thread, never more than `stream.IN_FLIGHT` ahead of the result that was taken last.
+        one in the caller's thread, never more than `pipelined.IN_FLIGHT` ahead of the result that was taken last.
         A request that fails yields its error in its place, an SDTurboError, and the others go on; one that is cancelled yields
         Cancelled. Any other exception, and those of `requests`, are raised and end the stream. Closing the generator stops
         what is under way before its next stage; the three threads have ended when it returns.
@@ -159,8 +169,15 @@ class Pipeline:
         """
         return stream(requests, self._stream_text, self._stream_denoise, self._stream_decode)
 
-    def _stream_text(self, given: Request) -> Job:
-        job = accept(self.bundle, **given, image_to_image=self._image_to_image)
+    def _accept(self, request: Request) -> Job:
+        job = accept(self.bundle, request)
+        if job.image is not None and not self._image_to_image:
+            raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
+        return job
+
+    def _stream_text(self, request: Request, stop: CancelToken) -> Job:
+        job = self._accept(request)
+        job.clock.also_stopped_by(stop)
         self._prepare(job)
         self._run_text(job)
         return job

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-from sdturbo.clock import Either
-from sdturbo.errors import InvalidRequest, SDTurboError
-from sdturbo.request import Job, Request, check_cancel
+from sdturbo.clock import CancelToken
+from sdturbo.errors import SDTurboError
+from sdturbo.request import Job, Request
 from sdturbo.result import Result
 
 T = TypeVar("T")
@@ -23,11 +23,11 @@ IN_FLIGHT = 4  # one in each stage, one that waits or that the caller looks at
 
 def stream(
     requests: Iterable[Request],
-    text: Callable[[Request], Job],
+    text: Callable[[Request, CancelToken], Job],
     denoise: Callable[[Job], Job],
     decode: Callable[[Job], Result],
 ) -> Generator[Result | SDTurboError]:
-    """The outcome of each request, in order; see `Pipeline.stream`."""
+    """The outcome of each request, in order; see `Pipeline.stream`. text is given the token that the stream's end sets."""
     stop = threading.Event()
     outcomes: deque[Future[Result]] = deque()
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def stream(
         )
         stack.callback(stop.set)  # before the threads are waited for
         for one in requests:
-            embeds = first.submit(_first, text, one, stop)
+            embeds = first.submit(text, one, stop)
             latents = second.submit(_next, denoise, embeds)
             outcomes.append(third.submit(_next, decode, latents))
             if len(outcomes) == IN_FLIGHT:
@@ -45,28 +45,9 @@ def stream(
             yield _outcome(outcomes.popleft())
 
 
-def _first(text: Callable[[Request], Job], given: Request, stop: threading.Event) -> Job:
-    return text(_stoppable(given, stop))
-
-
 def _next(stage: Callable[[Job], T], before: Future[Job]) -> T:
     """Raises what the stage before raised."""
     return stage(before.result())
-
-
-def _stoppable(given: Request, stop: threading.Event) -> Request:
-    """The request with a token that the stream's end sets too."""
-    if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(f"Got a request of type {type(given).__name__}; expected a call's arguments by name.")
-    known = Request.__annotations__
-    options = cast("Mapping[Any, Any]", given)
-    if unknown := [name for name in options if name not in known]:
-        raise InvalidRequest(f"Got a request with {unknown!r:.80}; expected names of {', '.join(known)}.")
-    if "prompt" not in options:
-        raise InvalidRequest("Got a request without a prompt.")
-    cancel = given.get("cancel")
-    check_cancel(cancel)
-    return {**given, "cancel": stop if cancel is None else Either(stop, cancel)}
 
 
 def _outcome(future: Future[Result]) -> Result | SDTurboError:

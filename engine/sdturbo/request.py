@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Required, SupportsIndex, TypedDict, cast
 
@@ -21,6 +21,12 @@ from sdturbo.tokenizer import Tokens
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 1000  # a prompt, a call
 OUTPUT_TYPES = ("pil", "np", "latent")
+
+# of a request that does not say; what has no default here is None
+DEFAULT_STEPS = 1
+DEFAULT_IMAGES = 1  # per prompt
+DEFAULT_SEED = 0
+DEFAULT_OUTPUT_TYPE = "pil"
 
 F32 = NDArray[np.float32]
 Seeds = SupportsIndex | Sequence[SupportsIndex]
@@ -69,41 +75,40 @@ class Job:
         return self.output_type != "latent"
 
 
-def accept(
-    bundle: Bundle,
-    prompt: str | Sequence[str],
-    image: ImageInput | None = None,
-    *,
-    strength: float | None = None,
-    num_inference_steps: int = 1,
-    num_images_per_prompt: int = 1,
-    seed: Seeds = 0,
-    latents: F32 | None = None,
-    output_type: str = "pil",
-    cancel: CancelToken | None = None,
-    image_to_image: bool,
-) -> Job:
-    """The job of a call's arguments, its clock started. image_to_image: whether the encoder is loaded.
-
-    Raises InvalidRequest.
-    """
-    prompts = check_prompts(prompt)
-    steps = check_count(num_inference_steps, "num_inference_steps", len(bundle.step_counts))
-    per_prompt = check_count(num_images_per_prompt, "num_images_per_prompt", MAX_IMAGES)
-    seeds = check_seeds(seed, len(prompts) * per_prompt)
-    output_type = check_output_type(output_type)
+def accept(bundle: Bundle, request: Request) -> Job:
+    """The job of a request, its clock started. What the request leaves out takes its default. Raises InvalidRequest."""
+    check_names(request)
+    prompts = check_prompts(request["prompt"])
+    steps = check_count(
+        request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", len(bundle.step_counts)
+    )
+    per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
+    seeds = check_seeds(request.get("seed", DEFAULT_SEED), len(prompts) * per_prompt)
+    output_type = check_output_type(request.get("output_type", DEFAULT_OUTPUT_TYPE))
+    image, strength, latents = request.get("image"), request.get("strength"), request.get("latents")
+    cancel = request.get("cancel")
     check_cancel(cancel)
     rows = bundle.steps(steps)
     if image is not None:
         if latents is not None:
             raise InvalidRequest("Got both image and latents; image-to-image draws its own noise from the seed.")
-        if not image_to_image:
-            raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
         strength = check_strength(strength, steps)
         rows = rows[first_step(steps, strength) :]
     elif strength is not None:
         raise InvalidRequest(f"Got strength={strength} without an image; strength belongs to image-to-image.")
     return Job(prompts, image, strength, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel))
+
+
+def check_names(request: object) -> None:
+    """A call's arguments by name, with a prompt and nothing that a call does not take."""
+    if not isinstance(request, Mapping):
+        raise InvalidRequest(f"Got a request of type {type(request).__name__}; expected a call's arguments by name.")
+    known = Request.__annotations__
+    names = cast("Mapping[object, object]", request)
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidRequest(f"Got a request with {unknown!r:.80}; expected names of {', '.join(known)}.")
+    if "prompt" not in names:
+        raise InvalidRequest("Got a request without a prompt.")
 
 
 def check_prompts(prompt: object) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from sdturbo.bundle.description import MAX_STEPS
-from sdturbo.request import MAX_SEED
+from sdturbo.request import DEFAULT_STEPS, MAX_SEED
 from sdturbo_serve.encoding import Format
 
 MAX_PROMPT, MAX_PICTURES = 4000, 10
@@ -45,7 +45,7 @@ class Wanted(BaseModel):
     output_format: Format | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
     seed: Seed | None = None
-    steps: Steps = 1
+    steps: Steps = DEFAULT_STEPS
     quality: Literal["auto"] | None = None
     background: Literal["auto", "opaque"] | None = None
     stream: Literal[False] | None = None
@@ -73,7 +73,7 @@ class LiveRequest(BaseModel):
 
     prompt: Prompt
     seed: Seed | None = None
-    steps: Steps = 1
+    steps: Steps = DEFAULT_STEPS
     image: str | None = None
     strength: Strength | None = None
     output_format: Format = "jpeg"

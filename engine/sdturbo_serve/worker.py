@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from sdturbo import Cancelled, Pipeline, SDTurboError
+from sdturbo import Cancelled, Pipeline, Request, SDTurboError
 from sdturbo_serve.metrics import Metrics
 from sdturbo_serve.picture import AllCancelled, Drawn, Picture
 
@@ -142,16 +142,16 @@ class Worker:
 
     def _draw(self, batch: tuple[Picture, ...]) -> None:
         start = time.perf_counter()
-        first = batch[0]
+        request: Request = {
+            "prompt": [one.prompt for one in batch],
+            "image": batch[0].image,
+            "strength": batch[0].strength,
+            "num_inference_steps": batch[0].steps,
+            "seed": [one.seed for one in batch],
+            "cancel": AllCancelled(batch),
+        }
         try:
-            result = self._pipeline(
-                [one.prompt for one in batch],
-                first.image,
-                strength=first.strength,
-                num_inference_steps=first.steps,
-                seed=[one.seed for one in batch],
-                cancel=AllCancelled(batch),
-            )
+            result = self._pipeline(**request)
         except Cancelled as error:
             _fail(batch, error)
             self._metrics.cancelled.labels("engine").inc(len(batch))

@@ -1,3 +1,4 @@
+import inspect
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sdturbo import request
+from sdturbo import Bundle, Pipeline, request
 from sdturbo.errors import InvalidRequest
 
 STEPS = st.integers(1, 4)
@@ -125,3 +126,48 @@ def test_other_prompts_are_refused(prompt):
 def test_unknown_output_types_are_refused(value):
     with pytest.raises(InvalidRequest, match="expected one of pil, np, latent"):
         request.check_output_type(value)
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_dir):
+    return Bundle.load(bundle_dir)
+
+
+def test_a_request_that_says_nothing_takes_the_defaults_of_a_call(bundle, pipe):
+    job = request.accept(bundle, {"prompt": "a cat"})
+    signature = inspect.signature(Pipeline.__call__).parameters
+    said = {name: signature[name].default for name in request.Request.__annotations__ if name != "prompt"}
+    full = request.accept(bundle, {"prompt": "a cat", **said})
+    checked = ("prompts", "image", "strength", "num_inference_steps", "rows", "images_per_prompt", "seeds", "latents")
+    assert [getattr(job, name) for name in checked] == [getattr(full, name) for name in checked]
+    assert (job.output_type, job.clock.cancel) == (full.output_type, full.clock.cancel)
+    (streamed,) = pipe.stream([{"prompt": "a cat"}])
+    assert streamed.images == pipe("a cat").images
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a cat", "type str; expected a call's arguments by name"),
+        (None, "type NoneType"),
+        ({}, "without a prompt"),
+        ({"seed": 1}, "without a prompt"),
+        ({"prompt": "a cat", "guidance_scale": 7}, "guidance_scale.*expected names of prompt, image, strength"),
+        ({"prompt": "a cat", 7: 7}, r"with \[7\]"),
+        ({"prompt": "a cat", "image_to_image": True}, "image_to_image"),
+    ],
+)
+def test_other_names_than_those_of_a_call_are_refused(bundle, given, words):
+    with pytest.raises(InvalidRequest, match=words):
+        request.accept(bundle, given)
+
+
+def test_whether_a_picture_can_be_taken_is_the_pipelines_word_in_calls_and_streams(bundle):
+    pipe = Pipeline.load(bundle.path, "null", image_to_image=False)
+    given = {"prompt": "a cat", "image": np.zeros((64, 64, 3), np.uint8)}
+    assert request.accept(bundle, given).image is given["image"]
+    with pytest.raises(InvalidRequest, match="image_to_image=False"):
+        pipe(**given)
+    (refused,) = pipe.stream([given])
+    assert isinstance(refused, InvalidRequest)
+    assert "image_to_image=False" in str(refused)
