@@ -196,14 +196,14 @@ class Pipeline:
             job.tokens = [self._tokenizer(text) for text in job.prompts]
         if job.image is None:
             with job.clock.part("noise"):
-                job.x = self.prepare_latents(job.seeds, job.latents)
+                job.x = self._prepare_latents(job.seeds, job.latents)
             return
         with job.clock.part("image"):
             pixels = to_pixels(job.image, self.bundle.height, self.bundle.width)
         with job.clock.part("noise"):
-            noises = self.prepare_image_noise(job.seeds)
+            noises = self._prepare_image_noise(job.seeds)
         with job.clock.part("encoder"):
-            job.x = self.encode_image(pixels, noises, job.rows[0])
+            job.x = self._encode_image(pixels, noises, job.rows[0])
 
     def _run_joined(self, job: Job) -> None:
         """All stages in one go, a batch at a time."""
@@ -212,25 +212,25 @@ class Pipeline:
         for size, part in self._parts(count):
             with job.clock.part("engines"):
                 tokens = [job.tokens[i // job.images_per_prompt] for i in part]
-                parts.append(self.draw(tokens, job.x[part], job.num_inference_steps, size))
+                parts.append(self._draw(tokens, job.x[part], job.num_inference_steps, size))
         job.images = np.concatenate(parts)[:count]
 
     def _run_text(self, job: Job) -> None:
         with job.clock.part("text_encoder"):
-            embeds = self.encode_prompts(job.tokens)
+            embeds = self._encode_prompts(job.tokens)
         job.prompt_embeds = [embeds[i // job.images_per_prompt] for i in range(len(job.seeds))]
 
     def _run_denoiser(self, job: Job) -> None:
         for step in job.rows:
             with job.clock.part("denoiser"):
-                job.x = self.denoise(job.x, job.prompt_embeds, step)
+                job.x = self._denoise(job.x, job.prompt_embeds, step)
 
     def _run_decoder(self, job: Job) -> None:
         if job.ends_in_pictures:
             with job.clock.part("decoder"):
-                job.images = self.decode(job.x)
+                job.images = self._decode(job.x)
 
-    def draw(self, tokens: Sequence[Tokens], latents: F32, steps: int, batch_size: int) -> NDArray[np.uint8]:
+    def _draw(self, tokens: Sequence[Tokens], latents: F32, steps: int, batch_size: int) -> NDArray[np.uint8]:
         """A batch of pictures uint8 (B, H, W, 3) in one go, where the backend keeps tensors on its device."""
         inputs = {"input_ids": np.concatenate([one.input_ids for one in tokens]), "latents": latents}
         outputs = self._programs[steps, batch_size].run(inputs)
@@ -238,7 +238,7 @@ class Pipeline:
         self._require_pictures(outputs["image"])
         return outputs["image"]
 
-    def encode_prompts(self, tokens: Sequence[Tokens]) -> list[F32]:
+    def _encode_prompts(self, tokens: Sequence[Tokens]) -> list[F32]:
         """prompt_embeds float32 (77, 1024) of each prompt, from the cache or the text encoder."""
         keys = [one.input_ids.tobytes() for one in tokens]
         with self._prompt_lock:
@@ -256,7 +256,7 @@ class Pipeline:
                 self._prompt_cache.popitem(last=False)
         return [known[key] for key in keys]
 
-    def prepare_latents(self, seeds: Sequence[int], latents: F32 | None = None) -> F32:
+    def _prepare_latents(self, seeds: Sequence[int], latents: F32 | None = None) -> F32:
         """First latents of text-to-image, noise·sigma_max: float32 (N, 4, H/8, W/8)."""
         if latents is None:
             latents = np.concatenate([TorchGenerator(seed).randn(self._latents_shape) for seed in seeds])
@@ -269,25 +269,25 @@ class Pipeline:
             raise InvalidRequest(f"Got latents beyond ±{MAX_LATENT:g} or not finite; expected standard normals.")
         return latents * np.float32(self.bundle.schedule[0].sigma)
 
-    def prepare_image_noise(self, seeds: Sequence[int]) -> dict[str, F32]:
+    def _prepare_image_noise(self, seeds: Sequence[int]) -> dict[str, F32]:
         """The encoder's noises by name, drawn in its inputs' order from one generator an image: posterior_noise, noise; an
         AutoencoderTiny has no posterior."""
         generators = [TorchGenerator(seed) for seed in seeds]
         names = [spec.name for spec in self.bundle.stages["encoder"].inputs if spec.name in NOISES]
         return {name: np.concatenate([one.randn(self._latents_shape) for one in generators]) for name in names}
 
-    def encode_image(self, pixels: NDArray[np.uint8], noises: dict[str, F32], step: int) -> F32:
+    def _encode_image(self, pixels: NDArray[np.uint8], noises: dict[str, F32], step: int) -> F32:
         """Latents of a picture with the noise of row `step` added: float32 (N, 4, H/8, W/8)."""
         inputs = {"image": [pixels[0]] * len(noises["noise"]), **noises}
         return self._run("encoder", inputs, step=np.int64(step))
 
-    def denoise(self, latents: F32, prompt_embeds: Sequence[F32], step: int) -> F32:
+    def _denoise(self, latents: F32, prompt_embeds: Sequence[F32], step: int) -> F32:
         """One step of the schedule: the UNet and the Euler update, row `step` of the table."""
         x = self._run("denoiser", {"latents": latents, "prompt_embeds": prompt_embeds}, step=np.int64(step))
         _require_finite(x, f"denoiser at step {step}")
         return x
 
-    def decode(self, latents: F32) -> NDArray[np.uint8]:
+    def _decode(self, latents: F32) -> NDArray[np.uint8]:
         """Pictures uint8 (N, H, W, 3)."""
         images = self._run("decoder", {"latents": latents})
         self._require_pictures(images)

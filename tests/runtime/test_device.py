@@ -179,8 +179,8 @@ def test_threads_sharing_a_device_get_their_own_pictures(on_device):
 
 def test_cancellation_is_honoured_before_each_batch(on_device, monkeypatch):
     stop = threading.Event()
-    draw = on_device.draw
-    monkeypatch.setattr(on_device, "draw", lambda *arguments: (stop.set(), draw(*arguments))[1])
+    draw = on_device._draw
+    monkeypatch.setattr(on_device, "_draw", lambda *arguments: (stop.set(), draw(*arguments))[1])
     with pytest.raises(Cancelled, match="before engines"):
         on_device("a cat", num_images_per_prompt=3, cancel=stop)
 

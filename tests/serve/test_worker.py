@@ -135,7 +135,7 @@ def test_a_newer_picture_takes_the_place_in_the_queue_until_the_engine_begins(wo
 def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
     worker, gate = worker
     pipeline = worker._pipeline
-    decode = pipeline.decode
+    decode = pipeline._decode
 
     def decode_or_fail(latents):
         images = decode(latents)
@@ -145,7 +145,7 @@ def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
 
     spoilt = pipeline("x", seed=2, output_type="np").images[0] if gate.open.set() is None else None
     gate.shut()
-    monkeypatch.setattr(type(pipeline), "decode", lambda self, latents: decode_or_fail(latents))
+    monkeypatch.setattr(type(pipeline), "_decode", lambda self, latents: decode_or_fail(latents))
     worker.submit([Picture("hold", 0, 4)])
     gate.wait_for_entry()
     pictures = [Picture("x", i, 1) for i in range(4)]
