@@ -36,9 +36,12 @@ class CudaError(RuntimeError):
 
 def libraries_missing(backend: str, library: str, extra: str, *, package: str | None = None) -> NotOffered | None:
     """Why the backend cannot run at all, with the remedy: its library or CUDA's bindings are not installed."""
-    return not_installed(backend, library, extra, package=package) or not_installed(
-        backend, "cuda.bindings", extra, package="cuda-bindings"
-    )
+    return not_installed(backend, library, extra, package=package) or bindings_missing(backend, extra)
+
+
+def bindings_missing(backend: str, extra: str) -> NotOffered | None:
+    """Why CUDA cannot be asked at all, with the remedy, if its bindings are not installed."""
+    return not_installed(backend, "cuda.bindings", extra, package="cuda-bindings")
 
 
 def gpu_offers(
