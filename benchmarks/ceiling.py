@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,5 +122,5 @@ def _quantize(value: str, name: str) -> Sequence[onnx.NodeProto]:
     )
 
 
-def _node(operator: str, inputs: Sequence[str], output: str, **options: object) -> onnx.NodeProto:
+def _node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> onnx.NodeProto:
     return helper.make_node(operator, list(inputs), [output], name=output, **options)

@@ -168,7 +168,7 @@ def _pixels(path: Path) -> Any:
 
 def main() -> int:
     names = [peer.name for peer in PEERS]
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument(
         "--model", required=True, help="the checkpoint of the bundle: tiny, small, seeded or a directory"

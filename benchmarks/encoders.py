@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from isal import isal_zlib
@@ -25,7 +25,7 @@ from benchmarks.tables import ms, table
 from sdturbo import Pipeline
 from sdturbo.bundle import EMBEDDED
 from sdturbo.commands.doctor import report as machine
-from sdturbo_serve.encoding import QUALITY, encode
+from sdturbo_serve.encoding import QUALITY, Format, encode
 
 PROMPTS = ("a red house by a lake under a blue sky", "a green tree in the snow at night")
 GRAIN = 4.0  # standard deviation, of 255
@@ -61,7 +61,7 @@ def encoders() -> dict[str, Encoder]:
         return isal_zlib.compress(filtered(np.asarray(picture, np.uint8), kind), level)
 
     found: dict[str, Encoder] = {
-        f"the server's {name}": partial(encode, output_format=name) for name in ("png", *QUALITY)
+        f"the server's {name}": partial(encode, output_format=name) for name in get_args(Format)
     }
     found |= {f"Pillow png level {level}": partial(pillow, name="PNG", compress_level=level) for level in (0, 1, 3, 6)}
     found |= {
@@ -104,7 +104,7 @@ def measure(runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=15, help="of each encoder and picture")
     document = measure(parser.parse_args().runs)
     lines = [

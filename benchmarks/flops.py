@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 
 Shapes = dict[str, tuple[int, ...]]
 

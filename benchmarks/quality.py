@@ -47,11 +47,10 @@ def ssim(found: Picture, expected: Picture) -> float:
     """Structural similarity of two uint8 (H, W, 3) pictures, 1 for equal ones: Wang et al. 2004, Gaussian window, sigma 1.5."""
     from skimage.metrics import structural_similarity
 
-    return float(
-        structural_similarity(
-            found, expected, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
-        )
+    similarity: Any = structural_similarity(
+        found, expected, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
     )
+    return float(similarity)
 
 
 def prompts(count: int) -> list[str]:
@@ -106,7 +105,7 @@ def run(bundle: Bundle, checkpoint: Checkpoint, store: Path, count: int, steps: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--model", required=True, help="the checkpoint that the bundle was built from")
     parser.add_argument("--prompts", type=int, default=LEAST, help=f"how many, {LEAST} or more")

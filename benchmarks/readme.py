@@ -45,7 +45,7 @@ def with_section(page: str, text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if the page differs")
     results.add_option(parser)
     arguments = parser.parse_args()

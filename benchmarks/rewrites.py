@@ -140,7 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, help="checkpoint directory whose stages are measured instead of modules")
     parser.add_argument("--rewrite", choices=rewrite_names(), help="this one only")
     parser.add_argument("--pairs", type=int, default=7, help="runs of each graph")

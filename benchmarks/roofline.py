@@ -102,7 +102,7 @@ def paper(work: Work, gpu: Gpu) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--gpu", help=f"lower bounds on paper for {', '.join(GPUS)}; measures nothing")
     parser.add_argument("--threads", type=int, default=available_cpus())

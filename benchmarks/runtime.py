@@ -57,7 +57,7 @@ def shared_by_threads(pipe: Pipeline, requests: int, threads: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--runs", type=int, default=20, help="requests whose overhead is timed")

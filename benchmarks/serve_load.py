@@ -231,7 +231,7 @@ def resident_mb(pid: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", default=str(EMBEDDED))
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")

@@ -83,7 +83,7 @@ def run(bundle_path: Path, store: Path, threads: Sequence[int], runs: int) -> di
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=10, help="requests a configuration")
     most = available_cpus()

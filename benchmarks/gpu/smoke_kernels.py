@@ -98,7 +98,7 @@ class CudaKernels:
     """The kernels on GPU 0. Raises BackendUnavailable if they cannot be compiled or loaded."""
 
     def __init__(self, capability: str) -> None:
-        from cuda.bindings import driver, runtime
+        from cuda.bindings import driver, runtime  # pyright: ignore[reportAttributeAccessIssue] (no stub of the driver)
 
         self._driver = driver
         image = compiled(capability)
@@ -156,7 +156,7 @@ class ImitatedKernels:
 
 def compiled(capability: str) -> bytes:
     """The kernels as machine code for a compute capability, "8.9". Needs no GPU. Raises BackendUnavailable."""
-    from cuda.bindings import nvrtc
+    from cuda.bindings import nvrtc  # pyright: ignore[reportAttributeAccessIssue] (no stub of the compiler)
 
     try:
         program = check(nvrtc.nvrtcCreateProgram(SOURCE, b"smoke.cu", 0, [], []))

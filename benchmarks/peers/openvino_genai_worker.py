@@ -11,17 +11,17 @@ from lines import answer_lines
 
 class GenAi:
     def prepare(self, request: Mapping[str, Any]) -> None:
-        from optimum.exporters.openvino import main_export
+        from optimum.exporters.openvino import main_export  # pyright: ignore[reportMissingImports] (of its own environment)
 
         main_export(request["checkpoint"], output=Path(request["model"]), task="text-to-image", convert_tokenizer=True)
 
     def load(self, request: Mapping[str, Any]) -> None:
-        import openvino_genai
+        import openvino_genai  # pyright: ignore[reportMissingImports] (of its own environment)
 
         self.pipe = openvino_genai.Text2ImagePipeline(request["model"], "CPU", INFERENCE_NUM_THREADS=request["threads"])
 
     def draw(self, prompt: str, seed: int, steps: int) -> Any:
-        import openvino_genai
+        import openvino_genai  # pyright: ignore[reportMissingImports] (of its own environment)
         from PIL import Image
 
         generator = openvino_genai.TorchGenerator(seed)

@@ -13,7 +13,7 @@ class StableDiffusionCpp:
         """Nothing: it loads a checkpoint in diffusers' layout."""
 
     def load(self, request: Mapping[str, Any]) -> None:
-        from stable_diffusion_cpp import StableDiffusion
+        from stable_diffusion_cpp import StableDiffusion  # pyright: ignore[reportMissingImports] (of its own environment)
 
         self.pipe = StableDiffusion(
             model_path=request["checkpoint"], n_threads=request["threads"], vae_decode_only=True, vae_conv_direct=True

@@ -44,11 +44,11 @@ class WeightFile:
     def put(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """The tensor as a reference into this file."""
         data = np.ascontiguousarray(tensor.numpy())
-        key = (str(tensor.dtype), hashlib.sha256(data).digest())
+        key = (str(tensor.dtype), hashlib.sha256(data.data).digest())
         if key not in self._written:
             offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
             self._file.seek(offset)
-            self._file.write(data)
+            self._file.write(data.data)
             self._written[key] = (offset, data.nbytes)
         offset, length = self._written[key]
         return ir.ExternalTensor(
@@ -56,7 +56,7 @@ class WeightFile:
             offset,
             length,
             ir.DataType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=tensor.name or "",
             base_dir=str(self.path.parent),
         )
@@ -106,7 +106,7 @@ def onnx_from_torch(
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
-def _half(tensor: ir.TensorProtocol, *, rounded: bool) -> ir.Tensor | None:
+def _half(tensor: ir.TensorProtocol, *, rounded: bool) -> ir.TensorProtocol | None:
     """The float32 tensor in float16, or None if that would change a value; rounded: change it more than by rounding."""
     if tensor.dtype != ir.DataType.FLOAT:
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from sdturbo.bundle.description import LATENT_SCALE
@@ -58,7 +59,7 @@ class _Unet(nn.Module):
 class _VaeDecoder(nn.Module):
     """latent_sample (1, 4, H/8, W/8), already divided by the scaling factor -> sample (1, 3, H, W), -1 to 1."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
@@ -69,7 +70,7 @@ class _VaeDecoder(nn.Module):
 class _VaeEncoder(nn.Module):
     """sample (1, 3, H, W), -1 to 1 -> latent_parameters (1, 8, H/8, W/8): mean and logvar."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
@@ -77,7 +78,7 @@ class _VaeEncoder(nn.Module):
         return self.vae.quant_conv(self.vae.encoder(sample))
 
 
-_MODULES: Mapping[str, Callable[[nn.Module], nn.Module]] = {
+_MODULES: Mapping[str, Callable[[Any], nn.Module]] = {
     "text_encoder": _TextEncoder,
     "unet": _Unet,
     "vae_decoder": _VaeDecoder,

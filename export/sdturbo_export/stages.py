@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler
 from torch import nn
 
 from sdturbo.bundle.description import Stage, TensorSpec
@@ -33,8 +33,8 @@ class StagePlan:
 
     name: str
     component: str
-    graph: Callable[[nn.Module, Checkpoint], nn.Module]
-    reference: Callable[[nn.Module, Checkpoint], nn.Module]
+    graph: Callable[[Any, Checkpoint], nn.Module]
+    reference: Callable[[Any, Checkpoint], nn.Module]
     inputs: Callable[[Checkpoint], tuple[TensorSpec, ...]]
     output: Callable[[Checkpoint], TensorSpec]
 
@@ -55,7 +55,7 @@ class TimestepOf(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.register_buffer("timesteps", torch.tensor([row.timestep for row in checkpoint.schedule.rows]))
+        self.timesteps = nn.Buffer(torch.tensor([row.timestep for row in checkpoint.schedule.rows]))
 
     def forward(self, step: torch.Tensor) -> torch.Tensor:
         return self.timesteps[step.reshape(1)].reshape(())
@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = unet
         self.timestep: nn.Module = TimestepOf(checkpoint)
-        self.register_buffer("coefficients", torch.from_numpy(step_coefficients(checkpoint.schedule)))
+        self.coefficients = nn.Buffer(torch.from_numpy(step_coefficients(checkpoint.schedule)))
 
     def forward(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         c_in, a, b = self.coefficients[step.reshape(1)].reshape(3).unbind()
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
     (onnx-tensorrt, docs/operators.md).
     """
 
-    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.vae = vae
         self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
@@ -120,11 +120,11 @@ class Decoder(nn.Module):
 class Encoder(nn.Module):
     """image uint8 (B, H, W, 3), two noises, step -> (mean + exp(logvar/2)·posterior_noise)·scaling + sigma[step]·noise."""
 
-    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(self, vae: AutoencoderKL, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.vae = vae
         self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
-        self.register_buffer("sigmas", torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
+        self.sigmas = nn.Buffer(torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
 
     def forward(
         self, image: torch.Tensor, posterior_noise: torch.Tensor, noise: torch.Tensor, step: torch.Tensor
@@ -139,11 +139,11 @@ class Encoder(nn.Module):
 class TinyEncoder(nn.Module):
     """AutoencoderTiny: image uint8 (B, H, W, 3), noise, step -> encoded·scaling + sigma[step]·noise."""
 
-    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(self, vae: AutoencoderTiny, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.vae = vae
         self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
-        self.register_buffer("sigmas", torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
+        self.sigmas = nn.Buffer(torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         (x,) = _cast(self.vae, _from_pixels(image))
@@ -154,7 +154,7 @@ class TinyEncoder(nn.Module):
 class EncoderReference(nn.Module):
     """The same by diffusers' AutoencoderKL posterior, or AutoencoderTiny, and EulerDiscreteScheduler.add_noise."""
 
-    def __init__(self, vae: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.vae = vae
         self.rows = checkpoint.schedule.rows
@@ -162,7 +162,7 @@ class EncoderReference(nn.Module):
 
     def forward(self, image: torch.Tensor, *noises_and_step: torch.Tensor) -> torch.Tensor:
         *posterior_noise, noise, step = noises_and_step
-        encoded = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0)
+        encoded: Any = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0)
         drawn = [encoded.latent_dist.mean + encoded.latent_dist.std * one for one in posterior_noise]
         z = drawn[0] if drawn else encoded.latents
         latents = z * self.vae.config.scaling_factor
@@ -191,7 +191,7 @@ def _embeds(checkpoint: Checkpoint) -> TensorSpec:
     return TensorSpec("prompt_embeds", "float32", ("B", MAX_LENGTH, checkpoint.configs["text_encoder"]["hidden_size"]))
 
 
-def _encoder(vae: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+def _encoder(vae: Any, checkpoint: Checkpoint) -> nn.Module:
     return (TinyEncoder if checkpoint.decoder else Encoder)(vae, checkpoint)
 
 

@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdturbo.files import atomic_write
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stage_store.sources import source_hashes
+
+Measured = TypeVar("Measured")
 
 # all of int8, and the backend that it measures on, which is loaded by its name
 _SOURCES = ("sdturbo_export.int8.recipe", "sdturbo.backends.ort")
@@ -32,7 +34,7 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return f"{parts['kind']}-{hashlib.sha256(_canonical(parts)).hexdigest()[:20]}"
 
 
-def remembered(store: Path, parts: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def remembered(store: Path, parts: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
     """The stored result for `parts`, or that of `measure`, stored. A damaged file is measured again."""
     file = store / f"{key_of(parts)}.json"
     try:

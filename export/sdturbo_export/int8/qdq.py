@@ -98,6 +98,6 @@ def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic] | np.gen
     if name in graph.initializers:  # a weight that two layers share
         return graph.initializers[name]
     tensor = ir.tensor(np.asarray(array), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(np.shape(array)), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -60,7 +60,7 @@ def _with_statistics(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
     def numbers(name: str, *items: int) -> ir.Value:
         tensor = ir.tensor(np.array(items, np.int64), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape([len(items)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
         return value
 

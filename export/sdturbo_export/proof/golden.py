@@ -37,5 +37,5 @@ def digest(inputs: Mapping[str, NDArray[Any]]) -> str:
     """sha256 of a stage's inputs."""
     summed = hashlib.sha256()
     for array in inputs.values():
-        summed.update(np.ascontiguousarray(array))
+        summed.update(np.ascontiguousarray(array).data)
     return summed.hexdigest()

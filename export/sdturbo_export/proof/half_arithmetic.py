@@ -27,8 +27,8 @@ class HalfArithmetic(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default or func._schema.is_mutable or not _any_half((args, kwargs)):
             return func(*args, **kwargs)
-        args, kwargs = tree_map(_cast(torch.float16, torch.float32), (args, dict(kwargs)))
-        return tree_map(_cast(torch.float32, torch.float16), func(*args, **kwargs))
+        wide, named = tree_map(_cast(torch.float16, torch.float32), (args, dict(kwargs)))
+        return tree_map(_cast(torch.float32, torch.float16), func(*wide, **named))
 
 
 def _any_half(values: Any) -> bool:

@@ -20,6 +20,7 @@ from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.proof.golden import digest, golden_inputs
 from sdturbo_export.proof.half_arithmetic import HalfArithmetic
 from sdturbo_export.proof.walk import Walk
+from sdturbo_export.rewrites.half import Half
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, WIDTH, Decoder, StagePlan, example_inputs, graph_module, stage_of
 from sdturbo_export.weights.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ def half_output(plan: StagePlan, checkpoint: Checkpoint, inputs: Arrays, without
     The exported graph is the same module, but ONNX Runtime's CPU provider does not round between its nodes.
     """
     module = graph_module(plan, checkpoint, precision="fp16", without=without)
+    assert isinstance(module, Half)  # as every stage in fp16
     run = module.pixels if plan.name == "decoder" else module
     with torch.no_grad(), HalfArithmetic():
         return run(*(torch.from_numpy(inputs[spec.name]) for spec in plan.inputs(checkpoint))).numpy()

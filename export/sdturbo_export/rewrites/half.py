@@ -23,7 +23,7 @@ class Half(nn.Module):
         super().__init__()
         for component in stage.children():
             _halve(component)
-        self.stage = stage
+        self.stage: Any = stage  # the decoder alone has `pixels`
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         with _ExactSoftmax():

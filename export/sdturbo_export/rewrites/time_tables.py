@@ -27,7 +27,7 @@ class _Row(nn.Module):
 
     def __init__(self, table: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("table", table)
+        self.table = nn.Buffer(table)
 
     def forward(self, step: torch.Tensor, condition: None = None) -> torch.Tensor:
         return self.table[step.reshape(1)]
@@ -48,7 +48,7 @@ class _Part(nn.Module):
 def tabulate_time(stage: TimedStage) -> None:
     """Change the stage's UNet in place so that its `timestep` argument is the row of the schedule, `step` itself."""
     unet: Any = stage.unet
-    blocks = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
+    blocks: list[Any] = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
     emb = unet.time_embedding(unet.time_proj(stage.timestep.get_buffer("timesteps")).to(unet.dtype))
     parts = [block.time_emb_proj(block.nonlinearity(emb)) for block in blocks]
     start = 0

@@ -12,6 +12,9 @@ exact, for the padding of the large image lies in the padding of the small one.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import TypeGuard
+
 import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
@@ -49,9 +52,9 @@ def phase_upsampling(stage: nn.Module) -> None:
     """Change every such pair below `stage` in place, in diffusers' Upsample2D and in sequences (AutoencoderTiny)."""
     for module in list(stage.modules()):
         if isinstance(module, nn.Sequential):
-            for i in range(len(module) - 1):
-                if isinstance(module[i], nn.Upsample) and _is_nearest(module[i]) and _pays(module[i + 1]):
-                    module[i], module[i + 1] = nn.Identity(), PhaseUpsample(module[i + 1])
+            for i, (before, conv) in enumerate(pairwise(list(module))):
+                if isinstance(before, nn.Upsample) and _is_nearest(before) and _pays(conv):
+                    module[i], module[i + 1] = nn.Identity(), PhaseUpsample(conv)
         for name, child in module.named_children():
             if isinstance(child, Upsample2D) and _is_plain(child) and _pays(child.conv):
                 setattr(module, name, PhaseUpsample(child.conv))
@@ -65,7 +68,7 @@ def _is_plain(module: Upsample2D) -> bool:
     return module.use_conv and not module.use_conv_transpose and module.interpolate and module.norm is None
 
 
-def _pays(conv: nn.Module | None) -> bool:
+def _pays(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(conv, nn.Conv2d)
         and conv.kernel_size == (3, 3)

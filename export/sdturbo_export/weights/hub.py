@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] (httpx's, or httpx2's in newer versions)
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )

@@ -93,7 +93,9 @@ def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
     checkpoint: the one that `bundle` was made from; its autoencoder is measured.
     """
     out.mkdir(parents=True, exist_ok=True)
-    vae = open_checkpoint(checkpoint).module("vae").to(memory_format=torch.channels_last)
+    vae = open_checkpoint(checkpoint).module("vae")
+    assert isinstance(vae, AutoencoderKL)  # no other decoder was asked for
+    vae = vae.to(memory_format=torch.channels_last)
     judge, pipeline, wanted = judge_for(vae, out), Pipeline.load(bundle, image_to_image=False), requests()
     tests = Renders(out / "held_out.rgb", held_out=True)
     tests.paint(JUDGED_RENDERS)

@@ -32,7 +32,8 @@ def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> No
     """
     into, back = vae.quant_conv, vae.post_quant_conv
     into.weight[:4] /= deviation[:, None, None, None]
-    into.bias[:4] = (into.bias[:4] - mean) / deviation
-    into.bias[4:] -= 2 * deviation.log()
-    back.bias += back.weight[:, :, 0, 0] @ mean
+    bias = into.get_parameter("bias")
+    bias[:4] = (bias[:4] - mean) / deviation
+    bias[4:] -= 2 * deviation.log()
+    back.get_parameter("bias").add_(back.weight[:, :, 0, 0] @ mean)
     back.weight *= deviation[None, :, None, None]

@@ -35,7 +35,7 @@ def noise_from_layout(layout: F32, rng: np.random.Generator) -> F32:
     """Standard normal noise (4, 64, 64) with that layout (16, 16, 4); what the layout leaves open comes from `rng`."""
     noise = rng.standard_normal((CHANNELS, LATENTS, LATENTS), np.float32)
     missing = np.moveaxis(layout - layout_from_noise(noise), -1, 0) / BLOCK
-    return noise + missing.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)
+    return (noise + missing.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)).astype(np.float32, copy=False)
 
 
 def sample(layout: F32, x: ArrayLike, y: ArrayLike, channel: int, width: float = 0.6) -> NDArray[np.float64]:

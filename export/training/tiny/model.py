@@ -30,7 +30,7 @@ class Model(nn.Module):
     @property
     def words(self) -> Tensor:
         """The embeddings of all tokens, (49408, 64)."""
-        return self.text_encoder.get_input_embeddings().weight
+        return self.text_encoder.get_input_embeddings().get_parameter("weight")
 
 
 def new_model(known: NDArray[np.int64]) -> Model:

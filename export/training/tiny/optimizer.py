@@ -53,8 +53,8 @@ class Muon(Optimizer):
             weight.sub_(direction.reshape(weight.shape), alpha=size)
 
     def _nesterov(self, weight: Tensor, momentum: float) -> Tensor:
-        state = self.state[weight]
-        average = state["momentum"].lerp_(weight.grad, 1 - momentum)
+        assert weight.grad is not None  # step() passes over the others
+        average = self.state[weight]["momentum"].lerp_(weight.grad, 1 - momentum)
         return weight.grad.lerp(average, momentum).flatten(1)
 
 
@@ -82,7 +82,7 @@ def optimizers(
     module: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 2e-3, each: Callable[..., Any] = map
 ) -> tuple[Muon, AdamW]:
     """Both optimisers of a module: what is neither a first, last, embedding nor norm layer's weight is Muon's."""
-    matrices: list[nn.Parameter] = []
+    matrices: list[Tensor] = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and name.rpartition(".")[2] not in NOT_MUON:
             matrices.append(layer.weight)

@@ -35,7 +35,7 @@ def render(scene: Scene, size: int = 512) -> NDArray[np.uint8]:
 def subject_area(subject: str, size: int) -> NDArray[np.float32]:
     """How much of each of size x size places the subject covers, 0 … 1; it is the same in every picture."""
     covered = _subject(subject, next(iter(TONES)), 512).getchannel("A")
-    return np.asarray(covered.resize((size, size), Image.Resampling.BOX), np.float32) / 255
+    return np.asarray(covered.resize((size, size), Image.Resampling.BOX), np.float32) / np.float32(255)
 
 
 @lru_cache(maxsize=256)
@@ -49,7 +49,7 @@ def _subject(subject: str, colour: str, size: int) -> Image.Image:
 def _shadow(subject: str, size: int) -> Image.Image:
     shadow = Cutout(size, INK)
     shadow.fill(ellipse(262, GROUND, SUBJECTS[subject][1], 13), INK)
-    return shadow.image(0).getchannel("A").point(lambda covered: covered * SHADOW // 255)
+    return shadow.image(0).getchannel("A").point([covered * SHADOW // 255 for covered in range(256)])
 
 
 def sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, labels: Sequence[str] = ()) -> Image.Image:

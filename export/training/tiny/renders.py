@@ -62,7 +62,7 @@ def numbered_scene(number: int, *, held_out: bool = False) -> Scene:
     lap, place = divmod(number, len(combinations))
     order = np.random.default_rng((lap, held_out)).permutation(len(combinations))
     layout = np.random.default_rng((number, held_out, 1)).standard_normal((GRID, GRID, CHANNELS), np.float32)
-    return Scene(*combinations[order[place]], layout)
+    return Scene(*combinations[int(order[place])], layout)
 
 
 def combination(scene: Scene) -> Combination:

@@ -7,6 +7,7 @@ Subjects stand at y = 428 and hide the middle. `c` is the canvas, `layout` the n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,11 @@ _AREA = 520  # beyond the right and lower edge
 _LAND = layout_from_seed(3)  # of every picture
 
 
-def growth(value: float | NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]:
+@overload
+def growth(value: float, start: float, end: float) -> float: ...
+@overload
+def growth(value: NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]: ...
+def growth(value: float | NDArray[np.float64], start: float, end: float) -> float | NDArray[np.float64]:
     """0 where value <= start, 1 where value >= end; between them 1 - (1 - t)^2: little stays at tiny sizes."""
     t = np.clip((value - np.float64(start)) / (end - start), 0, 1)
     return 1 - (1 - t) ** 2

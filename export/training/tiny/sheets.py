@@ -12,6 +12,7 @@ from torch import Tensor
 from training.tiny.captions import plain_caption
 from training.tiny.charts import chart
 from training.tiny.layout import noise_from_layout
+from training.tiny.model import Model
 from training.tiny.pairs import subject_weights
 from training.tiny.pixels import psnr, to_pictures, to_tensor
 from training.tiny.prompts import Prompts
@@ -46,7 +47,7 @@ class Sheets:
         self._latents = torch.cat(latents)
 
     @torch.no_grad()
-    def draw(self, run: Run, step_counts: Sequence[int]) -> None:
+    def draw(self, run: Run[Model], step_counts: Sequence[int]) -> None:
         """Write `sheet-N.png` for each N of steps and the chart, and log loss and PSNR against the renders."""
         embeds, values = run.mean.embeds(self._ids), {}
         for count in step_counts:

@@ -37,7 +37,7 @@ def new_vae() -> AutoencoderKL:
     vae = AutoencoderKL.from_config(tiny_configs()["vae"])
     with torch.no_grad():
         vae.quant_conv.weight[4:] = 0
-        vae.quant_conv.bias[4:] = -5
+        vae.quant_conv.get_parameter("bias")[4:] = -5
     return vae.to(memory_format=torch.channels_last)
 
 
@@ -93,7 +93,7 @@ def reconstructed(vae: AutoencoderKL, picture: NDArray[np.uint8]) -> NDArray[np.
     return to_pictures(vae.decode(vae.encode(to_tensor(picture[None])).latent_dist.mean).sample)[0]
 
 
-def look(run: Run, tests: Renders, count: int) -> None:
+def look(run: Run[AutoencoderKL], tests: Renders, count: int) -> None:
     """PSNR on held-out pictures, logged; a sheet of pairs, picture and reconstruction; the chart."""
     pairs = [(tests.picture(i), reconstructed(run.mean, tests.picture(i))) for i in range(count)]
     decibels = [psnr(*pair) for pair in pairs]

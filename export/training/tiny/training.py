@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ LOG_STEPS = 20
 PARTS = 2  # of a batch, a core each: operations this small gain little from two threads
 
 Part = TypeVar("Part")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(slots=True)
@@ -65,11 +66,11 @@ class Clock:
         return min(1.0, (self.step + 1) / WARM_UP, (1 - self.progress) / DECAY)
 
 
-class Run:
+class Run(Generic[Model]):
     """A training in the folder `out`: `model` learns, `mean` is the exponential mean of its weights."""
 
     def __init__(
-        self, out: Path, model: nn.Module, seconds: float, *, muon_lr: float, adamw_lr: float, keep: float
+        self, out: Path, model: Model, seconds: float, *, muon_lr: float, adamw_lr: float, keep: float
     ) -> None:
         """Take up what `out` holds, or start. keep: share of the mean that a step keeps."""
         out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,8 @@ class Run:
     def _average(self) -> None:
         """mean ← k·mean + (1 - k)·weights, with a smaller k at first, so that the start is forgotten."""
         keep = min(self._keep, (1 + self.clock.step) / (10 + self.clock.step))
-        torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - keep)
+        mean, weights = tuple(self.mean.parameters()), tuple(self.model.parameters())
+        torch._foreach_lerp_(mean, weights, 1 - keep)  # pyright: ignore[reportPrivateImportUsage] (there is no public one)
 
     @property
     def _state(self) -> Path:
