@@ -16,7 +16,6 @@ from sdturbo.bundle.description import (
     WEIGHT_FORMATS,
     Golden,
     ScheduleRow,
-    Stage,
     identity,
 )
 from sdturbo.bundle.fields import NUMBER, Fields, Json, is_count
@@ -54,48 +53,13 @@ def read_manifest(root: Path) -> Json:
 
 def parse_manifest(manifest: Json, faults: list[str]) -> Json | None:
     """The fields of the `Bundle` that `manifest` describes; None after noting in `faults` everything that is wrong."""
-    if manifest["format"] == 1:
-        return parse_manifest_1(manifest, faults)
-    top = Fields(manifest, MANIFEST, faults)
+    top = Fields(_from_format_1(manifest) if manifest["format"] == 1 else manifest, MANIFEST, faults)
     files = _files(top.get("files", dict, {}), faults)
     batch_sizes = _batch_sizes(top)
     sizes = _sizes(top.get("sizes", list, []), faults)
     declared = read_stages(top.get("stages", dict, {}), faults)
     for stage in declared.values():
         check_graphs(stage, batch_sizes, sizes, files, faults)
-    return _assemble(top, files, batch_sizes, sizes, declared)
-
-
-def parse_manifest_1(manifest: Json, faults: list[str]) -> Json | None:
-    """The same for format 1: one picture size, in numbers in every shape; stages.*.graphs maps batch sizes to files."""
-    top = Fields(manifest, MANIFEST, faults)
-    files = _files(top.get("files", dict, {}), faults)
-    batch_sizes = _batch_sizes(top)
-    image = Fields(top.get("image", dict, {}), "image", faults)
-    sizes = _sizes([image.data], faults)
-    stages: Json = top.get("stages", dict, {})
-    listed = {name: stage | {"graphs": _graphs_1(stage)} for name, stage in stages.items() if isinstance(stage, dict)}
-    declared = read_stages(stages | listed, faults)
-    for stage in declared.values():
-        check_graphs(stage, batch_sizes, sizes, files, faults)
-    return _assemble(top, files, batch_sizes, sizes, declared)
-
-
-def _graphs_1(stage: Json) -> list[Json]:
-    graphs = stage.get("graphs")
-    pairs = cast("Json", graphs).items() if isinstance(graphs, dict) else ()
-    return [{"batch_size": int(size), "file": file} for size, file in pairs if size.isdecimal() and len(size) < 10]
-
-
-def _assemble(
-    top: Fields,
-    files: Mapping[str, tuple[str, int]],
-    batch_sizes: tuple[int, ...],
-    sizes: tuple[tuple[int, int], ...],
-    declared: Mapping[str, Stage],
-) -> Json | None:
-    """What both formats say in the same way, and what holds between the parts."""
-    faults = top.faults
     height, width = sizes[0] if sizes else (0, 0)
     stages = {name: stage.at(height, width) for name, stage in declared.items()}
     if "decoder" in stages and [spec.shape for spec in stages["decoder"].outputs] != [("B", height, width, 3)]:
@@ -117,9 +81,26 @@ def _assemble(
     }
     if TOKENIZER not in files:
         faults.append(f"files does not list {TOKENIZER}")
-    if not faults and (expected := identity(top.data)) != fields["bundle_id"]:
+    if not faults and (expected := identity(manifest)) != fields["bundle_id"]:
         faults.append(f"bundle_id is {fields['bundle_id']}, but its contents give {expected}: {MANIFEST} was edited")
     return None if faults else fields
+
+
+def _from_format_1(manifest: Json) -> Json:
+    """In the words of format 2. Format 1 had one picture size, as numbers in every shape, and a file for each batch size."""
+    stages: Any = manifest.get("stages")
+    if isinstance(stages, dict):
+        stages = {name: _stage_from_format_1(stage) for name, stage in cast("Json", stages).items()}
+    return {**manifest, "sizes": [manifest.get("image")], "stages": stages}
+
+
+def _stage_from_format_1(stage: Any) -> Any:
+    fields = cast("Json", stage) if isinstance(stage, dict) else {}
+    if not isinstance(graphs := fields.get("graphs"), dict):
+        return cast("Any", stage)
+    pairs = cast("Json", graphs).items()
+    listed = [{"batch_size": int(size), "file": file} for size, file in pairs if size.isdecimal() and len(size) < 10]
+    return {**fields, "graphs": listed}
 
 
 def _batch_sizes(top: Fields) -> tuple[int, ...]:

@@ -142,8 +142,12 @@ def _parse(entry: Any, where: str, faults: list[str]) -> Plan | None:
     """A plan from its JSON, or None with the faults noted."""
     known = len(faults)
     plan = _read(Fields(entry, where, faults), Plan)
-    key = _read(Fields(plan["key"], f"{where}.key", faults), PlanKey) if len(faults) == known else {}
-    return Plan(**plan | {"key": PlanKey(**key)}) if len(faults) == known else None
+    if len(faults) == known:
+        key = _read(Fields(plan["key"], f"{where}.key", faults), PlanKey)
+        if len(faults) == known:
+            plan["key"] = PlanKey(**key)
+            return Plan(**plan)
+    return None
 
 
 def _read(fields: Fields, kind: type[Plan] | type[PlanKey]) -> Json:
