@@ -311,7 +311,7 @@ def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, store, tm
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
-    for name in ("measure_ranges", "measure_damage", "draw"):
+    for name in ("measure_ranges", "measure_damage", "trajectory"):
         monkeypatch.setattr(recipe, name, refuse)
     again = build(
         small_checkpoint, tmp_path / "again", precision="int8", batch_sizes=(1, 2), allow_low_quality=True, store=store
