@@ -37,9 +37,10 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "--backend", default="auto", show_default=True, help=f"auto, or one of {', '.join(backends.names())}."
     )
     @click.option(
-        "--device", help="One that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first."
+        "--device",
+        help="Device that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first that runs.",
     )
-    @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the fastest the device has.")
+    @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the fastest that the device has.")
     @click.option("--threads", type=int, help="CPU threads. Default: all.")
     @functools.wraps(function)
     def with_choice(
@@ -67,7 +68,7 @@ def cli() -> None:
 @bundle_option
 @click.option("--out", type=click.Path(path_type=Path), default="image.png", show_default=True, help="PNG to write.")
 @click.option("--steps", type=int, default=1, show_default=True, help="num_inference_steps, 1 to 4.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image; image i takes seed + i.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image. Image i takes seed + i.")
 @click.option("--count", type=int, default=1, show_default=True, help="Number of images.")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture to start from (image-to-image).")
 @click.option("--strength", type=float, help="How much of --image is drawn anew, 0 to 1.")
