@@ -22,18 +22,18 @@ from sdturbo_serve.settings import answered_hosts, check_listen, is_loopback, re
 
 SLOW = """
 import time, sdturbo.pipeline as pipeline
-decode = pipeline.Pipeline.decode
-pipeline.Pipeline.decode = lambda self, x: (time.sleep(3), decode(self, x))[1]
+decode = pipeline.Pipeline._decode
+pipeline.Pipeline._decode = lambda self, x: (time.sleep(3), decode(self, x))[1]
 """
 HELD = """
 import os, pathlib, time, sdturbo.pipeline as pipeline
-decode, door = pipeline.Pipeline.decode, pathlib.Path(os.environ["DOOR"])
+decode, door = pipeline.Pipeline._decode, pathlib.Path(os.environ["DOOR"])
 def held(self, x):
     while door.exists():
         (door / "entered").touch()
         time.sleep(.01)
     return decode(self, x)
-pipeline.Pipeline.decode = held
+pipeline.Pipeline._decode = held
 """
 
 
