@@ -165,7 +165,6 @@ def test_auto_goes_on_to_the_next_precision_of_a_backend(bundle_dir, monkeypatch
         Pipeline.load(bundle_dir, "openvino")
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="needs oneDNN on x86")  # noqa: PTH110
 def test_openvino_without_avx_refuses_the_graphs_and_auto_draws_with_onnxruntime(tmp_path):
     """The real thing: oneDNN held to SSE 4.1, where OpenVINO's CPU plugin compiles no graph."""
 

@@ -315,3 +315,17 @@ def test_an_installed_gpu_library_that_auto_passes_over_is_a_warning(bundle_dir,
     with caplog.at_level(logging.WARNING, "sdturbo"):
         backends.connect(EngineChoice("auto"), Bundle.load(bundle_dir))
     assert "passed over: The bundle" in caplog.text
+
+
+def test_offers_name_every_gpu_and_hash_each_graph_once(bundle, monkeypatch):
+    hashed, graph_sha256 = [], Bundle.graph_sha256
+    monkeypatch.setattr(
+        Bundle, "graph_sha256", lambda self, graph: (hashed.append(graph), graph_sha256(self, graph))[1]
+    )
+    offered = backends.offers("tensorrt", bundle)
+    assert [(offer.device, offer.precision) for offer in offered if offer.runs] == [
+        ("cuda:0", "fp32"),
+        ("cuda:1", "fp32"),
+    ]
+    assert all("in fp32, as its graphs say, not in 'fp16'" in offer.reason for offer in offered if not offer.runs)
+    assert len(hashed) == len(set(hashed)) == 6  # three stages, two batch sizes

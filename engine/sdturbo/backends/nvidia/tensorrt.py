@@ -7,9 +7,11 @@ type checker holds it against stubs of the real bindings of both versions.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +49,12 @@ def offers(bundle: Bundle | None) -> list[Offer]:
         return refuse_all(NAME, BackendUnavailable(f"TensorRT {version} is installed; {expected}"))
     plans = read_plans(bundle) if bundle is not None else []
 
+    @functools.cache  # once for GPUs of one kind: hashing the graphs takes a while
+    def plan_refusal(kind: Gpu) -> PlanMismatch | None:
+        return _plan_refusal(bundle, plans, version, kind) if bundle is not None else None
+
     def refusal_of(gpu: Gpu, precision: str) -> BackendUnavailable | None:
-        refusal = graph_refusal(NAME, precision, PRECISIONS, bundle)
-        return refusal or (_plan_refusal(bundle, plans, version, gpu) if bundle is not None else None)
+        return graph_refusal(NAME, precision, PRECISIONS, bundle) or plan_refusal(replace(gpu, index=0))
 
     return gpu_offers(NAME, f"TensorRT {version}", by_graph(PRECISIONS, bundle), refusal_of)
 

@@ -106,12 +106,12 @@ def _graph_refusal(precision: str, bundle: Bundle | None) -> BackendUnavailable 
 def _lack(device: Device, precision: str, capabilities: Sequence[str]) -> BackendUnavailable | None:
     """Why the device has no such arithmetic."""
     available = device.available(capabilities)
-    missing = [one for one in device.arithmetics if one.precision == precision and one not in available]
-    if not missing:
+    arithmetic = {arithmetic.precision: arithmetic for arithmetic in device.arithmetics}.get(precision)
+    if arithmetic is None or arithmetic in available:  # None: int8, which the graphs bring
         return None
     instead = available[0].precision
     return BackendUnavailable(
-        f"{missing[0].lacking}, so OpenVINO would compute in {instead} under the name of {precision}. Ask for precision"
+        f"{arithmetic.lacking}, so OpenVINO would compute in {instead} under the name of {precision}. Ask for precision"
         f" {instead}, or leave it out."
     )
 

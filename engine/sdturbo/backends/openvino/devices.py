@@ -36,7 +36,8 @@ class Device:
 
     def available(self, capabilities: Sequence[str]) -> list[Arithmetic]:
         """The arithmetics that a device with these capabilities has, the fastest first."""
-        return [one for one in self.arithmetics if one.capability is None or one.capability in capabilities]
+        known = {None, *capabilities}
+        return [arithmetic for arithmetic in self.arithmetics if arithmetic.capability in known]
 
 
 DEVICES = (
