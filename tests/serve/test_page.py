@@ -21,11 +21,11 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def browser():
-    found = shutil.which("chromium")
-    assert found, "no chromium here: `make test-page` installs it with apt-get"
+    chromium = shutil.which("chromium")
+    assert chromium, "no chromium here: `make test-page` installs it with apt-get"
     SHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -35,7 +35,7 @@ def open_page(browser):
     """open_page(url, **options): a page in a context of its own; at the end no error may stand in its console."""
     contexts, problems = [], []
 
-    def open_one(url, **options):
+    def open_in_context(url, **options):
         context = browser.new_context(**{"viewport": {"width": 1180, "height": 820}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -46,7 +46,7 @@ def open_page(browser):
         page.goto(url)
         return page
 
-    yield open_one
+    yield open_in_context
     for context in contexts:
         context.close()
     assert problems == []
@@ -102,7 +102,7 @@ def test_seed_steps_and_history(page):
     expect(page.locator("#picture")).to_have_attribute("src", first)
 
 
-def test_drawing_and_dropping_a_picture_start_a_frame(page, tmp_path):
+def test_drawing_and_opening_an_image_start_a_frame(page, tmp_path):
     page.get_by_label("Prompt").fill("a green house")
     old = picture(page)
     page.get_by_text("Start from a drawing").click()
@@ -118,9 +118,9 @@ def test_drawing_and_dropping_a_picture_start_a_frame(page, tmp_path):
     (tmp_path / "start.png").write_bytes(png(300, 200))
     page.locator("#file").set_input_files(tmp_path / "start.png")
     old = next_picture(page, old)
-    (tmp_path / "start.txt").write_text("no picture")
+    (tmp_path / "start.txt").write_text("no image")
     page.locator("#file").set_input_files(tmp_path / "start.txt")
-    expect(page.get_by_role("alert")).to_contain_text("start.txt is not a picture")
+    expect(page.get_by_role("alert")).to_contain_text("start.txt is not an image")
 
 
 def test_the_download_is_a_png_that_says_how_it_was_made(page, tmp_path):
@@ -190,6 +190,27 @@ def test_a_key_is_asked_for_and_used(open_page, bare):
         page.get_by_label("Prompt").fill("a cat")
         picture(page)
         expect(page.locator("#key-row")).to_be_hidden()
+
+
+def test_after_a_break_the_page_connects_again_and_says_so(page):
+    expect(page.locator("#state")).to_have_attribute("data-ok", "yes", timeout=15000)
+    model = page.locator("#state").text_content()
+    routes = []
+
+    def connect(route):
+        routes.append(route)
+        route.connect_to_server()
+
+    page.route_web_socket("**/v1/live", connect)
+    page.reload()
+    page.get_by_label("Prompt").fill("a cat")
+    old = picture(page)
+    routes[0].close()
+    expect(page.locator("#state")).to_contain_text("not connected", timeout=15000)
+    expect(page.locator("#state")).to_have_text(model, timeout=15000)
+    page.get_by_label("Prompt").fill("a dog")
+    next_picture(page, old)
+    assert len(routes) == 2
 
 
 def test_the_page_recovers_when_its_server_was_gone(open_page, bare):

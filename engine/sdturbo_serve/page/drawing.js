@@ -1,6 +1,6 @@
-// A canvas to draw on with mouse, pen, finger or arrow keys, or to drop a picture on.
+// A canvas to draw on with mouse, pen, finger or arrow keys. It also takes image files.
 
-const STEP = 16; // pixels an arrow key moves the pen
+const STEP = 16; // pixels per arrow key
 
 export class Drawing {
   used = false;
@@ -47,17 +47,17 @@ export class Drawing {
   }
 
   async load(file) {
-    let picture;
+    let image;
     try {
-      picture = await createImageBitmap(file);
+      image = await createImageBitmap(file);
     } catch {
-      throw new Error(`${file.name} is not a picture that this browser can read.`);
+      throw new Error(`${file.name} is not an image that this browser can read.`);
     }
     const { width, height } = this.#canvas;
-    const scale = Math.max(width / picture.width, height / picture.height);
-    const [w, h] = [picture.width * scale, picture.height * scale];
+    const scale = Math.max(width / image.width, height / image.height);
+    const [w, h] = [image.width * scale, image.height * scale];
     this.#fill();
-    this.#context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+    this.#context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
     this.#changed();
   }
 

@@ -1,64 +1,65 @@
-// Every change asks for a picture over the live stream; the newest request wins, older frames are never shown.
+// Every change requests a picture over the live connection. The newest request wins, and older frames are never shown.
 
 import { Drawing } from "./drawing.js";
-import { Stream, listModels } from "./stream.js";
+import { LiveConnection, listModels } from "./live.js";
 
 const $ = (id) => document.getElementById(id);
 const HISTORY = 40;
-const SETTLED_MS = 700; // after the last change a picture enters the history
+const SETTLED_MS = 700; // from the last change until its picture enters the history
 
 const drawing = new Drawing($("canvas"), { colour: $("colour"), brush: $("brush"), changed: ask });
-const asked = new Map(); // frame -> { request, time }
+const pending = new Map(); // frame -> { request, time }
 let shown = { frame: 0 };
+let model = "";
 let settle = 0;
 
-const stream = new Stream({ opened, closed, frame: show, error: fail });
+const connection = new LiveConnection({ opened, closed, frame: show, error: fail });
 
-function request() {
-  const wanted = {
+function readRequest() {
+  const request = {
     prompt: $("prompt").value,
     seed: Number($("seed").value) || 0,
     steps: Number(document.querySelector("input[name=steps]:checked").value),
   };
   if ($("start").open && drawing.used) {
-    wanted.image = drawing.base64();
-    wanted.strength = Math.max(Number($("strength").value), 1 / wanted.steps); // less would run no step
+    request.image = drawing.base64();
+    request.strength = Math.max(Number($("strength").value), 1 / request.steps); // a lower strength would run no step
   }
-  return wanted;
+  return request;
 }
 
 function ask() {
   if (!$("prompt").value.trim() && !(drawing.used && $("start").open)) return;
-  const wanted = request();
-  const frame = stream.send(wanted);
-  if (frame) asked.set(frame, { request: wanted, time: performance.now() });
+  const request = readRequest();
+  const frame = connection.send(request);
+  if (frame) pending.set(frame, { request, time: performance.now() });
 }
 
 function show(head, blob) {
   if (head.frame <= shown.frame) return;
-  const { request: wanted, time } = asked.get(head.frame);
-  for (const frame of asked.keys()) if (frame <= head.frame) asked.delete(frame);
+  const { request, time } = pending.get(head.frame);
+  for (const frame of pending.keys()) if (frame <= head.frame) pending.delete(frame);
   const latency = performance.now() - time;
-  shown = { frame: head.frame, wanted, head, url: URL.createObjectURL(blob), latency };
+  shown = { frame: head.frame, request, head, url: URL.createObjectURL(blob), latency };
   paint(shown);
   clearTimeout(settle);
   settle = setTimeout(remember, SETTLED_MS, shown);
 }
 
 function paint(picture) {
-  const { wanted, head, url, latency } = picture;
+  const { request, head, url, latency } = picture;
   const times = head.sdturbo.timings_ms;
   const old = $("picture").src;
   $("picture").src = url;
-  $("picture").alt = wanted.prompt || "A picture drawn from the canvas";
+  $("picture").alt = request.prompt || "A picture drawn from the canvas";
   if (old && old !== url && !remembered(old)) URL.revokeObjectURL(old);
   $("latency").textContent = `${latency.toFixed(0)} ms`;
   $("detail").textContent =
-    `engine ${times.total.toFixed(0)} ms · seed ${head.seed} · ${wanted.steps} step${wanted.steps > 1 ? "s" : ""}`;
+    `engine ${times.total.toFixed(0)} ms · seed ${head.seed} · ${request.steps} step${request.steps > 1 ? "s" : ""}`;
   const dropped = head.sdturbo.dropped;
-  tell(dropped ? `The model sees 77 tokens; it did not see: “${dropped.trim()}”` : "");
+  showNote(dropped ? `The model sees 77 tokens. It did not see: “${dropped.trim()}”` : "");
   $("download").hidden = false;
-  if (!$("lock").checked) $("seed").value = dice();
+  if (!$("lock").checked) $("seed").value = randomSeed();
 }
 
 function remembered(url) {
@@ -71,9 +72,9 @@ function remember(picture) {
   const button = document.createElement("button");
   const image = document.createElement("img");
   button.type = "button";
-  button.title = `${picture.wanted.prompt} · seed ${picture.head.seed}`;
+  button.title = `${picture.request.prompt} · seed ${picture.head.seed}`;
   image.src = picture.url;
-  image.alt = picture.wanted.prompt || "drawing";
+  image.alt = picture.request.prompt || "drawing";
   button.append(image);
   button.addEventListener("click", () => bring(picture));
   item.append(button);
@@ -87,64 +88,65 @@ function remember(picture) {
 }
 
 function bring(picture) {
-  $("prompt").value = picture.wanted.prompt;
+  $("prompt").value = picture.request.prompt;
   $("seed").value = picture.head.seed;
   $("lock").checked = true;
-  document.querySelector(`input[name=steps][value="${picture.wanted.steps}"]`).checked = true;
+  document.querySelector(`input[name=steps][value="${picture.request.steps}"]`).checked = true;
   shown = { ...picture, frame: shown.frame };
   paint(shown);
 }
 
-// The shown picture is a JPEG for speed; the download is drawn again, exactly, as a PNG that carries its metadata.
+// The shown picture is a JPEG for speed. The download is the same picture drawn again, as a PNG with its metadata.
 async function download(event) {
   event.preventDefault();
-  const { wanted, head } = shown;
+  const { request, head } = shown;
   $("download").textContent = "…";
   try {
-    const file = await stream.once({ ...wanted, seed: head.seed, output_format: "png" });
+    const file = await connection.drawOnce({ ...request, seed: head.seed, output_format: "png" });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(file);
-    link.download = `${wanted.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60) || "drawing"}-${head.seed}.png`;
+    link.download = `${request.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60) || "drawing"}-${head.seed}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   } catch (error) {
-    tell(error.message);
+    showNote(error.message);
   } finally {
     $("download").textContent = "Download";
   }
 }
 
 function fail(error, frame) {
-  asked.delete(frame);
-  tell(error.message);
+  pending.delete(frame);
+  showNote(error.message);
 }
 
-function tell(text) {
+function showNote(text) {
   $("note").textContent = text;
   $("note").hidden = !text;
 }
 
-function state(text, ok) {
+function showState(text, ok) {
   $("state").textContent = text;
   $("state").dataset.ok = ok ? "yes" : "no";
 }
 
 function opened() {
-  asked.clear();
-  shown = { ...shown, frame: 0 }; // a new stream counts from 1
+  showState(model, true);
+  pending.clear();
+  shown = { ...shown, frame: 0 }; // a new connection counts from 1
   ask();
 }
 
 function closed() {
-  state("not connected; trying again…", false);
+  showState("not connected, trying again…", false);
 }
 
-function dice() {
+function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
 function roll() {
-  $("seed").value = dice();
+  $("seed").value = randomSeed();
   ask();
 }
 
@@ -152,20 +154,21 @@ async function connect() {
   try {
     const models = await listModels();
     $("key-row").hidden = true;
-    tell("");
-    state(`${models[0].id}`, true);
-    if (/sd-turbo|stabilityai/i.test(models[0].id)) $("notice").textContent = "Powered by Stability AI";
-    stream.open();
+    showNote("");
+    model = models[0].id;
+    showState(model, true);
+    if (/sd-turbo|stabilityai/i.test(model)) $("notice").textContent = "Powered by Stability AI";
+    connection.open();
   } catch (error) {
     $("key-row").hidden = error.status !== 401;
-    state(error.status === 401 ? "an API key is needed" : "not connected; trying again…", false);
-    if (error.status === 401) tell(sessionStorage.key ? error.message : "");
+    showState(error.status === 401 ? "an API key is needed" : "not connected, trying again…", false);
+    if (error.status === 401) showNote(sessionStorage.key ? error.message : "");
     else setTimeout(connect, 2000);
   }
 }
 
 for (const id of ["prompt", "seed"]) $(id).addEventListener("input", ask);
-for (const one of document.querySelectorAll("input[name=steps]")) one.addEventListener("change", ask);
+for (const radio of document.querySelectorAll("input[name=steps]")) radio.addEventListener("change", ask);
 $("start").addEventListener("toggle", ask);
 $("strength").addEventListener("input", () => {
   $("strength-value").value = Number($("strength").value).toFixed(2);
@@ -173,8 +176,8 @@ $("strength").addEventListener("input", () => {
 });
 $("dice").addEventListener("click", roll);
 $("clear").addEventListener("click", () => drawing.clear());
-$("file").addEventListener("change", () => $("file").files[0] && drawing.load($("file").files[0]).catch((e) => tell(e.message)));
-$("canvas").addEventListener("bad-file", (event) => tell(event.detail));
+$("file").addEventListener("change", () => $("file").files[0] && drawing.load($("file").files[0]).catch((e) => showNote(e.message)));
+$("canvas").addEventListener("bad-file", (event) => showNote(event.detail));
 $("download").addEventListener("click", download);
 $("download").href = "#";
 $("key-ok").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-// The live stream of sdturbo-serve (/v1/live), and the list of its models. Knows nothing about the page.
+// A live connection to sdturbo-serve (/v1/live), and the list of its models. Knows nothing about the page.
 
 const base = new URL("./v1/", document.baseURI);
 const key = () => sessionStorage.key || "";
@@ -10,7 +10,7 @@ export async function listModels() {
   throw Object.assign(new Error(error.message), { status: answer.status });
 }
 
-function socket() {
+function openSocket() {
   const url = new URL("live", base);
   url.protocol = url.protocol.replace("http", "ws");
   const protocols = ["sdturbo.live"];
@@ -21,47 +21,47 @@ function socket() {
   return new WebSocket(url, protocols);
 }
 
-export class Stream {
-  #on;
+export class LiveConnection {
+  #handlers;
   #socket = null;
   #sent = 0;
-  #pause = 500;
+  #pause = 500; // ms before the next attempt
 
   constructor(handlers) {
-    this.#on = handlers;
+    this.#handlers = handlers;
   }
 
-  // Open, and open again after a break, ever less often.
+  // Open, and after a break open again, at growing intervals.
   open() {
     this.#drop();
-    this.#socket = socket();
+    this.#socket = openSocket();
     this.#sent = 0;
     let head = null;
     this.#socket.onopen = () => {
       this.#pause = 500;
-      this.#on.opened();
+      this.#handlers.opened();
     };
     this.#socket.onmessage = ({ data }) => {
-      if (data instanceof Blob) return this.#on.frame(head, data);
+      if (data instanceof Blob) return this.#handlers.frame(head, data);
       const message = JSON.parse(data);
       if (message.type === "frame") head = message;
-      else this.#on.error(message.error, message.frame);
+      else this.#handlers.error(message.error, message.frame);
     };
     this.#socket.onclose = () => {
-      this.#on.closed();
+      this.#handlers.closed();
       this.#pause = Math.min(this.#pause * 2, 8000);
       setTimeout(() => this.open(), this.#pause);
     };
   }
 
-  // Close the stream before; what it still delivers has that stream's frame numbers and is not heard.
+  // Close the earlier connection, and ignore its late frames, because their numbers are its own.
   #drop() {
     if (!this.#socket) return;
     this.#socket.onclose = this.#socket.onmessage = null;
     this.#socket.close();
   }
 
-  // The number of the frame that answers, or 0 if there is no stream now.
+  // The number of the frame that will answer, or 0 without a connection.
   send(request) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return 0;
     this.#socket.send(JSON.stringify(request));
@@ -69,10 +69,10 @@ export class Stream {
     return this.#sent;
   }
 
-  // One picture on a stream of its own, as a Blob, whatever is asked for meanwhile.
-  once(request) {
+  // One picture as a Blob, on a connection of its own, so that no newer request replaces it.
+  drawOnce(request) {
     return new Promise((resolve, reject) => {
-      const single = socket();
+      const single = openSocket();
       single.onopen = () => single.send(JSON.stringify(request));
       single.onmessage = ({ data }) => {
         if (data instanceof Blob) {
