@@ -1,4 +1,4 @@
-"""sdturbo in an asyncio program: pictures are drawn beside other work, and a task that is cancelled stops drawing."""
+"""sdturbo in an asyncio program. Pictures are drawn beside other work, and a cancelled task stops drawing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from sdturbo import Pipeline, Result
 
 
 async def main(pipeline: Pipeline) -> list[Result]:
-    """Two pictures while the loop does something else, and a third that nobody waits for in the end."""
-    unwanted = asyncio.create_task(pipeline.generate_async("a picture nobody wants", num_inference_steps=4))
+    """Two pictures while the loop does other work, and a third that is cancelled."""
+    cancelled = asyncio.create_task(pipeline.generate_async("a picture nobody sees", num_inference_steps=4))
     drawing = asyncio.gather(*(pipeline.generate_async("a red cat in the snow", seed=seed) for seed in (0, 1)))
-    unwanted.cancel()
+    cancelled.cancel()
     ticks = 0
     while not drawing.done():
         ticks += 1

@@ -1,4 +1,7 @@
-"""Code written for a diffusers pipeline, on sdturbo: the line that loads changes, and what sdturbo has no name for."""
+"""Code written for a diffusers pipeline, on sdturbo. Only the line that loads the pipeline changes.
+
+`TextToImage` translates the arguments that sdturbo does not know.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from sdturbo import Pipeline, Result
 
 
 class Generator(Protocol):
-    """As much of `torch.Generator` as says the seed."""
+    """The part of `torch.Generator` that tells the seed."""
 
     def initial_seed(self) -> int: ...
 
@@ -18,7 +21,7 @@ class Generator(Protocol):
 class TextToImage:
     """Takes the arguments that SD-Turbo's model card passes to AutoPipelineForText2Image, and gives `.images`.
 
-    Arguments without effect on SD-Turbo are taken only with the values that have none.
+    It takes `guidance_scale` only with values that have no effect. Raises ValueError for others.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -35,17 +38,17 @@ class TextToImage:
     ) -> Result:
         if guidance_scale > 1:
             raise ValueError(
-                f"Got guidance_scale={guidance_scale}; SD-Turbo is trained without guidance: leave it out."
+                f"Got guidance_scale={guidance_scale}. SD-Turbo is trained without guidance, so leave it out."
             )
         if isinstance(generator, list):
-            options["seed"] = [one.initial_seed() for one in generator]
+            options["seed"] = [each.initial_seed() for each in generator]
         elif generator is not None:
             options["seed"] = generator.initial_seed()
         return self._pipeline(prompt, image, **options)
 
 
 def someone_elses_code(pipe: Any) -> Image.Image:
-    """Written for diffusers; does not know what it runs on."""
+    """Written for diffusers. It does not know sdturbo."""
     return pipe(prompt="a red cat in the snow", num_inference_steps=1, guidance_scale=0.0).images[0]
 
 

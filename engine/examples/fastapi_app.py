@@ -1,4 +1,4 @@
-"""sdturbo in a FastAPI application of one's own: `uvicorn --app-dir engine/examples --factory fastapi_app:make`."""
+"""sdturbo in your own FastAPI application: `uvicorn --app-dir engine/examples --factory fastapi_app:make`."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,11 +10,12 @@ from sdturbo_serve import create_app
 
 
 def make(pipeline: Pipeline | None = None) -> FastAPI:
-    draw = create_app(pipeline or Pipeline.load("build/sd-turbo"))
+    """An application with a route of its own, and with sdturbo's page and routes under /pictures."""
+    pictures = create_app(pipeline or Pipeline.load("build/sd-turbo"))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with draw.router.lifespan_context(draw):  # starts the engine's thread, and stops it
+        async with pictures.router.lifespan_context(pictures):  # starts the engine's thread, and stops it
             yield
 
     app = FastAPI(lifespan=lifespan)
@@ -23,5 +24,5 @@ def make(pipeline: Pipeline | None = None) -> FastAPI:
     def hello() -> str:  # pyright: ignore[reportUnusedFunction]
         return "an application with pictures: /pictures/ has the page, /pictures/v1 the API"
 
-    app.mount("/pictures", draw)
+    app.mount("/pictures", pictures)
     return app

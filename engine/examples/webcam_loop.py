@@ -1,4 +1,4 @@
-"""A live loop from a camera's images: the newest is drawn anew, those that came meanwhile are skipped."""
+"""A loop that draws a camera's newest image anew. Images that come while the engine is busy are skipped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sdturbo import Pipeline
 
 
 def redraw(pipeline: Pipeline, camera: Iterable[Image.Image], prompt: str) -> Iterator[tuple[int, Image.Image]]:
-    """(number of the camera's image, the picture drawn from it), for the newest image whenever the engine is free.
+    """(number of the camera's image, the picture drawn from it), for the newest image each time the engine is free.
 
-    The last image is always drawn. One seed for all keeps the pictures from flickering.
+    The last image is always drawn. All pictures have the same seed, so that they do not flicker.
     """
     newest: list[tuple[int, Image.Image]] = []
     arrived, ended = threading.Condition(), threading.Event()
@@ -38,11 +38,11 @@ def redraw(pipeline: Pipeline, camera: Iterable[Image.Image], prompt: str) -> It
                     break
                 number, image = newest.pop()
             yield number, pipeline(prompt, image, num_inference_steps=2, strength=0.5, seed=0).images[0]
-        watching.result()  # what went wrong with the camera
+        watching.result()  # raises the camera's error
 
 
 def rising_sun(count: int, seconds: float) -> Iterator[Image.Image]:
-    """A camera for want of one: a disc that rises, one image every `seconds`."""
+    """An imitation of a camera: a disc that rises, one image every `seconds`."""
     disc = Image.new("RGB", (120, 120), "#f2b134")
     for i in range(count):
         image = Image.new("RGB", (512, 512), "#7fa8d8")
