@@ -87,7 +87,7 @@ roofline: $(VENV)/.bench  ## Share of this machine's ceiling that each stage rea
 figures: $(VENV)/.bench  ## Write the figures and charts of benchmarks/README.md from benchmarks/results
 	$(BIN)/python -m benchmarks.readme
 
-serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: OpenAI's images API, a live stream and a page
+serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: OpenAI's images API, live connections and a page
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/sdturbo-serve --bundle "$(BUNDLE)"
 
@@ -96,7 +96,7 @@ serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/examples/ray.yaml: 
 	sed 's#bundle: build/tiny#bundle: $(abspath $(BUNDLE))#' engine/examples/ray.yaml > build/ray.yaml
 	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sdturbo_serve.ray_proxy.middlewares $(BIN)/serve run build/ray.yaml
 
-serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live stream, drain (LOAD_S=600 for the long run)
+serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live connection, drain (LOAD_S=600 for the long run)
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/python -m benchmarks.serve_load --bundle "$(BUNDLE)" --seconds $(LOAD_S)
 

@@ -169,22 +169,22 @@ def throughput(pipe: Pipeline, url: str, pictures: int, rounds: int = 3) -> dict
 
 
 def typing(url: str, seconds: float) -> dict[str, float]:
-    """Frames a second of a live stream whose client sends a new request every 60 ms, as somebody who types fast."""
+    """Frames per second of a live connection whose client sends a new request every 60 ms, like fast typing."""
     frames: list[int] = []
-    with connect(url.replace("http", "ws") + "/v1/live", max_size=None) as stream:
+    with connect(url.replace("http", "ws") + "/v1/live", max_size=None) as connection:
         end = time.monotonic() + seconds
 
         def type_on() -> None:
             for i in range(int(seconds / 0.06)):
-                stream.send(json.dumps({"prompt": "a red cat in the snow at night"[: 1 + i % 30], "seed": 1}))
+                connection.send(json.dumps({"prompt": "a red cat in the snow at night"[: 1 + i % 30], "seed": 1}))
                 time.sleep(0.06)
 
         typist = threading.Thread(target=type_on)
         typist.start()
         while (left := end - time.monotonic()) > 0:
             try:
-                head = json.loads(stream.recv(left))
-                stream.recv(30)
+                head = json.loads(connection.recv(left))
+                connection.recv(30)
             except TimeoutError:
                 break
             frames.append(head["frame"])

@@ -1,4 +1,4 @@
-"""sdturbo behind HTTP: an OpenAI-compatible server, a live page, and the same application on Ray Serve.
+"""sdturbo behind HTTP: a server with OpenAI's images API and a page. The same application runs on Ray Serve.
 
     from sdturbo import Pipeline
     from sdturbo_serve import Settings, create_app

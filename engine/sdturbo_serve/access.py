@@ -1,4 +1,4 @@
-"""Who may call: API keys, pages of which origin, and under which name of this machine."""
+"""Access to the server: API keys, the origins of pages, and the names of this machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import binascii
 import hmac
 import re
 from collections.abc import Mapping, Sequence
-from typing import cast
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
 from sdturbo_serve.errors import ApiError
-from sdturbo_serve.service import Service
+from sdturbo_serve.service import service_of
 
 SUBPROTOCOL = "sdturbo.live"
 KEY_PROTOCOL = "sdturbo.key."  # followed by the key in base64url without padding: browsers let a page set no header
@@ -21,28 +20,29 @@ _PORT = re.compile(r":\d*$")
 
 
 def admit(connection: HTTPConnection) -> None:
-    """Raise ApiError unless the caller has a key, where keys are asked for, and comes from an admitted page."""
-    settings = cast("Service", connection.app.state.service).settings
+    """Raise ApiError for a page of a foreign origin, and for a caller without a key where the settings have keys."""
+    settings = service_of(connection).settings
     _check_origin(connection.headers, settings.allow_origins)
     if not settings.api_keys:
         return
     given = _given_key(connection.headers)
     if given is None:
         raise ApiError(401, "No API key. Send the header Authorization: Bearer <key>.", code="missing_api_key")
-    fits = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]  # all of them, whichever fits
-    if not any(fits):
-        raise ApiError(401, "Wrong API key.", code="invalid_api_key")
+    matches = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]  # all: the time tells nothing
+    if not any(matches):
+        raise ApiError(401, "Wrong API key. Send one of this server's keys.", code="invalid_api_key")
 
 
 def check_host(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Raise ApiError unless the Host header is an allowed one, whatever its port; none allowed means any is.
+    """Raise ApiError unless the Host header, without its port, is in `allowed`. If `allowed` is empty, every host passes.
 
-    Against DNS rebinding: a stranger's page whose name suddenly leads to this machine is of the same origin as the server,
-    but its requests carry that name.
+    This stops DNS rebinding. A foreign page can make its own name lead to this machine, and then counts as the same origin.
+    Its requests still carry that name.
     """
     name = _PORT.sub("", headers.get("host", "")).lower()
     if allowed and name not in allowed:
-        raise ApiError(403, "This host name is not answered; the server's --allow-host admits it.", code="host")
+        text = f"The host name {name[:80]!r} is not answered. The server's --allow-host admits it."
+        raise ApiError(403, text, code="host")
 
 
 def _given_key(headers: Mapping[str, str]) -> bytes | None:
@@ -61,16 +61,14 @@ def _given_key(headers: Mapping[str, str]) -> bytes | None:
 
 
 def _check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Browsers ask nobody before a WebSocket or a form goes to another origin, so the server has to look."""
+    """Browsers send WebSockets and forms to other origins without asking, so the server checks."""
     origin = headers.get("origin")
-    if origin is None or origin in allowed or _host_of(origin) == headers.get("host"):
+    if origin is None or origin in allowed:
         return
-    raise ApiError(403, "Pages of this origin may not call; the server's --allow-origin admits them.", code="origin")
-
-
-def _host_of(origin: str) -> str | None:
-    """Host and port of an origin; None where it has none."""
     try:
-        return urlsplit(origin).netloc or None
+        host = urlsplit(origin).netloc
     except ValueError:
-        return None
+        host = ""
+    if not host or host != headers.get("host"):
+        text = f"Pages of the origin {origin[:80]!r} may not call. The server's --allow-origin admits them."
+        raise ApiError(403, text, code="origin")

@@ -1,12 +1,11 @@
-"""The application: routes, the page and the service behind them, put together."""
+"""The application: routes, the page, and the service behind them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import Request as HttpRequest
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -17,7 +16,7 @@ from sdturbo_serve import errors, images, live
 from sdturbo_serve.access import admit
 from sdturbo_serve.guard import Guard
 from sdturbo_serve.schemas import ERRORS
-from sdturbo_serve.service import Service
+from sdturbo_serve.service import Service, service_of
 from sdturbo_serve.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
@@ -27,20 +26,15 @@ probes = APIRouter()
 
 
 def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
-    """The server's application around a loaded pipeline. Its lifespan starts the engine's thread and stops it.
+    """The server's application around a loaded pipeline. Its lifespan starts and stops the engine's thread.
 
-    Mounted in another application, whose lifespan is the one that runs, enter `app.router.lifespan_context(app)` there
-    (engine/examples/fastapi_app.py).
+    A FastAPI application that mounts it runs only its own lifespan, so enter `app.router.lifespan_context(app)` there.
+    engine/examples/fastapi_app.py shows how.
     """
     service = Service(pipeline, settings or Settings())
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        service.start()
-        yield
-        await service.stop()
-
-    app = FastAPI(title="sdturbo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="sdturbo", version=__version__, lifespan=lambda _: service.running(), docs_url=None, redoc_url=None
+    )
     app.state.service = service
     app.include_router(images.router)
     app.include_router(live.router)
@@ -63,25 +57,21 @@ def page() -> FileResponse:
     return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
 
 
-@probes.get("/healthz", responses={503: {"description": "The engine's thread has ended; restart the server."}})
-def healthz(request: Request) -> JSONResponse:
+@probes.get("/healthz", responses={503: {"description": "The engine's thread has ended. Restart the server."}})
+def healthz(request: HttpRequest) -> JSONResponse:
     """Whether the process can still serve."""
-    alive = _service(request).worker.is_alive
+    alive = service_of(request).worker.is_alive
     return JSONResponse({"status": "ok" if alive else "the engine's thread has ended"}, 200 if alive else 503)
 
 
 @probes.get("/readyz", responses={503: {"description": "Not ready, with the reason."}})
-def readyz(request: Request) -> JSONResponse:
+def readyz(request: HttpRequest) -> JSONResponse:
     """Whether the engine has drawn the bundle's golden picture."""
-    reason = _service(request).not_ready
+    reason = service_of(request).not_ready
     return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 
 
 @probes.get("/metrics", responses=ERRORS, response_class=Response, dependencies=[Depends(admit)])
-def metrics(request: Request) -> Response:
-    """For Prometheus."""
-    return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _service(request: Request) -> Service:
-    return request.app.state.service
+def metrics(request: HttpRequest) -> Response:
+    """Figures for Prometheus."""
+    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -55,7 +55,7 @@ def cli(
     drain: int,
     engine: EngineChoice,
 ) -> None:
-    """Serve a bundle over HTTP: OpenAI's images API, a live stream and a page."""
+    """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
     keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))
@@ -70,12 +70,9 @@ def cli(
 
     logs.configure()
     pipeline = Pipeline.load(bundle_path(bundle), **dataclasses.asdict(engine))
-    loaded = {
-        "backend": pipeline.backend.name,
-        "precision": pipeline.backend.precision,
-        "bundle": str(pipeline.bundle.path),
-    }
-    logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": loaded})
+    backend = pipeline.backend
+    fields = {"backend": backend.name, "precision": backend.precision, "bundle": str(pipeline.bundle.path)}
+    logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": fields})
     serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
 
 

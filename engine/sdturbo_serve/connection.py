@@ -1,6 +1,6 @@
-"""A client's connection as uvicorn holds it, with an end for what is slow, endless or no HTTP, in OpenAI's shape.
+"""A client's connection as uvicorn holds it. Slow, endless and broken input ends it, with an answer in OpenAI's shape.
 
-Knows bytes and seconds; does not know what a request means. Behind Ray the connections are Ray's.
+Knows bytes and seconds, not the meaning of a request. Behind Ray the connections are Ray's.
 """
 
 from __future__ import annotations
@@ -8,36 +8,32 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import socket
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from sdturbo_serve.errors import error_body
+from sdturbo_serve.errors import ApiError
 from sdturbo_serve.settings import MIB
 
-HEAD_S = 10.0  # for a request's head, and for the rest of a body whose answer is out; uvicorn itself waits for ever
-LINGER_S = 1.0  # in which what a refused client still sends is read: a reset would take the answer from it
-UNREAD_S = 60.0  # after which a client that takes nothing of its answer is dropped
+HEAD_S = 10.0  # for a request's head, and for the rest of a body that was answered early. uvicorn has no such limit
+LINGER_S = 1.0  # for reading on after a refusal. To close at once would reset the connection, and the answer be lost
+UNREAD_S = 60.0  # a client that reads nothing of its answer for so long is dropped
 MAX_HEAD = 64 * 1024  # bytes of a request's line and headers
-HANDSHAKE_LINE, HANDSHAKE_HEADERS = (
-    8192,
-    128,
-)  # beyond which the library neither answers a WebSocket's handshake nor ends it
+# beyond these the library neither answers a WebSocket's handshake nor ends it
+HANDSHAKE_LINE = 8192 - 16  # bytes
+HANDSHAKE_HEADERS = 128 - 1
 LIVE_MESSAGE = 16 * MIB
-UNREAD_PONGS = MIB  # bytes that wait for a client which pings and does not read
-
-Refusal = tuple[int, str, str]  # status line's number, message, code
+UNREAD_PONGS = MIB  # bytes that wait for a client that pings and does not read
 
 
 class TimedProtocol(HttpToolsProtocol):
-    """HTTP. A clock runs while nothing is being answered and something is expected: a head, or the rest of a body."""
+    """HTTP with a clock. It runs while no answer is under way and a head, or the rest of a body, is expected."""
 
     _clock: asyncio.TimerHandle | None = None
-    _incomplete = 0  # bytes since a head, a piece of a body or a message was complete
-    _refusal: Refusal | None = None
+    _incomplete = 0  # bytes since the last complete head, piece of a body, or message
+    _fault: ApiError | None = None
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -62,9 +58,11 @@ class TimedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._incomplete = 0
         self._stop_clock()
-        self._refusal = self._fault()
-        if self._refusal is not None:
-            raise ValueError(self._refusal)  # which ends the parsing
+        try:
+            self._check_head()
+        except ApiError as error:  # it ends the parsing, and uvicorn calls send_400_response
+            self._fault = error
+            raise
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -80,60 +78,53 @@ class TimedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or (400, msg, "invalid_http"))
+        self._refuse(self._fault or ApiError(400, msg, code="invalid_http"))
 
-    def _fault(self) -> Refusal | None:
-        """What is wrong with a head that is HTTP."""
-        names = [name for name, _ in self.headers]
+    def _check_head(self) -> None:
+        """Raise ApiError for a head that is valid HTTP and still refused."""
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
-            return _too_long()
-        if names.count(b"host") > 1:
-            return 400, "Got more than one Host header.", "invalid_http"
+            raise _too_long()
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            raise ApiError(400, "Got more than one Host header. Expected one.", code="invalid_http")
         assert self.parser is not None
         if self.parser.should_upgrade() and self._should_upgrade():
-            return self._handshake_fault(self.parser.get_method())
-        return None
+            self._check_handshake(self.parser.get_method())
 
-    def _handshake_fault(self, method: bytes) -> Refusal | None:
-        """What is wrong with a WebSocket's handshake (RFC 6455, 4.2.1)."""
-        given = dict(self.headers)
-        lines = [len(self.url), *(len(name) + len(value) for name, value in self.headers)]
-        if len(lines) > HANDSHAKE_HEADERS or max(lines) > HANDSHAKE_LINE - 16:
-            text = f"A WebSocket's handshake has at most {HANDSHAKE_HEADERS - 1} headers of {HANDSHAKE_LINE - 16} bytes each."
-            return 431, text, "head_too_large"
+    def _check_handshake(self, method: bytes) -> None:
+        """Raise ApiError for a WebSocket's handshake against RFC 6455, 4.2.1."""
+        headers = dict(self.headers)
+        lengths = [len(self.url), *(len(name) + len(value) for name, value in self.headers)]
+        if len(self.headers) > HANDSHAKE_HEADERS or max(lengths) > HANDSHAKE_LINE:
+            text = f"A WebSocket's handshake has at most {HANDSHAKE_HEADERS} headers of {HANDSHAKE_LINE} bytes each."
+            raise ApiError(431, text, code="head_too_large")
         if method != b"GET":
-            return 405, "A WebSocket's handshake is a GET.", "method_not_allowed"
-        if given.get(b"sec-websocket-version") != b"13":
-            return 426, "Expected the header Sec-WebSocket-Version: 13.", "invalid_websocket"
+            raise ApiError(405, "A WebSocket's handshake is a GET.")
+        if headers.get(b"sec-websocket-version") != b"13":
+            text, version = "Expected the header Sec-WebSocket-Version: 13.", {"Sec-WebSocket-Version": "13"}
+            raise ApiError(426, text, code="invalid_websocket", headers=version)
         try:
-            key = base64.b64decode(given.get(b"sec-websocket-key", b""), validate=True)
+            key = base64.b64decode(headers.get(b"sec-websocket-key", b""), validate=True)
         except binascii.Error:
             key = b""
-        return (
-            None if len(key) == 16 else (400, "Expected 16 bytes in base64 as Sec-WebSocket-Key.", "invalid_websocket")
-        )
+        if len(key) != 16:
+            raise ApiError(400, "Expected 16 bytes in base64 as Sec-WebSocket-Key.", code="invalid_websocket")
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer what is being received, if nothing was answered to it yet, and close."""
+    def _refuse(self, error: ApiError) -> None:
+        """Answer the request that is being received, unless an answer has begun, and close."""
         self._refused = True
         self._stop_clock()
         cycle = self.cycle
         if cycle and (self.pipeline or (cycle.response_started if cycle.more_body else not cycle.response_complete)):
-            self.transport.close()  # another answer is under way, or this one's
+            self.transport.close()  # an answer is under way, to this request or to an earlier one
             return
         if cycle and cycle.more_body:  # its application waits for the rest
             cycle.disconnected = True
             cycle.message_event.set()
-        status, message, code = refusal
-        body = json.dumps(error_body(status, message, code=code)).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-        if status == HTTPStatus.UPGRADE_REQUIRED:
-            headers["Sec-WebSocket-Version"] = "13"
-        lines = [
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            *(f"{name}: {value}" for name, value in headers.items()),
-        ]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        response = error.response()
+        response.headers["Connection"] = "close"
+        status_line = f"HTTP/1.1 {error.status_code} {HTTPStatus(error.status_code).phrase}".encode()
+        headers = (name + b": " + value for name, value in response.raw_headers)
+        self.transport.write(b"\r\n".join([status_line, *headers, b"", bytes(response.body)]))
         self.transport.write_eof()
         self._clock = self.loop.call_later(LINGER_S, self.transport.close)
 
@@ -148,11 +139,11 @@ class TimedProtocol(HttpToolsProtocol):
 
 
 class LiveProtocol(WebSocketsSansIOProtocol):
-    """WebSockets. Whoever pings and reads no pong is dropped."""
+    """WebSockets. A client that pings and reads no pong is dropped."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self.handshake_initiated:  # a head that the library cannot read; it came in one piece
+        if not self.handshake_initiated:  # the library cannot read the head, although it got all of it
             self.transport.close()
 
     def handle_ping(self) -> None:
@@ -162,5 +153,6 @@ class LiveProtocol(WebSocketsSansIOProtocol):
             super().handle_ping()
 
 
-def _too_long() -> Refusal:
-    return 431, f"The request's line and headers are longer than {MAX_HEAD // 1024} KiB.", "head_too_large"
+def _too_long() -> ApiError:
+    text = f"The request's line and headers are longer than {MAX_HEAD // 1024} KiB."
+    return ApiError(431, text, code="head_too_large")

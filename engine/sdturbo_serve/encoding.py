@@ -1,14 +1,18 @@
-"""Pictures as bytes. Every format carries `parameters`, the text that says how the picture was made.
+"""Pictures as files. Every format carries `parameters`, the text that says how the picture was made.
 
-PNG is written here, with ISA-L's deflate: Pillow's takes about as long as a fast GPU takes to draw. CPU time of one core for
-512x512, a picture of the embedded model / the same with film grain (`python -m benchmarks.encoders`; isal 1.9.1, Pillow 13,
-AMD EPYC), best of its kind first:
-PNG, ISA-L level 1 after Up: 1.8 / 1.9 ms, 304 / 489 kB; after Sub: 320 / 487 kB; unfiltered: 555 / 694 kB; level 3 after Up:
-2.2 / 2.1 ms, 313 / 496 kB. PNG, Pillow level 1: 15.8 / 24.0 ms, 298 / 524 kB; 6, its own choice: 65.9 / 39.1 ms, 249 / 467 kB.
-JPEG 90: 0.6 / 0.6 ms, 40 / 56 kB. WebP 80 by method 0: 3.8 / 4.3 ms, 20 / 23 kB; 2: 6.2 / 7.5 ms; 4: 15.7 / 17.7 ms, 14 kB.
+PNG is written here with ISA-L, Intel's library for deflate, because Pillow's PNG takes as long as a fast GPU takes to draw.
+CPU time and size per 512x512 picture of the embedded model, plain / with film grain, by `python -m benchmarks.encoders` on one
+core of an AMD EPYC with isal 1.9.1 and Pillow 13:
+
+PNG, ISA-L level 1, filter Up      1.8 / 1.9 ms   304 / 489 kB    (filter Sub 320 / 487 kB, no filter 555 / 694 kB)
+PNG, ISA-L level 3, filter Up      2.2 / 2.1 ms   313 / 496 kB
+PNG, Pillow level 1              15.8 / 24.0 ms   298 / 524 kB
+PNG, Pillow level 6, its default 65.9 / 39.1 ms   249 / 467 kB
+JPEG quality 90                    0.6 / 0.6 ms     40 / 56 kB
+WebP quality 80, method 0          3.8 / 4.3 ms     20 / 23 kB    (method 2 6.2 / 7.5 ms, method 4 15.7 / 17.7 ms, 14 kB)
 """
 
-# isal's stubs leave the type of what is compressed out
+# isal's stubs have no type for its input
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -32,14 +36,13 @@ _UP = 2  # PNG's filter type: each byte less the one above it, mod 256
 
 
 def encode(picture: Image.Image, output_format: Format, quality: int | None = None) -> bytes:
-    """The file of an RGB picture. quality: 0 to 100, for JPEG and WebP."""
+    """An RGB picture as a file's bytes. quality: 0 to 100, for JPEG and WebP."""
     parameters = parameters_of(picture)
     if output_format == "png":
         return _png(np.asarray(picture, np.uint8), parameters)
     file = io.BytesIO()
-    options = {"method": 0} if output_format == "webp" else {}
     chosen = QUALITY[output_format] if quality is None else quality
-    picture.save(file, output_format.upper(), quality=chosen, exif=_exif(parameters), **options)
+    picture.save(file, output_format, quality=chosen, exif=_exif(parameters), method=0)  # method: of WebP alone
     return file.getvalue()
 
 
@@ -52,7 +55,7 @@ def _png(pixels: NDArray[np.uint8], parameters: str) -> bytes:
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     text = PngImagePlugin.PngInfo()
-    text.add_text("parameters", parameters)  # tEXt, or iTXt for what Latin-1 has not
+    text.add_text("parameters", parameters)  # tEXt, or iTXt for text beyond Latin-1
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB, not interlaced
         *((kind, data) for kind, data, _ in text.chunks),

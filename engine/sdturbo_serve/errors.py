@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, whatever went wrong and wherever."""
+"""Every error as an answer in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from sdturbo.errors import Cancelled, InvalidRequest, SDTurboError
@@ -21,7 +23,7 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "un
 
 
 class ApiError(HTTPException):
-    """An answer that is an error. Being an HTTPException, it passes FastAPI's body parsing unchanged."""
+    """An error as an answer. FastAPI's body parsing lets an HTTPException pass unchanged."""
 
     def __init__(
         self,
@@ -32,79 +34,64 @@ class ApiError(HTTPException):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, headers=dict(headers or {}))
-        self.code = code
+        super().__init__(status, message, headers=headers)
+        self.code = code or CODES.get(status)
         self.param = param
 
     def body(self) -> dict[str, Any]:
-        return error_body(self.status_code, self.detail, self.param, self.code)
+        kind = TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
-
-def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
-
-
-def invalid(error: InvalidRequest, param: str | None = None) -> ApiError:
-    """The engine's own refusal as a 400."""
-    return ApiError(400, str(error), param=param, code="invalid_value")
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status_code, headers=self.headers)
 
 
 def deadline_exceeded(seconds: float) -> ApiError:
-    message = f"No picture within {seconds:g} s; the work was given up. The server is busy: try again later."
+    message = f"No picture within {seconds:g} s. The work was given up, because the server is busy. Try again later."
     return ApiError(504, message, code="deadline_exceeded", headers={"X-Should-Retry": "false"})
 
 
-def from_engine(error: SDTurboError) -> ApiError:
-    """What the engine or its thread raised, as an answer."""
+def as_api_error(error: Exception, param: str | None = None) -> ApiError:
+    """Any error as an answer. param: the parameter that an InvalidRequest is about."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, error.detail, headers=error.headers)
+    if isinstance(error, (RequestValidationError, ValidationError)):
+        return _from_validation(error.errors())
     if isinstance(error, InvalidRequest):
-        return invalid(error)
+        return ApiError(400, str(error), param=param, code="invalid_value")
     if isinstance(error, Cancelled):
         return ApiError(503, str(error), code="stopping")
     if isinstance(error, EngineEnded):
         return ApiError(503, str(error), code="engine_ended", headers={"Retry-After": "5"})
-    return ApiError(500, str(error), code="engine_error")
+    if isinstance(error, SDTurboError):
+        return ApiError(500, str(error), code="engine_error")
+    return ApiError(500, "The server failed. Its log says why.")
 
 
-def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's findings, without the value that was found, which may be megabytes long."""
-    first = errors[0]
+def _from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first fault that pydantic reports, without the value, which may be megabytes long."""
+    first = faults[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(place) or None
-    kind = str(first["type"])
-    if kind == "extra_forbidden":
-        return ApiError(
-            400, f"Unknown parameter: {(param or '')[:80]!r}.", param=param and param[:80], code="unknown_parameter"
-        )
-    if kind == "missing":
+    param = ".".join(place)[:80] or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"Unknown parameter: {param or ''!r}.", param=param, code="unknown_parameter")
+    if first["type"] == "missing":
         return ApiError(400, f"Missing parameter: {param or 'the body'}.", param=param, code="missing_parameter")
-    where = f"{param}: " if param else "The body: "
-    return ApiError(400, f"{where}{first['msg']}.", param=param, code="invalid_value")
+    return ApiError(400, f"{param or 'The body'}: {first['msg']}.", param=param, code="invalid_value")
 
 
 def install(app: FastAPI) -> None:
     """Let every error of `app` leave in this shape."""
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        found = (
-            error if isinstance(error, ApiError) else ApiError(error.status_code, error.detail, headers=error.headers)
-        )
-        return JSONResponse(found.body(), found.status_code, headers=found.headers)
+    async def answer(_: HttpRequest, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
 
-    async def validation_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return await http_error(request, from_validation(error.errors()))
-
-    async def engine_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, SDTurboError)
-        return await http_error(request, from_engine(error))
-
-    async def surprise(request: Request, error: Exception) -> JSONResponse:
+    async def surprise(request: HttpRequest, error: Exception) -> JSONResponse:
         log.error("unexpected error", exc_info=error, extra={"fields": {"path": request.url.path}})
-        return JSONResponse(error_body(500, "The server failed; its log says why."), 500)
+        return await answer(request, error)
 
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(SDTurboError, engine_error)
+    for expected in (HTTPException, RequestValidationError, SDTurboError):
+        app.add_exception_handler(expected, answer)
     app.add_exception_handler(Exception, surprise)

@@ -1,5 +1,6 @@
-"""Around every request: the host it names. Around every HTTP request: a limit on its body's size and time, a name for it,
-one line in the log, one count.
+"""The guard around every request. It checks the host that the request names.
+
+An HTTP request also gets a limit on its body's size and time, an id, one line in the log, and one count in the metrics.
 """
 
 from __future__ import annotations
@@ -10,86 +11,82 @@ import time
 from typing import Any
 
 from fastapi import WebSocket
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdturbo_serve import tracing
 from sdturbo_serve.access import check_host
 from sdturbo_serve.errors import ApiError
-from sdturbo_serve.request_id import request_id
+from sdturbo_serve.request_id import read_request_id
 from sdturbo_serve.service import Service
 from sdturbo_serve.settings import MIB
 
 log = logging.getLogger("sdturbo.serve.access")
 
-MAX_JSON = MIB  # bytes; a prompt of the greatest length is far below
+MAX_JSON = MIB  # bytes. The longest prompt is far below
 
 
 class Guard:
-    """ASGI middleware. Knows bytes and seconds; does not know what a request means."""
+    """ASGI middleware. Knows bytes and seconds, not the meaning of a request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._pass_on(scope, receive, send)
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            try:
+                check_host(Headers(scope=scope), self._service.settings.allow_hosts)
+            except ApiError as error:
+                await WebSocket(scope, receive, send).send_denial_response(error.response())
+                return
+        await self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         headers = MutableHeaders(scope=scope)
-        del headers["range"]  # nothing here is worth a part of it, and Starlette's refusals of ranges are text
-        name = request_id(headers)
+        del headers["range"]  # no file here is worth a part of it, and Starlette refuses ranges with plain text
+        request_id = read_request_id(headers)
         fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log"] = fields
-        status = 0
+        status = 500  # of a request whose application fails before it answers
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                found = MutableHeaders(scope=message)
-                found["X-Request-Id"] = name
-                found["X-Content-Type-Options"] = "nosniff"
+                answer_headers = MutableHeaders(scope=message)
+                answer_headers["X-Request-Id"] = request_id
+                answer_headers["X-Content-Type-Options"] = "nosniff"
                 if status in (408, 413):  # the rest of the body is not read
-                    found["Connection"] = "close"
+                    answer_headers["Connection"] = "close"
             await send(message)
 
-        body = _Body(receive, self._limit(headers), self._service.settings.body_s)
+        settings = self._service.settings
+        is_form = headers.get("content-type", "").startswith("multipart/form-data")
+        body = _Body(receive, settings.max_upload_bytes if is_form else MAX_JSON, settings.body_s)
         try:
-            with tracing.span("sdturbo.request", dict(headers.items()), path=scope["path"], request_id=name):
+            with tracing.span("sdturbo.request", dict(headers.items()), path=scope["path"], request_id=request_id):
                 try:
-                    check_host(headers, self._service.settings.allow_hosts)
+                    check_host(headers, settings.allow_hosts)
                     body.check_length(headers.get("content-length"))
                 except ApiError as error:
-                    await JSONResponse(error.body(), error.status_code)(scope, receive, answer)
+                    await error.response()(scope, receive, answer)
                     return
                 await self._app(scope, body.receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._service.metrics.requests.labels(route, str(status or 500)).inc()
-            took = round((time.perf_counter() - start) * 1e3, 3)
-            line = {"request_id": name, "method": scope["method"], "route": route, "status": status or 500, "ms": took}
+            self._service.metrics.requests.labels(route, str(status)).inc()
+            ms = round((time.perf_counter() - start) * 1e3, 3)
+            line = {"request_id": request_id, "method": scope["method"], "route": route, "status": status, "ms": ms}
             log.info("request", extra={"fields": line | fields})
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            try:
-                check_host(Headers(scope=scope), self._service.settings.allow_hosts)
-            except ApiError as error:
-                response = JSONResponse(error.body(), error.status_code)
-                await WebSocket(scope, receive, send).send_denial_response(response)
-                return
-        await self._app(scope, receive, send)
-
-    def _limit(self, headers: Headers) -> int:
-        is_form = headers.get("content-type", "").startswith("multipart/form-data")
-        return self._service.settings.max_upload_bytes if is_form else MAX_JSON
 
 
 class _Body:
-    """The body's messages, until they are too many or too slow. limit: bytes; seconds: for the whole body."""
+    """A body's messages, within `limit` bytes and `seconds` for all of them."""
 
     def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
         self._receive = receive
@@ -100,12 +97,12 @@ class _Body:
         self._complete = False
 
     def check_length(self, length: str | None) -> None:
-        """Refuse what calls itself too long before a byte of it is read."""
+        """Refuse a body by its declared length, before a byte of it is read."""
         if length is not None and length.isdecimal() and int(length) > self._limit:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        if self._complete:  # what comes now is the client going away
+        if self._complete:  # the next message says that the client has gone
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -120,4 +117,4 @@ class _Body:
         return message
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"The body is larger than {self._limit / MIB:g} MiB.", code="too_large")
+        return ApiError(413, f"The body is larger than {self._limit / MIB:g} MiB.")

@@ -1,4 +1,4 @@
-"""One JSON object a line on standard error. A prompt is never logged."""
+"""Logs on standard error, one JSON object per line. A prompt is never logged."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Send every logger's lines there, uvicorn's and Python's warnings included."""
+def configure() -> None:
+    """Send the lines of every logger there, with those of uvicorn and Python's warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

@@ -1,8 +1,10 @@
-"""One picture that somebody waits for: what the queue holds, and what the engine answers."""
+"""One picture in the queue, and the same picture drawn.
+
+In the server a *picture* is drawn by the engine, and an *image* comes from a client as the start of a picture.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,50 +13,48 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdturbo import Result
+
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A picture and how it came about. timings_ms: of the batch it was drawn in, a stage each; wait_ms: in the queue."""
+class DrawnPicture:
+    """A picture and how it was made. dropped: the end of the prompt that the model did not see.
 
-    image: Image.Image
+    wait_ms: milliseconds in the queue. batch: the pipeline's result for all pictures of its batch.
+    """
+
+    picture: Image.Image
     seed: int
     dropped: str
-    timings_ms: dict[str, float]
     wait_ms: float
-    batch_size: int
+    batch: Result
 
 
 @dataclass(eq=False, slots=True)
-class Picture:
-    """A request for one picture. image: uint8 (H, W, 3) of the frame, to start from."""
+class QueuedPicture:
+    """A place in the queue. image: uint8 (H, W, 3) in the bundle's size. arrived: seconds of `time.perf_counter`.
+
+    drawn: the picture to come. Cancelling this future gives the picture up, in the queue and between two stages.
+    """
 
     prompt: str
     seed: int
     steps: int
     image: NDArray[np.uint8] | None = None
     strength: float | None = None
-    drawn: Future[Drawn] = field(default_factory=Future[Drawn])
+    drawn: Future[DrawnPicture] = field(default_factory=Future[DrawnPicture])
     arrived: float = field(default_factory=time.perf_counter)
-    _cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def goes_with(self, other: Picture) -> bool:
-        """Whether both can be drawn in one call: the pipeline takes one start image, strength and number of steps."""
+    def goes_with(self, other: QueuedPicture) -> bool:
+        """Whether one call can draw both. A call of the pipeline has one start image, strength and number of steps."""
         return (self.steps, self.strength) == (other.steps, other.strength) and self.image is other.image
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self._cancelled.set()
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set()
 
 
 @dataclass(frozen=True, slots=True)
 class AllCancelled:
-    """The cancellation of a batch: set once nobody waits for any of its pictures."""
+    """The cancellation of a batch. It is set once all of its pictures are given up."""
 
-    batch: tuple[Picture, ...]
+    batch: tuple[QueuedPicture, ...]
 
     def is_set(self) -> bool:
-        return all(one.is_cancelled for one in self.batch)
+        return all(queued.drawn.cancelled() for queued in self.batch)

@@ -1,7 +1,7 @@
-"""The server on Ray Serve: the same routes, one engine per replica. `engine/examples/ray.yaml` says how to run it.
+"""The server on Ray Serve: the same routes, one engine per replica. engine/examples/ray.yaml shows how to run it.
 
-A replica counts as healthy while its engine's thread lives, from when it has drawn the bundle's golden picture; another
-one takes its place otherwise. A changed bundle in the config file replaces the replicas one after another.
+A replica is healthy once its engine has drawn the bundle's golden picture, and as long as the engine's thread lives. Ray
+replaces it otherwise. A new bundle in the config file replaces the replicas one after another.
 """
 
 # no `from __future__ import annotations`: Ray reads the builder's annotation as a class
@@ -25,10 +25,10 @@ from sdturbo_serve.settings import Settings, find_keys
 
 
 class Options(BaseModel):
-    """`args` of the config file. Paths are those of the machine that a replica runs on.
+    """`args` of the config file. Paths are those of the replica's machine.
 
-    threads: CPU threads of an engine; None takes the CPUs that `ray_actor_options` gives the replica. without_key: whether
-    anybody may call who reaches the proxies' address. settings: limits, as of `sdturbo-serve`.
+    threads: CPU threads per engine. None takes the replica's CPUs from `ray_actor_options`. without_key: serve without a
+    key to every client that reaches the proxies. settings: limits, as those of `sdturbo-serve`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,8 +50,9 @@ class Replica:
 
     def __init__(self, options: Options) -> None:
         logs.configure()
-        # here and not in `build`: what `build` binds is kept in Ray's state, where keys have no place
-        settings = dataclasses.replace(options.settings, api_keys=_keys(options))
+        # not in `build`, because Ray stores what `build` binds, and keys must not be stored
+        keys = options.settings.api_keys or find_keys(options.api_key_file)
+        settings = dataclasses.replace(options.settings, api_keys=keys)
         threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         pipeline = Pipeline.load(
             options.bundle, options.backend, device=options.device, precision=options.precision, num_threads=threads
@@ -62,21 +63,17 @@ class Replica:
         return self._application
 
     async def check_health(self) -> None:
-        """Ray calls it before the first request and every `health_check_period_s`. Raises NotReady."""
+        """Called by Ray before the first request and every `health_check_period_s`. Raises NotReady."""
         service: Service = self._application.state.service
         await service.check()
 
 
 def build(options: Options) -> serve.Application:
-    """The application of a config file: `import_path: sdturbo_serve.ray_app:build`. Raises InvalidRequest."""
+    """The application of a config file with `import_path: sdturbo_serve.ray_app:build`. Raises InvalidRequest."""
     keyless = not (options.api_key_file or find_keys(None) or options.settings.api_keys)
     if keyless and not options.without_key:
         raise InvalidRequest(
-            "Got no API key. Give api_key_file (or SDTURBO_API_KEYS in runtime_env), or say without_key: true where"
-            " http_options.host is reached by nobody else."
+            "Got no API key. Give api_key_file (or SDTURBO_API_KEYS in runtime_env). If no foreign client reaches"
+            " http_options.host, say without_key: true."
         )
     return Replica.bind(options)
-
-
-def _keys(options: Options) -> tuple[str, ...]:
-    return options.settings.api_keys or find_keys(options.api_key_file)

@@ -1,4 +1,4 @@
-"""A request's name, the same in its answer and in the log of whoever it passed through."""
+"""A request's id. Its answer and the logs of every program on the way carry the same one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import uuid
 from collections.abc import Mapping
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
-def request_id(headers: Mapping[str, str]) -> str:
-    """The X-Request-Id that came, or a new one where none came or what came is no name."""
-    came = headers.get("x-request-id", "")
-    return came if _NAME.fullmatch(came) else uuid.uuid4().hex
+def read_request_id(headers: Mapping[str, str]) -> str:
+    """The X-Request-Id of a request, or a new one if it has none or an invalid one."""
+    given = headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex

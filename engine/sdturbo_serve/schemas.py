@@ -1,7 +1,8 @@
-"""What clients may ask for. Names are those of OpenAI's images API, plus seed, steps and strength."""
+"""Bodies of requests and answers. Names are those of OpenAI's images API, plus seed, steps and strength."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
@@ -13,32 +14,28 @@ from sdturbo.request import DEFAULT_STEPS, MAX_SEED
 from sdturbo_serve.encoding import Format
 
 MAX_PROMPT, MAX_PICTURES = 4000, 10
-_CONTROL = {chr(code) for code in (*range(32), *range(127, 160))} - set("\t\n\r")
+_TEXT = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"  # no control character but tab and ends of lines
 
 
 def _printable(text: str) -> str:
-    if not _CONTROL.isdisjoint(text):
-        raise PydanticCustomError("control_character", "a NUL or another control character is not text")
+    if not re.fullmatch(_TEXT, text):
+        raise PydanticCustomError("control_character", "Expected text without NUL and other control characters")
     return text
 
 
-Prompt = Annotated[
-    str,
-    Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"}),
-    AfterValidator(_printable),
-]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": _TEXT}), AfterValidator(_printable)]
 Seed = Annotated[
-    int, Field(ge=0, le=MAX_SEED, description="Of the first picture; picture i takes seed + i. Default: random.")
+    int, Field(ge=0, le=MAX_SEED, description="Of the first picture. Picture i takes seed + i. Default: random.")
 ]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="num_inference_steps")]
-Strength = Annotated[float, Field(gt=0, le=1, description="How much of the start picture is drawn anew.")]
+Strength = Annotated[float, Field(gt=0, le=1, description="The part of the image that is drawn anew.")]
 
 
-class Wanted(BaseModel):
-    """Both routes' fields. A field of OpenAI's that this server cannot honour takes only the values that change nothing."""
+class ImagesBody(BaseModel):
+    """Fields of both routes. Those of OpenAI's that this server cannot honour take only values without an effect."""
 
     prompt: Prompt
-    model: str | None = Field(None, max_length=200, description="The name of the bundle's model, or left out.")
+    model: str | None = Field(None, max_length=200, description="The name of the bundle's model.")
     n: int = Field(1, ge=1, le=MAX_PICTURES)
     size: str | None = Field(None, max_length=20, description='The bundle\'s size, such as "512x512", or "auto".')
     response_format: Literal["b64_json"] | None = None
@@ -52,12 +49,12 @@ class Wanted(BaseModel):
     user: str | None = Field(None, max_length=1000)
 
 
-class Generation(Wanted):
+class Generation(ImagesBody):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Edit(Wanted):
-    """Form fields are text, so numbers are read from it."""
+class Edit(ImagesBody):
+    """Form fields are text, so numbers may come as text."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,7 +64,7 @@ class Edit(Wanted):
 
 
 class LiveRequest(BaseModel):
-    """A message of the live stream. image: base64, with or without "data:image/…;base64," before it."""
+    """A message of a live connection. image: base64, with or without "data:image/…;base64," before it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -85,9 +82,9 @@ class ImageData(BaseModel):
 
 
 class Report(BaseModel):
-    """How the pictures were made. timings_ms: of the slowest picture's batch. dropped: what the model did not see.
+    """The making of the pictures. timings_ms: milliseconds per part of the slowest picture's batch.
 
-    decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
+    dropped: the end of the prompt that the model did not see. decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
     """
 
     backend: str
@@ -136,5 +133,6 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504)
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in STATUSES}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504)
+}

@@ -1,10 +1,9 @@
-"""uvicorn around the application: slow and idle connections end, and SIGTERM lets accepted requests finish."""
+"""uvicorn around the application. It ends slow and idle connections, and SIGTERM lets accepted requests finish."""
 
 from __future__ import annotations
 
 import resource
 import signal
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,30 +14,30 @@ KEEP_ALIVE_S = 30
 
 
 def serve(app: FastAPI, *, host: str, port: int, drain_s: int) -> None:
-    """Listen until SIGTERM or SIGINT, then finish what was accepted within drain_s seconds.
+    """Listen until SIGTERM or SIGINT, then finish the accepted requests within drain_s seconds.
 
-    Returns after SIGTERM; raises KeyboardInterrupt after SIGINT.
+    Returns after SIGTERM, and raises KeyboardInterrupt after SIGINT.
     """
     _allow_many_sockets()
-    options: dict[str, Any] = {
-        "http": TimedProtocol,
-        "ws": LiveProtocol,
-        "ws_max_size": LIVE_MESSAGE,
-        "timeout_keep_alive": KEEP_ALIVE_S,
-        "timeout_graceful_shutdown": drain_s,
-        "access_log": False,
-        "log_config": None,
-        "server_header": False,
-    }
-    # uvicorn raises the signal anew once it has drained: SIGTERM must then not end the process with a signal's status
-    signal.signal(signal.SIGTERM, _carry_on)
-    uvicorn.Server(uvicorn.Config(app, host=host, port=port, **options)).run()
-
-
-def _carry_on(_: int, __: object) -> None: ...
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=TimedProtocol,
+        ws=LiveProtocol,
+        ws_max_size=LIVE_MESSAGE,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=drain_s,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+    )
+    # uvicorn raises the signal again after draining, and the process must then end with status 0
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
+    uvicorn.Server(config).run()
 
 
 def _allow_many_sockets() -> None:
-    """Raise the soft limit of open files to the hard one: idle sockets must not keep others out."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Raise the soft limit of open files to the hard one, because idle sockets must not keep others out."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

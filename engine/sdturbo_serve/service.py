@@ -1,39 +1,39 @@
-"""What every route shares: one pipeline with its worker, whether it may be trusted yet, and waiting for pictures."""
+"""The service that all routes share: one pipeline, its worker and its readiness."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+import numpy as np
+from fastapi import Request as HttpRequest
+from numpy.typing import NDArray
+from starlette.requests import HTTPConnection
 
 from sdturbo import Pipeline, SDTurboError
 from sdturbo.golden import golden_distance
 from sdturbo_serve import tracing
+from sdturbo_serve.encoding import Format, encode
 from sdturbo_serve.errors import ApiError, deadline_exceeded
 from sdturbo_serve.metrics import Metrics
-from sdturbo_serve.picture import Drawn, Picture
+from sdturbo_serve.picture import DrawnPicture, QueuedPicture
 from sdturbo_serve.settings import Settings
+from sdturbo_serve.uploads import decode_image
 from sdturbo_serve.worker import QueueFull, Worker
 
 log = logging.getLogger("sdturbo.serve")
 
 
-class ClientGone(ApiError):
-    """The client closed its connection; the answer reaches nobody but the log."""
-
-    def __init__(self) -> None:
-        super().__init__(499, "The client went away.", code="client_closed_request")
-
-
 class NotReady(SDTurboError):
-    """The engine cannot be trusted with a request: it has drawn no golden picture, or its thread has ended."""
+    """The engine cannot be trusted. Its golden picture is missing or wrong, or its thread has ended."""
 
 
 class Service:
-    """not_ready: why no request is taken yet, None once the engine has drawn the bundle's golden picture."""
+    """not_ready: the reason to refuse requests, or None once the engine has drawn the bundle's golden picture."""
 
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self.pipeline = pipeline
@@ -42,28 +42,26 @@ class Service:
         self.worker = Worker(pipeline, settings.max_queue, self.metrics)
         self.not_ready: str | None = "The engine is warming up."
         self.started = int(time.time())
-        self.open_streams = 0
+        self.open_connections = 0
+        self.metrics.live.set_function(lambda: self.open_connections)
         self._warm_up: asyncio.Task[None] | None = None
 
     @contextmanager
-    def stream(self) -> Generator[None]:
-        """Counts a live stream while it is open."""
-        self.open_streams += 1
-        self.metrics.live.inc()
+    def live_connection(self) -> Generator[None]:
+        """Count a live connection while it is open."""
+        self.open_connections += 1
         try:
             yield
         finally:
-            self.open_streams -= 1
-            self.metrics.live.dec()
+            self.open_connections -= 1
 
-    def start(self) -> None:
-        """Start the engine's thread and, beside it, the warm-up."""
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Start the engine's thread and, beside it, the warm-up. At the end give up the queue and end the thread."""
         self.worker.start()
-        self._warm_up = asyncio.create_task(self.warm_up())
-
-    async def stop(self) -> None:
-        if self._warm_up is not None:
-            self._warm_up.cancel()
+        self._warm_up = asyncio.create_task(self._draw_golden_picture())
+        yield
+        self._warm_up.cancel()
         await asyncio.to_thread(self.worker.stop)
 
     async def check(self) -> None:
@@ -75,7 +73,7 @@ class Service:
         if not self.worker.is_alive:
             raise NotReady("The engine's thread has ended.")
 
-    async def warm_up(self) -> None:
+    async def _draw_golden_picture(self) -> None:
         least = self.pipeline.bundle.golden.min_psnr
         try:
             distance = await asyncio.to_thread(golden_distance, self.pipeline)
@@ -85,16 +83,21 @@ class Service:
             self.not_ready = None
             if distance < least:
                 self.not_ready = (
-                    f"The engine draws the golden picture at {distance:.1f} dB, expected {least:.0f} dB or more:"
-                    " its pictures cannot be trusted. Use another backend or precision, or build the bundle again."
+                    f"The engine draws the golden picture at {distance:.1f} dB. Expected {least:.0f} dB or more. Its"
+                    " pictures cannot be trusted. Use another backend or precision, or build the bundle again."
                 )
         if self.not_ready:
             log.error("not ready", extra={"fields": {"reason": self.not_ready}})
         else:
             log.info("ready", extra={"fields": {"bundle_id": self.pipeline.bundle.bundle_id}})
 
-    def submit(self, pictures: Sequence[Picture]) -> None:
-        """Queue pictures. Raises ApiError: 503 before the engine is ready, 429 if there is no place."""
+    async def start_image(self, data: bytes) -> NDArray[np.uint8]:
+        """The pixels of an image file, uint8 (H, W, 3) in the bundle's size. Raises InvalidRequest."""
+        bundle, limit = self.pipeline.bundle, self.settings.max_image_pixels
+        return await asyncio.to_thread(decode_image, data, bundle.height, bundle.width, limit)
+
+    def submit(self, pictures: Sequence[QueuedPicture]) -> None:
+        """Queue pictures. Raises ApiError: 503 before the engine is ready, 429 if the queue has no room for them."""
         if self.not_ready is not None:
             raise ApiError(503, self.not_ready, code="not_ready", headers={"Retry-After": "2"})
         try:
@@ -103,31 +106,70 @@ class Service:
             headers = {"Retry-After": str(error.retry_after)}
             raise ApiError(429, str(error), code="queue_full", headers=headers) from error
 
-    async def draw(self, pictures: Sequence[Picture], gone: Callable[[], Coroutine[Any, Any, None]]) -> list[Drawn]:
-        """Queue pictures and wait for all of them; give them up at the deadline or when `gone` returns.
+    async def draw(self, pictures: Sequence[QueuedPicture], request: HttpRequest) -> list[DrawnPicture]:
+        """Queue pictures and wait for all of them. They are given up at the deadline, or when the client disconnects.
 
         Raises ApiError, and the engine's own errors.
         """
         self.submit(pictures)
-        drawn = asyncio.create_task(all_drawn(pictures))
-        left = asyncio.create_task(gone())
+        drawing = asyncio.create_task(_all_drawn(pictures))
+        leaving = asyncio.create_task(_disconnected(request))
         try:
             with tracing.span("sdturbo.draw", pictures=len(pictures), steps=pictures[0].steps) as span:
-                await asyncio.wait({drawn, left}, timeout=self.settings.deadline_s, return_when="FIRST_COMPLETED")
-                if drawn.done():
-                    found = drawn.result()
-                    tracing.note(span, wait_ms=found[0].wait_ms, batch_size=found[0].batch_size, **found[0].timings_ms)
-                    return found
-            if left.done():
-                raise ClientGone
+                await asyncio.wait({drawing, leaving}, timeout=self.settings.deadline_s, return_when="FIRST_COMPLETED")
+                if drawing.done():
+                    drawn = drawing.result()
+                    first = drawn[0]
+                    batch_size = len(first.batch.images)
+                    tracing.note(span, wait_ms=first.wait_ms, batch_size=batch_size, **first.batch.timings)
+                    return drawn
+            if leaving.done():
+                raise ApiError(499, "The client went away.", code="client_closed_request")  # for the log alone
             self.metrics.deadlines.inc()
             raise deadline_exceeded(self.settings.deadline_s)
         finally:
-            drawn.cancel()
-            left.cancel()
-            for one in pictures:
-                one.cancel()
+            drawing.cancel()
+            leaving.cancel()
+            for queued in pictures:
+                queued.drawn.cancel()
+
+    async def encode(
+        self, drawn: Sequence[DrawnPicture], output_format: Format, quality: int | None = None
+    ) -> tuple[list[bytes], dict[str, Any]]:
+        """(files, `schemas.Report`) of a request's pictures. quality: 0 to 100, for JPEG and WebP."""
+        start = time.perf_counter()
+        files = [await asyncio.to_thread(encode, each.picture, output_format, quality) for each in drawn]
+        seconds = time.perf_counter() - start
+        self.metrics.encoding.labels(output_format).observe(seconds / len(files))
+        slowest = max((each.batch for each in drawn), key=lambda batch: batch.timings["total"])
+        report = {
+            "backend": slowest.backend,
+            "device": slowest.device,
+            "precision": slowest.precision,
+            "bundle_id": slowest.bundle_id,
+            "decoder": slowest.decoder,
+            "steps": slowest.num_inference_steps,
+            "strength": slowest.strength,
+            "timings_ms": {part: round(ms, 3) for part, ms in slowest.timings.items()},
+            "wait_ms": round(max(each.wait_ms for each in drawn), 3),
+            "encode_ms": round(seconds * 1e3, 3),
+            "batch_size": len(slowest.images),
+            "dropped": drawn[0].dropped,
+        }
+        return files, report
 
 
-async def all_drawn(pictures: Sequence[Picture]) -> list[Drawn]:
-    return await asyncio.gather(*(asyncio.wrap_future(one.drawn) for one in pictures))
+async def _disconnected(request: HttpRequest) -> None:
+    """Returns when the client closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _all_drawn(pictures: Sequence[QueuedPicture]) -> list[DrawnPicture]:
+    """The drawn pictures of a request, once all are drawn. Raises the first error among them."""
+    return await asyncio.gather(*(asyncio.wrap_future(queued.drawn) for queued in pictures))
+
+
+def service_of(connection: HTTPConnection) -> Service:
+    """The service of the application that a request or a WebSocket has reached."""
+    return connection.app.state.service

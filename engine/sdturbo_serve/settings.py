@@ -1,4 +1,4 @@
-"""What an operator decides, checked before anything listens."""
+"""The operator's settings, checked before the server listens."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 class Settings:
     """Limits and keys of one server. Times are seconds.
 
-    api_keys: any of them opens /v1 and /metrics; none means open to all. allow_origins: pages of other origins, such as
-    "https://example.org", that may call from a browser. allow_hosts: names in the Host header that are answered, without a
-    port, such as LOOPBACK; none means any. max_queue: pictures that wait for the engine. deadline_s: from a request's
-    arrival to its answer. max_upload_bytes, max_image_pixels: of a picture to start from. max_live: open live streams.
+    api_keys: each opens /v1 and /metrics, and without any they are open to all. allow_origins: origins of pages that may
+    call, such as "https://example.org". allow_hosts: names in the Host header that are answered, without a port, such as
+    LOOPBACK. If it is empty, all names are answered. max_queue: pictures that wait for the engine. deadline_s: from a
+    request to its answer. body_s: for a request's body. max_upload_bytes: of a form with an image. max_image_pixels: of
+    that image. max_live: open live connections.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a config file gives them
@@ -40,52 +41,54 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_queue", "deadline_s", "body_s", "max_upload_bytes", "max_image_pixels", "max_live"):
             if not getattr(self, name) > 0:
-                raise InvalidRequest(f"Got {name}={getattr(self, name)}; expected more than 0.")
+                raise InvalidRequest(f"Got {name}={getattr(self, name)}. Expected more than 0.")
         for key in self.api_keys:
             if len(key) < 8 or not (key.isascii() and key.isprintable()) or " " in key:
-                raise InvalidRequest(
-                    "Got an API key that is short or odd; expected 8 or more printable ASCII characters."
-                )
+                text = "Got an API key that is too short or has other characters. Expected 8 or more printable ASCII"
+                raise InvalidRequest(f"{text} characters without spaces.")
 
 
 def find_keys(path: Path | None) -> tuple[str, ...]:
-    """The API keys of a file or, without one, of the variable SDTURBO_API_KEYS, separated by commas."""
+    """The API keys of a file, or without a file those of the variable SDTURBO_API_KEYS, separated by commas."""
     if path is not None:
         return read_keys(path)
     return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """The API keys of a file, one a line; empty lines and lines that start with # are skipped."""
+    """The API keys of a file, one per line. Empty lines and lines that start with # are skipped."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"The key file {path} cannot be read: {error}.") from error
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise InvalidRequest(f"The key file {path} holds no key; write one a line.")
+        raise InvalidRequest(f"The key file {path} holds no key. Write one per line.")
     return keys
 
 
 def check_listen(host: str, *, has_key: bool, without_key: bool) -> None:
-    """Raise InvalidRequest for an address that others can reach, unless there is a key or it was asked for so."""
+    """Raise InvalidRequest for an address that other machines can reach, unless there is a key or `without_key`."""
     if has_key or without_key or is_loopback(host):
         return
     raise InvalidRequest(
-        f"Got --host {host}, which other machines can reach, and no API key: anybody could use this engine."
+        f"Got --host {host}, which other machines can reach, and no API key. Anybody could use this engine."
         " Give --api-key-file (or SDTURBO_API_KEYS), or say --without-key."
     )
 
 
-def answered_hosts(host: str, more: Sequence[str], *, has_key: bool) -> tuple[str, ...]:
-    """`allow_hosts` of a server that listens on `host`: where nothing else keeps a stranger's page out, LOOPBACK and `more`."""
+def answered_hosts(host: str, others: Sequence[str], *, has_key: bool) -> tuple[str, ...]:
+    """`Settings.allow_hosts` of a server that listens on `host`.
+
+    On loopback without a key they keep foreign pages out: LOOPBACK, `host` and `others`. Elsewhere all names are answered.
+    """
     if has_key or not is_loopback(host):
         return ()
-    return (*LOOPBACK, host.lower(), *(name.lower() for name in more))
+    return (*LOOPBACK, host.lower(), *(name.lower() for name in others))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name other than localhost counts as reachable."""
+    """Whether only this machine reaches an address. Names other than localhost count as reachable from elsewhere."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans where its API is installed; nothing at all where it is not."""
+"""OpenTelemetry spans, where its library is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INSTALLED = importlib.util.find_spec("opentelemetry") is not None
 
 @contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any) -> Generator[Any]:
-    """A current span, the child of what `headers` carry (traceparent) if given; None without the library."""
+    """A current span, or None without the library. headers: their traceparent, if any, names the parent span."""
     if not INSTALLED:
         yield None
         return
@@ -25,6 +25,6 @@ def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any)
 
 
 def note(current: Any, **attributes: Any) -> None:
-    """Write attributes to a span; names get the prefix "sdturbo."."""
+    """Write attributes to a span, each with the prefix "sdturbo."."""
     if current is not None:
         current.set_attributes({f"sdturbo.{key}": value for key, value in attributes.items()})

@@ -1,4 +1,4 @@
-"""A picture that a stranger sends, as pixels of the frame. Refused before decoding if it is too large."""
+"""Images from clients, as pixels in the bundle's size. An image that is too large is refused before it is decoded."""
 
 from __future__ import annotations
 
@@ -13,27 +13,22 @@ from PIL import Image, UnidentifiedImageError
 from sdturbo.errors import InvalidRequest
 from sdturbo.image import to_pixels
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-
 
 def decode_image(data: bytes, height: int, width: int, max_pixels: int) -> NDArray[np.uint8]:
     """uint8 (height, width, 3) from the bytes of a PNG, JPEG or WebP file. Raises InvalidRequest."""
+    limit = f"At most {max_pixels / 1e6:g} megapixels are accepted."
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
     except UnidentifiedImageError as error:
-        raise InvalidRequest(f"Got {len(data)} bytes that are no PNG, JPEG or WebP image.") from error
+        raise InvalidRequest(f"Got {len(data)} bytes. Expected a PNG, JPEG or WebP image.") from error
     except Image.DecompressionBombError as error:
-        raise InvalidRequest(
-            f"The image is too large; at most {max_pixels / 1e6:g} megapixels are accepted."
-        ) from error
+        raise InvalidRequest(f"The image is too large. {limit}") from error
     except Exception as error:  # Pillow's parsers also raise SyntaxError, struct.error, OSError and others
         raise InvalidRequest(f"The image cannot be read: {error}. Is the file complete?") from error
-    if picture.width * picture.height > max_pixels:
-        raise InvalidRequest(
-            f"The image has {picture.width}x{picture.height} pixels; at most {max_pixels / 1e6:g} megapixels are accepted."
-        )
-    with picture:
-        return to_pixels(picture, height, width)[0]
+    if image.width * image.height > max_pixels:
+        raise InvalidRequest(f"The image has {image.width}x{image.height} pixels. {limit}")
+    with image:
+        return to_pixels(image, height, width)[0]
 
 
 def decode_base64(text: str) -> bytes:

@@ -53,11 +53,11 @@ class Cluster:
 
     def pids(self):
         """Of the replicas that run."""
-        found = self.state()
-        if "sdturbo" not in found or "sdturbo" not in found["sdturbo"]["deployments"]:
+        applications = self.state()
+        if "sdturbo" not in applications or "sdturbo" not in applications["sdturbo"]["deployments"]:
             return set()
-        replicas = found["sdturbo"]["deployments"]["sdturbo"]["replicas"]
-        return {one["pid"] for one in replicas if one["state"] == "RUNNING"}
+        replicas = applications["sdturbo"]["deployments"]["sdturbo"]["replicas"]
+        return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 @contextmanager
@@ -102,8 +102,8 @@ class Load:
         self._end = threading.Event()
         self.answers = []
         self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
-        for one in self._threads:
-            one.start()
+        for thread in self._threads:
+            thread.start()
 
     def _ask(self, seed):
         with httpx2.Client(base_url=self._url, timeout=120) as client:
@@ -115,8 +115,8 @@ class Load:
 
     def stop(self):
         self._end.set()
-        for one in self._threads:
-            one.join()
+        for thread in self._threads:
+            thread.join()
 
     def outcomes(self, engines):
         """How often what was answered: "right" for the picture that the bundle's bare engine draws."""
@@ -128,9 +128,9 @@ def outcome(engines, seed, answer):
         return repr(answer)
     if answer.status_code != 200:
         return f"{answer.status_code}: {answer.text[:200]}"
-    found = answer.json()
-    bare = engines[found["sdturbo"]["bundle_id"]]
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["data"][0]["b64_json"]))))
+    body = answer.json()
+    bare = engines[body["sdturbo"]["bundle_id"]]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"]))))
     return "right" if np.array_equal(pixels, bare("load", seed=seed, output_type="np").images[0]) else "wrong picture"
 
 

@@ -104,9 +104,9 @@ def wait_until(true, seconds=60.0):
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def command(bundle, *arguments, **environment):
         *arguments,
     ]
     process = subprocess.Popen(
-        [str(one) for one in line], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        [str(word) for word in line], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
     try:
         yield process, f"http://127.0.0.1:{port}"

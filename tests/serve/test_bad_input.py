@@ -125,7 +125,7 @@ def tiff():
 @pytest.mark.parametrize(
     "data", [b"", b"hello", png()[:-40], png(6000, 5000), enormous(), tiff(), b"\x89PNG\r\n\x1a\n" + b"\0" * 40]
 )
-def test_a_picture_that_cannot_be_used_is_refused(client, data):
+def test_an_image_that_cannot_be_used_is_refused(client, data):
     answer = client.post(EDITS, data={"prompt": "x"}, files={"image": ("x.png", data)})
     refused(answer, 400, "invalid_value", "image")
 

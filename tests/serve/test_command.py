@@ -62,7 +62,7 @@ def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(serve_bundle,
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_up(url))
         door.rename(tmp_path / "open")
-        assert [one.result().status_code for one in answers] == [200] * 12
+        assert [answer.result().status_code for answer in answers] == [200] * 12
         assert process.wait(30) == 0
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(url)

@@ -27,17 +27,17 @@ def connect(url):
 
 
 def read_all(connection):
-    found = b""
+    received = b""
     while chunk := connection.recv(65536):
-        found += chunk
-    return found
+        received += chunk
+    return received
 
 
 def answer_to(url, *data):
     """(status, error) of what is answered before the connection ends."""
     with connect(url) as connection:
-        for one in data:
-            connection.sendall(one)
+        for piece in data:
+            connection.sendall(piece)
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert b"Traceback" not in body
     return int(head.split()[1]), json.loads(body)["error"]
@@ -104,8 +104,8 @@ def test_an_endless_head_is_answered_while_it_is_sent_and_then_closed(server):
     ],
 )
 def test_a_head_that_cannot_be_honoured_is_refused_in_openais_shape(server, head, status, code):
-    found, error = answer_to(server, head + b"\r\n")
-    assert (found, error["code"]) == (status, code)
+    answered, error = answer_to(server, head + b"\r\n")
+    assert (answered, error["code"]) == (status, code)
 
 
 def test_a_chunked_body_that_is_none_or_has_no_end_is_refused(bare):
@@ -147,10 +147,10 @@ def test_a_client_that_takes_nothing_of_its_answer_is_dropped(server, monkeypatc
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect((address.hostname, address.port))
         deaf.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        wait_until(lambda: any(isinstance(one, TimeoutError) for one in ends))
+        wait_until(lambda: any(isinstance(end, TimeoutError) for end in ends))
 
 
-def test_pings_whose_pongs_are_not_read_end_the_stream(server):
+def test_pings_whose_pongs_are_not_read_end_the_connection(server):
     ping = b"\x89\xfd\0\0\0\0" + b"a" * 125
     with connect(server) as flood:
         flood.sendall(b"GET /v1/live HTTP/1.1\r\nHost: x\r\n" + UPGRADE + KEY + VERSION + b"\r\n")
@@ -158,9 +158,9 @@ def test_pings_whose_pongs_are_not_read_end_the_stream(server):
         with pytest.raises(OSError):
             while True:
                 flood.sendall(ping * 1000)
-    with connect_live(server.replace("http", "ws") + "/v1/live") as stream:
-        stream.send('{"prompt": "x"}')
-        assert json.loads(stream.recv(30))["type"] == "frame"
+    with connect_live(server.replace("http", "ws") + "/v1/live") as connection:
+        connection.send('{"prompt": "x"}')
+        assert json.loads(connection.recv(30))["type"] == "frame"
 
 
 def test_a_slow_body_is_ended_and_a_slow_head_closed(bare, monkeypatch):
@@ -200,8 +200,8 @@ def test_a_thousand_idle_sockets_keep_nobody_out(server):
         assert httpx2.post(server + GENERATIONS, json={"prompt": "x"}, timeout=20).status_code == 200
         assert time.monotonic() - start < 20
     finally:
-        for one in idle:
-            one.close()
+        for connection in idle:
+            connection.close()
     assert httpx2.get(f"{server}/healthz").status_code == 200
 
 
@@ -215,10 +215,10 @@ def test_many_bad_requests_at_once_leave_the_engine_working(server):
                 statuses.append(client.post(server + EDITS, files={"image": b"x"}, data={"prompt": "x"}).status_code)
 
     threads = [threading.Thread(target=send) for _ in range(8)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(statuses) == 320
     assert set(statuses) <= {400, 415}
     wait_until(lambda: httpx2.post(server + GENERATIONS, json={"prompt": "x"}).status_code == 200)

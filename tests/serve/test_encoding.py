@@ -29,10 +29,10 @@ def test_a_png_is_whole_and_read_back_identical(size, kind, parameters):
     drawn.info["parameters"] = parameters
     file = encode(drawn, "png")
     Image.open(io.BytesIO(file)).verify()  # the chunks' checksums
-    found = Image.open(io.BytesIO(file))
-    assert found.mode == "RGB"
-    assert np.array_equal(np.asarray(found), np.asarray(drawn))
-    assert found.text == {"parameters": parameters.replace("\0", "\N{REPLACEMENT CHARACTER}")}
+    read = Image.open(io.BytesIO(file))
+    assert read.mode == "RGB"
+    assert np.array_equal(np.asarray(read), np.asarray(drawn))
+    assert read.text == {"parameters": parameters.replace("\0", "\N{REPLACEMENT CHARACTER}")}
 
 
 def test_zlib_itself_reads_the_compressed_rows():
@@ -44,13 +44,13 @@ def test_zlib_itself_reads_the_compressed_rows():
 
 def test_every_encoder_that_is_compared_keeps_the_picture():
     drawn = picture(40, 30, "ramp")
-    found = encoders.encoders()
+    compared = encoders.encoders()
     for name in ("none", "sub", "up"):
-        rows = zlib.decompress(found[f"ISA-L level 1, {name}"](drawn))
+        rows = zlib.decompress(compared[f"ISA-L level 1, {name}"](drawn))
         file = encode(drawn, "png")
         start = file.index(b"IDAT") + 4
         own = zlib.decompress(file[start : start + int.from_bytes(file[start - 8 : start - 4])])
         assert (rows == own) == (name == "up")  # the server's choice
     for name in ("Pillow png level 1", "the server's png"):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(found[name](drawn)))), np.asarray(drawn))
-    assert encoders.cost(found["the server's jpeg"], [drawn], 1)["kb"] > 0
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(compared[name](drawn)))), np.asarray(drawn))
+    assert encoders.cost(compared["the server's jpeg"], [drawn], 1)["kb"] > 0

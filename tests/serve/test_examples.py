@@ -28,7 +28,7 @@ def test_in_somebody_elses_fastapi_app(bare):
 def test_in_an_asyncio_program(bare, capsys):
     results = asyncio.run(asyncio_program.main(bare))
     expected = bare("a red cat in the snow", seed=1, output_type="np").images[0]
-    assert [one.seeds for one in results] == [[0], [1]]
+    assert [result.seeds for result in results] == [[0], [1]]
     assert np.array_equal(np.asarray(results[1].images[0]), expected)
     assert "the loop went round" in capsys.readouterr().out
 

@@ -20,8 +20,8 @@ def picture_of(datum):
 def test_a_generation_is_the_bare_engines_picture(client, bare):
     answer = client.post(GENERATIONS, json={"prompt": "a fox", "seed": 7, "steps": 2, "n": 3}).json()
     expected = bare(["a fox"] * 3, seed=7, num_inference_steps=2, output_type="np").images
-    assert [one["seed"] for one in answer["data"]] == [7, 8, 9]
-    assert all(np.array_equal(picture_of(one), other) for one, other in zip(answer["data"], expected, strict=True))
+    assert [datum["seed"] for datum in answer["data"]] == [7, 8, 9]
+    assert all(np.array_equal(picture_of(a), b) for a, b in zip(answer["data"], expected, strict=True))
     assert answer["size"] == "64x64"
 
 
@@ -44,14 +44,14 @@ def test_a_decoder_in_the_checkpoints_decoders_place_is_named(serve_bundle):
 
 
 @pytest.mark.parametrize(
-    ("came", "kept"), [("build-7:a.b_c", True), ("", False), ("x" * 65, False), ("a b", False), ("é", False)]
+    ("given", "kept"), [("build-7:a.b_c", True), ("", False), ("x" * 65, False), ("a b", False), ("é", False)]
 )
-def test_a_request_keeps_its_name_if_it_is_one(client, came, kept):
-    answer = client.get("/v1/models", headers={"X-Request-Id": came.encode("latin-1")})
-    names = answer.headers.get_list("x-request-id")
-    assert len(names) == 1
-    assert (names[0] == came) == kept
-    assert names[0].isascii()
+def test_a_request_keeps_its_id_if_it_is_valid(client, given, kept):
+    answer = client.get("/v1/models", headers={"X-Request-Id": given.encode("latin-1")})
+    ids = answer.headers.get_list("x-request-id")
+    assert len(ids) == 1
+    assert (ids[0] == given) == kept
+    assert ids[0].isascii()
 
 
 def test_two_requests_without_a_seed_differ(client):
@@ -84,7 +84,7 @@ def test_an_edit_is_the_bare_engines_picture(client, bare, tmp_path):
 
 
 def test_the_model_is_listed_and_found(client):
-    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["fake"]
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
     assert client.get("/v1/models/fake").json()["object"] == "model"
     assert client.get("/v1/models/other").status_code == 404
     assert client.post(GENERATIONS, json={"prompt": "x", "model": "fake", "size": "64x64"}).status_code == 200

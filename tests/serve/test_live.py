@@ -33,8 +33,8 @@ def ask(socket, prompt, **more):
 
 def superseded(url):
     """How many frames the server has set aside for newer ones."""
-    found = re.search(r'sdturbo_live_frames_total{outcome="superseded"} ([\d.]+)', httpx2.get(f"{url}/metrics").text)
-    return float(found[1]) if found else 0
+    match = re.search(r'sdturbo_live_frames_total{outcome="superseded"} ([\d.]+)', httpx2.get(f"{url}/metrics").text)
+    return float(match[1]) if match else 0
 
 
 def test_every_request_of_a_patient_client_is_answered_with_the_bare_engines_picture(server, bare):
@@ -108,6 +108,24 @@ def test_in_a_queue_behind_others_the_newest_request_keeps_the_place(gated):
         assert len(gate.batches) == 2
 
 
+def test_an_error_has_the_number_of_the_newest_request(gated):
+    pipeline, gate = gated
+    with (
+        listening(pipeline, deadline_s=3.0) as url,
+        connect(address(url)) as busy,
+        connect(address(url)) as socket,
+    ):
+        gate.shut()
+        ask(busy, "holds the engine")
+        gate.wait_for_entry()
+        ask(socket, "the first")
+        ask(socket, "the second")
+        answer = json.loads(socket.recv(10))
+        gate.open.set()
+        assert superseded(url) == 1
+        assert (answer["type"], answer["frame"], answer["error"]["code"]) == ("error", 2, "deadline_exceeded")
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -124,7 +142,7 @@ def test_in_a_queue_behind_others_the_newest_request_keeps_the_place(gated):
         ("{}", "prompt"),
     ],
 )
-def test_a_bad_message_is_answered_in_openais_shape_and_the_stream_goes_on(server, message, param):
+def test_a_bad_message_is_answered_in_openais_shape_and_the_connection_goes_on(server, message, param):
     with connect(address(server)) as socket:
         socket.send(message)
         answer = json.loads(socket.recv(10))
@@ -135,7 +153,7 @@ def test_a_bad_message_is_answered_in_openais_shape_and_the_stream_goes_on(serve
         assert frame(socket)[0]["frame"] == 2
 
 
-def test_a_flood_closes_the_stream_and_nothing_else(server):
+def test_a_flood_closes_its_connection_and_nothing_else(server):
     with connect(address(server)) as socket, pytest.raises(ConnectionClosed) as closed:
         for _ in range(2000):
             socket.send('{"prompt": "x"}')
@@ -147,7 +165,7 @@ def test_a_flood_closes_the_stream_and_nothing_else(server):
         assert frame(socket)[0]["frame"] == 1
 
 
-def test_too_many_streams_and_wrong_origins_and_keys_are_turned_away(bare):
+def test_too_many_connections_and_wrong_origins_and_keys_are_turned_away(bare):
     def status(url, **options):
         with pytest.raises(InvalidStatus) as refused:
             connect(address(url), **options)

@@ -26,7 +26,7 @@ def test_generate(ai, bare):
     expected = bare(["a fox"] * 2, seed=7, num_inference_steps=2, output_type="np").images
     assert all(np.array_equal(pixels(a), b) for a, b in zip(answer.data, expected, strict=True))
     assert answer.sdturbo["backend"] == bare.backend.name
-    assert [one.seed for one in answer.data] == [7, 8]
+    assert [datum.seed for datum in answer.data] == [7, 8]
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -40,7 +40,7 @@ def test_edit(ai, bare, tmp_path, as_list):
 
 
 def test_models(ai):
-    assert [one.id for one in ai.models.list()] == ["fake"]
+    assert [model.id for model in ai.models.list()] == ["fake"]
     assert ai.models.retrieve("fake").owned_by == "sdturbo"
 
 
@@ -70,11 +70,11 @@ def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(gated):
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(3) as pool:
-            answers = [pool.submit(one.generate, prompt="x") for one in waiting]
+            answers = [pool.submit(images.generate, prompt="x") for images in waiting]
             gate.wait_for_entry()
             with pytest.raises(openai.RateLimitError) as refused:
                 for _ in range(20):
                     openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0).images.generate(prompt="x", n=1)
             gate.open.set()
-            assert [one.result(30).status_code for one in answers] == [200, 200, 200]
+            assert [answer.result(30).status_code for answer in answers] == [200, 200, 200]
     assert int(refused.value.response.headers["retry-after"]) >= 1

@@ -25,7 +25,7 @@ CHECKS = [
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_answer_is_one_that_the_description_names(server, mode):
     schema = schemathesis.openapi.from_url(f"{server}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     assert len(operations) >= 7
     for operation in operations:
         try:

@@ -17,7 +17,7 @@ from sdturbo import InvalidRequest
 pytestmark = pytest.mark.ray
 
 CLIENTS = 8
-# 0.2 s a batch, so that requests are under way at any time; and a prompt that ends the engine's thread
+# 0.2 s per batch, so that requests are under way at any time, and a prompt that ends the engine's thread
 STRANGE = """
 import sys, time
 
@@ -131,4 +131,4 @@ def test_without_a_key_it_must_be_told_so(serve_bundle, tmp_path, monkeypatch):
 
 def _last_ids(clients, count):
     answers = [answer for _, answer in clients.answers[-count:]]
-    return {one.json()["sdturbo"]["bundle_id"] for one in answers if getattr(one, "status_code", 0) == 200}
+    return {answer.json()["sdturbo"]["bundle_id"] for answer in answers if getattr(answer, "status_code", 0) == 200}

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from sdturbo import InvalidRequest
 from sdturbo_serve import ray_proxy
-from sdturbo_serve.ray_proxy import ATTEMPTS, MAX_KEPT, TIMEOUT, Again, middlewares
+from sdturbo_serve.ray_proxy import ATTEMPTS, MAX_REPEATED, TIMEOUT, Repeat, middlewares
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +68,11 @@ def application():
 
 
 def ask(dying, path="/echo", deadline_s=60.0, **options):
-    return TestClient(Again(dying, deadline_s)).post(path, **options)
+    return TestClient(Repeat(dying, deadline_s)).post(path, **options)
 
 
 def get(path, **options):
-    return TestClient(Again(application(), 60.0)).get(path, **options)
+    return TestClient(Repeat(application(), 60.0)).get(path, **options)
 
 
 @pytest.mark.parametrize("messages", [0, 1])
@@ -98,7 +98,7 @@ def test_it_is_asked_again_within_its_deadline_and_no_attempt_but_the_first_last
     assert ask(dying, deadline_s=50.0, content=b"x").status_code == 200
     first, *others = [headers.get(TIMEOUT.encode()) for headers in dying.headers]
     assert first is None
-    left = [float(one) for one in others]
+    left = [float(seconds) for seconds in others]
     assert left == sorted(left, reverse=True)
     assert 0 < left[-1] <= left[0] <= 50
 
@@ -125,17 +125,17 @@ def test_the_deadline_is_the_servers_or_that_of_the_environment(monkeypatch):
             middlewares()
 
 
-def test_a_request_has_one_name_whoever_answers_and_how_often_it_is_asked():
+def test_a_request_has_one_id_for_every_replica_and_attempt():
     answer = get("/named", headers={"X-Request-Id": "mine"})
     assert (answer.text, answer.headers.get_list("x-request-id")) == ("mine", ["mine"])
     answer = get("/named")
     assert answer.headers.get_list("x-request-id") == [answer.text]
     assert len(get("/busy").headers.get_list("x-request-id")) == 1
     dying = Dying(application(), 2)
-    (name,) = ask(dying, content=b"x").headers.get_list("x-request-id")
-    assert [headers[b"x-request-id"].decode() for headers in dying.headers] == [name] * 3
-    (name,) = ask(Dying(application(), 99), content=b"x").headers.get_list("x-request-id")
-    assert len(name) == 32
+    (request_id,) = ask(dying, content=b"x").headers.get_list("x-request-id")
+    assert [headers[b"x-request-id"].decode() for headers in dying.headers] == [request_id] * 3
+    (request_id,) = ask(Dying(application(), 99), content=b"x").headers.get_list("x-request-id")
+    assert len(request_id) == 32
 
 
 def test_rays_own_timeout_is_a_504_that_no_client_repeats():
@@ -144,8 +144,8 @@ def test_rays_own_timeout_is_a_504_that_no_client_repeats():
     assert answer.headers["x-should-retry"] == "false"
 
 
-def test_what_is_too_long_to_keep_is_asked_once_and_still_passes():
-    long = b"x" * (MAX_KEPT + 1)
+def test_a_body_too_long_to_repeat_is_sent_once_and_still_passes():
+    long = b"x" * (MAX_REPEATED + 1)
     assert ask(Dying(application(), 0), "/length", content=long).json() == len(long)
     dying = Dying(application(), 1)
     assert ask(dying, "/length", content=long).status_code == 503

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from sdturbo import Cancelled, OutputError, Pipeline
 from sdturbo_serve.metrics import Metrics
-from sdturbo_serve.picture import Picture
+from sdturbo_serve.picture import QueuedPicture
 from sdturbo_serve.worker import QueueFull, Worker
 
 
@@ -25,7 +25,7 @@ def worker(gated):
     worker = Worker(pipeline, 8, Metrics())
     gate.shut()
     worker.start()
-    worker.submit([Picture("the first", 0, 1)])
+    worker.submit([QueuedPicture("the first", 0, 1)])
     gate.wait_for_entry()
     yield worker, gate
     gate.open.set()
@@ -33,26 +33,31 @@ def worker(gated):
 
 
 def pixels(picture):
-    return np.asarray(picture.drawn.result(10).image)
+    return np.asarray(picture.drawn.result(10).picture)
 
 
 def test_what_waits_is_drawn_in_the_bundles_batch_sizes_and_equals_the_bare_engine(worker, bare):
     worker, gate = worker
-    pictures = [Picture(f"number {i}", 10 + i, 2) for i in range(7)]
-    for one in pictures:
-        worker.submit([one])
+    pictures = [QueuedPicture(f"number {i}", 10 + i, 2) for i in range(7)]
+    for picture in pictures:
+        worker.submit([picture])
     gate.open.set()
-    for one in pictures:
-        expected = bare(one.prompt, seed=one.seed, num_inference_steps=2, output_type="np").images[0]
-        assert np.array_equal(pixels(one), expected)
+    for picture in pictures:
+        expected = bare(picture.prompt, seed=picture.seed, num_inference_steps=2, output_type="np").images[0]
+        assert np.array_equal(pixels(picture), expected)
     assert gate.batches == [1, 4, 4, 2, 2, 1, 1]  # two steps each
-    assert [one.drawn.result().batch_size for one in pictures] == [4, 4, 4, 4, 2, 2, 1]
+    assert [len(picture.drawn.result().batch.images) for picture in pictures] == [4, 4, 4, 4, 2, 2, 1]
 
 
 def test_pictures_that_do_not_go_together_are_drawn_apart_and_in_order(worker, bare):
     worker, gate = worker
     start = np.full((64, 64, 3), 90, np.uint8)
-    pictures = [Picture("x", 1, 1), Picture("x", 1, 2), Picture("x", 1, 2, start, 0.5), Picture("x", 2, 1)]
+    pictures = [
+        QueuedPicture("x", 1, 1),
+        QueuedPicture("x", 1, 2),
+        QueuedPicture("x", 1, 2, start, 0.5),
+        QueuedPicture("x", 2, 1),
+    ]
     worker.submit(pictures)
     gate.open.set()
     expected = [
@@ -67,25 +72,40 @@ def test_pictures_that_do_not_go_together_are_drawn_apart_and_in_order(worker, b
 
 def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_again(worker):
     worker, _ = worker
-    worker.submit([Picture("x", i, 1) for i in range(6)])
+    worker.submit([QueuedPicture("x", i, 1) for i in range(6)])
     with pytest.raises(QueueFull) as refused:
-        worker.submit([Picture("x", i, 1) for i in range(3)])
+        worker.submit([QueuedPicture("x", i, 1) for i in range(3)])
     assert refused.value.retry_after >= 1
     assert worker.waiting() == 6
-    worker.submit([Picture("x", i, 1) for i in range(2)])
+    worker.submit([QueuedPicture("x", i, 1) for i in range(2)])
 
 
 def test_a_cancelled_picture_leaves_the_queue_and_makes_room(worker):
     worker, gate = worker
-    pictures = [Picture("x", i, 1) for i in range(8)]
+    pictures = [QueuedPicture("x", i, 1) for i in range(8)]
     worker.submit(pictures)
-    for one in pictures[:4]:
-        one.cancel()
-    worker.submit([Picture("x", 9, 1) for _ in range(4)])
-    with pytest.raises(Cancelled):
-        pictures[0].drawn.result(1)
+    for picture in pictures[:4]:
+        picture.drawn.cancel()
+    later = [QueuedPicture("x", 9, 1) for _ in range(4)]
+    worker.submit(later)
     gate.open.set()
-    assert pixels(pictures[4]).shape == (64, 64, 3)
+    assert pixels(pictures[4]).shape == pixels(later[3]).shape == (64, 64, 3)
+    assert gate.batches == [1, 4, 4]
+
+
+def test_a_worker_that_stops_gives_up_its_queue_and_takes_no_more(worker):
+    worker, gate = worker
+    waiting = QueuedPicture("x", 1, 1)
+    worker.submit([waiting])
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(worker.stop)
+        with pytest.raises(Cancelled, match="stopping"):
+            waiting.drawn.result(10)
+        with pytest.raises(Cancelled, match="stopping"):
+            worker.submit([QueuedPicture("x", 2, 1)])
+        gate.open.set()
+        stop.result(10)
+    assert gate.batches == [1]
 
 
 def test_a_picture_nobody_waits_for_stops_between_two_stages(gated):
@@ -93,15 +113,13 @@ def test_a_picture_nobody_waits_for_stops_between_two_stages(gated):
     worker = Worker(pipeline, 8, Metrics())
     worker.start()
     gate.shut()
-    picture = Picture("x", 0, 4)
+    picture = QueuedPicture("x", 0, 4)
     worker.submit([picture])
     gate.wait_for_entry()
-    picture.cancel()
+    picture.drawn.cancel()
     gate.open.set()
-    with pytest.raises(Cancelled):
-        picture.drawn.result(10)
-    assert gate.batches == [1]  # of four steps
     worker.stop()
+    assert gate.batches == [1]  # of four steps
 
 
 def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(gated):
@@ -109,10 +127,10 @@ def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(gated):
     worker = Worker(pipeline, 8, Metrics())
     gate.shut()
     worker.start()
-    pictures = [Picture("x", i, 2) for i in range(4)]
+    pictures = [QueuedPicture("x", i, 2) for i in range(4)]
     worker.submit(pictures)
     gate.wait_for_entry()
-    pictures[0].cancel()
+    pictures[0].drawn.cancel()
     gate.open.set()
     assert pixels(pictures[3]).shape == (64, 64, 3)
     assert gate.batches == [4, 4]
@@ -121,15 +139,14 @@ def test_a_batch_goes_on_while_anybody_waits_for_one_of_it(gated):
 
 def test_a_newer_picture_takes_the_place_in_the_queue_until_the_engine_begins(worker, bare):
     worker, gate = worker
-    old, new, behind = Picture("old", 1, 1), Picture("new", 2, 2), Picture("behind", 3, 2)
+    old, new, behind = QueuedPicture("old", 1, 1), QueuedPicture("new", 2, 2), QueuedPicture("behind", 3, 2)
     worker.submit([old, behind])
     assert worker.swap(old, new)
     assert worker.waiting() == 2
     gate.open.set()
     assert np.array_equal(pixels(new), bare("new", seed=2, num_inference_steps=2, output_type="np").images[0])
-    with pytest.raises(Cancelled):
-        old.drawn.result(1)
-    assert not worker.swap(new, Picture("too late", 4, 1))
+    assert old.drawn.cancelled()
+    assert not worker.swap(new, QueuedPicture("too late", 4, 1))
 
 
 def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
@@ -139,16 +156,16 @@ def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
 
     def decode_or_fail(latents):
         images = decode(latents)
-        if any(np.array_equal(one, spoilt) for one in images):
+        if any(np.array_equal(image, spoilt) for image in images):
             raise OutputError("no picture")
         return images
 
     spoilt = pipeline("x", seed=2, output_type="np").images[0] if gate.open.set() is None else None
     gate.shut()
     monkeypatch.setattr(type(pipeline), "_decode", lambda self, latents: decode_or_fail(latents))
-    worker.submit([Picture("hold", 0, 4)])
+    worker.submit([QueuedPicture("hold", 0, 4)])
     gate.wait_for_entry()
-    pictures = [Picture("x", i, 1) for i in range(4)]
+    pictures = [QueuedPicture("x", i, 1) for i in range(4)]
     worker.submit(pictures)
     gate.open.set()
     with pytest.raises(OutputError):
@@ -164,9 +181,9 @@ def test_every_part_of_a_batch_is_a_metric_whatever_the_backend_calls_it(bundle_
     metrics = Metrics()
     worker = Worker(Pipeline.load(bundle_dir, "null", device=device), 8, metrics)
     worker.start()
-    picture = Picture("x", 0, 2)
+    picture = QueuedPicture("x", 0, 2)
     worker.submit([picture])
-    timings = picture.drawn.result(10).timings_ms
+    timings = picture.drawn.result(10).batch.timings
     worker.stop()
     samples = {
         sample.labels["stage"]: sample.value
@@ -207,7 +224,7 @@ def test_a_deadline_answers_in_time_and_gives_the_work_up(gated):
     assert len(gate.batches) == 2  # one step of four, and the second request's
 
 
-def test_an_engine_that_ends_answers_whoever_waits_at_once_and_refuses_what_comes_later(gated, monkeypatch):
+def test_an_engine_that_ends_answers_waiting_clients_at_once_and_refuses_later_ones(gated, monkeypatch):
     pipeline, gate = gated
     draw = Worker._draw
 
@@ -228,9 +245,9 @@ def test_an_engine_that_ends_answers_whoever_waits_at_once_and_refuses_what_come
         for answer in (waiting.result(), later):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_ended")
             assert answer.headers["retry-after"]
-        with connect(url.replace("http", "ws") + "/v1/live") as stream:
-            stream.send(json.dumps({"prompt": "x"}))
-            assert json.loads(stream.recv(60))["error"]["code"] == "engine_ended"
+        with connect(url.replace("http", "ws") + "/v1/live") as connection:
+            connection.send(json.dumps({"prompt": "x"}))
+            assert json.loads(connection.recv(60))["error"]["code"] == "engine_ended"
         assert httpx2.get(f"{url}/healthz").status_code == 503
 
 
@@ -258,4 +275,4 @@ def test_a_client_that_goes_away_cancels_its_work_in_the_queue_and_in_the_engine
         wait_until(lambda: 'sdturbo_cancelled_total{where="engine"} 1.0' in httpx2.get(f"{url}/metrics").text)
         wait_until(lambda: 'sdturbo_cancelled_total{where="queue"} 1.0' in httpx2.get(f"{url}/metrics").text)
         assert gate.batches == [1]  # the first step of the first request, nothing else
-    assert not [one for one in caplog.records if one.name == "asyncio"]
+    assert not [record for record in caplog.records if record.name == "asyncio"]
