@@ -1,10 +1,13 @@
-"""NVIDIA's and ONNX Runtime's API as our code uses it, against the real one: generated stubs of TensorRT 10 and 11 and of
+"""The API of other libraries as our code uses it, against the real one: generated stubs of TensorRT 10 and 11 and of
 cuda-bindings 12 and 13 (tests/typings/), and the installed onnxruntime. The type checker follows what objects are; this walks
-names, so that it fails on a machine where the type checker is not run."""
+names, so that it fails on a machine where the type checker is not run. The stubs that were written by hand
+(tests/typings/libraries/) are held against what is installed."""
 
 import ast
 import importlib
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TYPINGS = ROOT / "tests" / "typings"
+LIBRARIES = TYPINGS / "libraries"
 VERSIONS = ("tensorrt10", "tensorrt11")
 OURS = [
     *sorted((ROOT / "engine/sdturbo/backends").rglob("*.py")),
@@ -122,6 +126,58 @@ def test_every_name_of_onnxruntime_we_use_is_in_the_installed_one():
         pytest.fail(f"{file}: onnxruntime has no {'.'.join(chain)}")
     for kind, names in ORT_OBJECTS.items():
         assert {name for name in names if not hasattr(getattr(onnxruntime, kind), name)} == set(), kind
+
+
+def lies(path, module):
+    """Names, and parameters of Python functions, that the stub `path` has and `module` has not."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            kind = getattr(module, node.name, None)
+            for member in node.body if kind is not None else ():
+                yield from missing_parts(member, kind, node.name)
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AnnAssign)):
+            yield from missing_parts(node, module, module.__name__)
+
+
+def missing_parts(node, owner, owner_name):
+    name = node.target.id if isinstance(node, ast.AnnAssign) else getattr(node, "name", None)
+    if name is None:  # a docstring, or the dots of an empty class
+        return
+    if not hasattr(owner, name) and not is_set_on_instances(owner, name):
+        yield f"{owner_name}.{name}"
+    elif isinstance(node, ast.FunctionDef) and node.name != "__call__":
+        try:
+            real = inspect.signature(getattr(owner, name)).parameters.values()
+        except (TypeError, ValueError):  # compiled
+            return
+        if inspect.Parameter.VAR_KEYWORD not in {parameter.kind for parameter in real}:
+            stated = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
+            yield from (f"{owner_name}.{name}({extra})" for extra in stated - {parameter.name for parameter in real})
+
+
+def is_set_on_instances(kind, name):
+    """Whether a class written in Python sets `self.name`, or takes `name` as a part of a pipeline."""
+    try:
+        source = inspect.getsource(kind) if inspect.isclass(kind) else ""
+    except (OSError, TypeError):  # compiled
+        return False
+    return re.search(rf"\bself\.{name} = |^ {{8}}{name}: ", source, re.MULTILINE) is not None
+
+
+@pytest.mark.parametrize("stub", sorted(LIBRARIES.rglob("*.pyi")), ids=lambda path: str(path.relative_to(LIBRARIES)))
+def test_a_stub_has_no_name_that_the_installed_library_lacks(stub):
+    name = ".".join(stub.relative_to(LIBRARIES).with_suffix("").parts).removesuffix(".__init__")
+    assert list(lies(stub, importlib.import_module(name))) == []
+
+
+def test_a_lie_of_a_stub_is_found(tmp_path):
+    stub = tmp_path / "onnxruntime.pyi"
+    stub.write_text(
+        "class RunOption: ...\nclass RunOptions:\n    level: int\nclass OrtValue:\n    def numpi(self) -> int: ...\n"
+        "    def update_inplace(self, array: int) -> None: ...\ndef get_device() -> str: ...\n"
+    )
+    lied = {"onnxruntime.RunOption", "RunOptions.level", "OrtValue.numpi", "OrtValue.update_inplace(array)"}
+    assert set(lies(stub, importlib.import_module("onnxruntime"))) == lied
 
 
 @pytest.mark.parametrize("version", VERSIONS)
