@@ -12,9 +12,6 @@ JPEG quality 90                    0.6 / 0.6 ms     40 / 56 kB
 WebP quality 80, method 0          3.8 / 4.3 ms     20 / 23 kB    (method 2 6.2 / 7.5 ms, method 4 15.7 / 17.7 ms, 14 kB)
 """
 
-# isal's stubs have no type for its input
-# pyright: reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import io

@@ -1,17 +1,13 @@
 """ONNX Runtime, CPU execution provider. The bundle's ONNX files run as they are: fp32, int8 where they say so, or fp16 for
 comparison, for a CPU computes those in float32 between casts, slower and with no rounding inside a chain of nodes."""
 
-# onnxruntime ships no type information:
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import importlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +18,9 @@ from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
@@ -71,7 +70,7 @@ class OrtBackend:
 class OrtSession:
     """Inputs and outputs are bound once; a run copies into and out of the bound arrays under a lock."""
 
-    def __init__(self, session: Any, stage: Stage, batch_size: int) -> None:
+    def __init__(self, session: InferenceSession, stage: Stage, batch_size: int) -> None:
         from onnxruntime import OrtValue
 
         self._session = session

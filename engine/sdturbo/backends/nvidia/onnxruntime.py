@@ -5,10 +5,6 @@ another provider in the place of one that does not load: here that is an error, 
 CPU. Not yet run on a GPU: the logic is tested on device "cpu", the refusals with onnxruntime-gpu on a machine without GPU.
 """
 
-# onnxruntime ships no type information:
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingImports=false
-
 from __future__ import annotations
 
 import itertools
@@ -17,7 +13,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +25,9 @@ from sdturbo.backends.protocols import Program
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 log = logging.getLogger("sdturbo")
 
@@ -138,7 +137,7 @@ class OrtGpuBackend:
     def _stream(self) -> OrtStream:
         return OrtStream(*self._place)
 
-    def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
+    def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> InferenceSession:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # what matters is raised
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -155,7 +154,7 @@ class OrtGpuBackend:
                 " some or load with image_to_image=False; otherwise `sdturbo doctor` says what is missing."
             ) from error
 
-    def _require_provider(self, compiled: Any, graph: Path) -> None:
+    def _require_provider(self, compiled: InferenceSession, graph: Path) -> None:
         """Raise BackendUnavailable unless the provider that was asked for serves the graph."""
         wanted = self._providers[0][0]
         found = compiled.get_providers()
@@ -182,7 +181,7 @@ class OrtGpuBackend:
 
 
 class OrtGpuEngine:
-    def __init__(self, session: Any, name: str, device: str) -> None:
+    def __init__(self, session: InferenceSession, name: str, device: str) -> None:
         self.lock = threading.Lock()
         self._session = session
         self._names = {value.name for value in session.get_inputs()}

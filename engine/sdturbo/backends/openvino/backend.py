@@ -4,17 +4,13 @@ A bundle in int8 says itself which layers are computed in 8 bits; the others are
 makes of a graph is kept in the user's cache (`cache/compiled.py`) and mapped into memory at the next load.
 """
 
-# openvino's bindings are typed in part:
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingImports=false
-
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +26,9 @@ from sdturbo.bundle.description import Stage
 from sdturbo.cache.compiled import CompiledCache, cache_key
 from sdturbo.cpu import cpu_flags
 from sdturbo.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, Core
 
 NAME = "openvino"
 INT8 = "int8"
@@ -64,7 +63,7 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Ope
     return OpenVinoBackend(core, device, config, offer.precision, openvino.__version__, bundle)
 
 
-def _offers_of(device: Device, core: Any, bundle: Bundle | None) -> list[Offer]:
+def _offers_of(device: Device, core: Core, bundle: Bundle | None) -> list[Offer]:
     floats = [arithmetic.precision for arithmetic in device.arithmetics]
     precisions = [INT8, *floats] if bundle is not None and bundle.precision == INT8 else [*floats, INT8]
     try:
@@ -80,7 +79,7 @@ def _offers_of(device: Device, core: Any, bundle: Bundle | None) -> list[Offer]:
     ]
 
 
-def _capabilities(core: Any, device: Device) -> list[str]:
+def _capabilities(core: Core, device: Device) -> list[str]:
     """OpenVINO's OPTIMIZATION_CAPABILITIES. Raises RuntimeError if it does not know the device."""
     return core.get_property(device.openvino_name, "OPTIMIZATION_CAPABILITIES")
 
@@ -120,7 +119,7 @@ class OpenVinoBackend:
     name = NAME
 
     def __init__(
-        self, core: Any, device: Device, config: dict[str, Any], precision: str, version: str, bundle: Bundle | None
+        self, core: Core, device: Device, config: dict[str, Any], precision: str, version: str, bundle: Bundle | None
     ) -> None:
         self._core = core
         self._config = config
@@ -155,7 +154,7 @@ class OpenVinoBackend:
             }
         )
 
-    def _cached(self, graph: Path, key: str) -> tuple[Any, NDArray[Any] | None]:
+    def _cached(self, graph: Path, key: str) -> tuple[CompiledModel, NDArray[Any] | None]:
         """(The compiled graph, the memory it lies in) from the cache, to which it is compiled if it is not there."""
         assert self._bundle is not None
         cache = CompiledCache(trust_unchanged=self._bundle.trust_unchanged)
@@ -167,7 +166,7 @@ class OpenVinoBackend:
         del compiled  # it holds its constants beside what it made of them; what is imported maps them
         return self._imported(cache, graph, key) or (self._compile(graph), None)
 
-    def _imported(self, cache: CompiledCache, graph: Path, key: str) -> tuple[Any, NDArray[Any]] | None:
+    def _imported(self, cache: CompiledCache, graph: Path, key: str) -> tuple[CompiledModel, NDArray[Any]] | None:
         import openvino
 
         if (blob := cache.find(key)) is None:
@@ -181,7 +180,7 @@ class OpenVinoBackend:
             cache.drop(key)
             return None
 
-    def _compile(self, graph: Path) -> Any:
+    def _compile(self, graph: Path) -> CompiledModel:
         model = self._core.read_model(str(graph))
         transposed_upsampling(model)
         keep_half_weights(model)
@@ -196,7 +195,7 @@ class OpenVinoBackend:
 class OpenVinoSession:
     """One infer request whose tensors are arrays made once; a run copies into and out of them under a lock."""
 
-    def __init__(self, compiled: Any, stage: Stage, batch_size: int, memory: NDArray[Any] | None) -> None:
+    def __init__(self, compiled: CompiledModel, stage: Stage, batch_size: int, memory: NDArray[Any] | None) -> None:
         """memory: what the compiled model reads its weights from; not unmapped before the request is gone."""
         from openvino import Tensor
 

@@ -9,16 +9,16 @@ p under tap i of phase a, and a transposed convolution of stride 2, padding 1 ha
 OpenVINO is faster at this form, ONNX Runtime at the other (`sdturbo_export/rewrites/README.md`).
 """
 
-# openvino's bindings are typed in part:
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingImports=false
-
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from openvino import Model, Node, Output
 
 
-def transposed_upsampling(model: Any) -> int:
+def transposed_upsampling(model: Model) -> int:
     """Change every such triple of `model`, an openvino.Model, in place; their number. Others are left as they are."""
     changed = 0
     for crop in model.get_ordered_ops():
@@ -29,7 +29,7 @@ def transposed_upsampling(model: Any) -> int:
     return changed
 
 
-def _phases(crop: Any) -> tuple[Any, Any, Any] | None:
+def _phases(crop: Node) -> tuple[Output, Output, Output | None] | None:
     """(image, weight, bias or None) of the phases that end in `crop`, two slices or the one they were merged to."""
     sides: set[int] = set()
     node = crop
@@ -57,34 +57,36 @@ def _phases(crop: Any) -> tuple[Any, Any, Any] | None:
     return node.input_value(0), weight, bias
 
 
-def _is_crop(node: Any) -> bool:
+def _is_crop(node: Node) -> bool:
     starts, ends, strides, _ = (_constant(node, i) for i in (1, 2, 3, 4))
     last = {int(axis): node.input_value(0).get_shape()[axis] - 1 for axis in _constant(node, 4)}
     cut = all(end in (-1, last[axis]) for end, axis in zip(ends, _constant(node, 4), strict=True))
     return set(starts) == {1} and set(strides) == {1} and cut
 
 
-def _constant(node: Any, i: int) -> list[int]:
+def _constant(node: Node, i: int) -> list[int]:
     """Numbers of a constant input; empty where it is none."""
     found = _stored(node.input_value(i)) if i < node.get_input_size() else None
     return [] if found is None else [int(one) for one in found.flatten()]
 
 
-def _stored(value: Any) -> Any | None:
+def _stored(value: Output) -> NDArray[Any] | None:
     """The array of a constant, which may be stored in float16 and converted; None of anything else."""
+    from openvino import op
+
     node = value.get_node()
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
-    return node.get_data() if node.get_type_name() == "Constant" else None
+    return node.get_data() if isinstance(node, op.Constant) else None
 
 
-def _has_one_reader(node: Any) -> bool:
+def _has_one_reader(node: Node) -> bool:
     """Of its values; their shape is known and may be read by others."""
     readers = [port.get_node().get_type_name() for port in node.output(0).get_target_inputs()]
     return len(readers) - readers.count("ShapeOf") == 1
 
 
-def _is_padded_by_one(node: Any) -> bool:
+def _is_padded_by_one(node: Node) -> bool:
     attributes = node.get_attributes()
     return (
         attributes["strides"] == attributes["dilations"] == [1, 1]
@@ -93,7 +95,7 @@ def _is_padded_by_one(node: Any) -> bool:
     )
 
 
-def _transposed(image: Any, weight: Any, bias: Any, *, name: str) -> Any:
+def _transposed(image: Output, weight: Output, bias: Output | None, *, name: str) -> Output:
     """The transposed convolution. Its weights are a view of the stored ones, folded when the model is compiled."""
     import numpy as np
     from openvino import opset13 as ops

@@ -5,21 +5,21 @@ unless the Convert is marked as those of its own files are (ov::Decompression, o
 openvino/core/rt_info/decompression.hpp); then each layer converts its own.
 """
 
-# openvino's bindings are typed in part:
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingImports=false
-
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from openvino import Input, Model, Node, Output, Tensor
 
 _MARK = "decompression_0"
 _LAYERS = {"MatMul", "Convolution", "Gather"}  # others want their constants folded
 
 
-def keep_half_weights(model: Any) -> int:
+def keep_half_weights(model: Model) -> int:
     """Mark every float16 weight of a layer in `model`, an openvino.Model, in place; their number."""
     casts = [node for node in model.get_ops() if node.get_type_name() == "Convert" and _type(node.input(0)) == "f16"]
     kept = [cast for cast in casts if cast.input_value(0).get_node().get_type_name() == "Constant" and _is_weight(cast)]
@@ -28,7 +28,7 @@ def keep_half_weights(model: Any) -> int:
     return len(kept)
 
 
-def round_weights(model: Any) -> int:
+def round_weights(model: Model) -> int:
     """Store every float32 weight of a layer in `model` in bfloat16, in place; their number.
 
     For models whose layers compute in bfloat16: they round their weights in the same way, to nearest even.
@@ -36,9 +36,7 @@ def round_weights(model: Any) -> int:
     from openvino import op
     from openvino import opset13 as ops
 
-    constants = [
-        node for node in model.get_ops() if node.get_type_name() == "Constant" and _type(node.output(0)) == "f32"
-    ]
+    constants = [node for node in model.get_ops() if isinstance(node, op.Constant) and _type(node.output(0)) == "f32"]
     weights = [constant for constant in constants if _is_weight(constant)]
     for constant in weights:
         cast = ops.convert(op.Constant(_rounded(constant.data)), "f32")
@@ -48,7 +46,7 @@ def round_weights(model: Any) -> int:
     return len(weights)
 
 
-def _rounded(values: Any) -> Any:
+def _rounded(values: NDArray[Any]) -> Tensor:
     """float32 to bfloat16: half of the last bit that stays is added, less one where that bit is 0."""
     from openvino import Tensor, Type
 
@@ -58,10 +56,10 @@ def _rounded(values: Any) -> Any:
     return rounded
 
 
-def _type(port: Any) -> str:
+def _type(port: Input | Output) -> str:
     return port.get_element_type().get_type_name()
 
 
-def _is_weight(node: Any) -> bool:
+def _is_weight(node: Node) -> bool:
     """Whether layers, and nothing else, read its value."""
     return {port.get_node().get_type_name() for port in node.output(0).get_target_inputs()} <= _LAYERS
