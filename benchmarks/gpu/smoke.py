@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from benchmarks.gpu.runs import TOKENS, milliseconds
 from benchmarks.gpu.smoke_kernels import ARITHMETIC, CudaKernels, ImitatedKernels, KernelEngine, Kernels
 from benchmarks.gpu_acceptance import NEEDS_GPU, Line
+from sdturbo.backends.checks import not_installed
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession
-from sdturbo.backends.nvidia.gpus import bindings_missing, find_gpus, free_memory
+from sdturbo.backends.nvidia.gpus import find_gpus, free_memory
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import Stage
@@ -219,7 +220,7 @@ def prepare(*, imitate: bool) -> Trial:
     stages = {name: bundle.stages[name] for name in PROGRAM_STAGES}
     if imitate:
         return Trial(stages, ImitatedKernels(imitate_cuda()), imitated=True)
-    if refusal := bindings_missing("cuda", "cuda"):
+    if refusal := not_installed("cuda", "cuda.bindings", "cuda", package="cuda-bindings"):
         raise BackendUnavailable(f"{refusal}; or try `--imitate`.")
     return Trial(stages, CudaKernels(find_gpus()[0].compute_capability))
 

@@ -4,7 +4,7 @@
     pipe = Pipeline.load("build/sd-turbo")
     pipe("a photo of a cat").images[0].save("cat.png")
 
-Importing this package loads no backend and no numpy: the classes arrive when they are first named.
+Importing this package loads no backend and no numpy. A class is imported when it is first named.
 """
 
 from __future__ import annotations

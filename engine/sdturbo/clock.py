@@ -1,4 +1,4 @@
-"""Where a request's time goes, and where it may be stopped."""
+"""The time of a request's parts, and the points where the request may be cancelled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CancelToken(Protocol):
 
 @dataclass(slots=True)
 class Clock:
-    """Milliseconds a part, summed; honours cancellation before each part."""
+    """Milliseconds per part of a request, summed. Cancellation is honoured before each part."""
 
     cancel: CancelToken | None
     timings: dict[str, float] = field(default_factory=dict[str, float])
@@ -28,14 +28,10 @@ class Clock:
     @contextmanager
     def part(self, name: str) -> Generator[None]:
         if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled(f"Cancelled before {name}; no picture was made.")
+            raise Cancelled(f"Cancelled before {name}. No picture was made.")
         start = time.perf_counter()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + (time.perf_counter() - start) * 1e3
-
-    def also_stopped_by(self, cancel: CancelToken) -> None:
-        """Honour one more token."""
-        self.cancel = cancel if self.cancel is None else Either(cancel, self.cancel)
 
     def stop(self) -> dict[str, float]:
         return {**self.timings, "total": (time.perf_counter() - self.start) * 1e3}
@@ -43,10 +39,10 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """Set when one of two tokens is."""
+    """A token that is set when one of two is. The second may be missing."""
 
     first: CancelToken
-    second: CancelToken
+    second: CancelToken | None
 
     def is_set(self) -> bool:
-        return self.first.is_set() or self.second.is_set()
+        return self.first.is_set() or (self.second is not None and self.second.is_set())

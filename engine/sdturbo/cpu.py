@@ -6,14 +6,8 @@ import os
 import platform
 from pathlib import Path
 
-FEATURES = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_vnni",
-    "amx_bf16",
-    "amx_int8",
-)  # those that decide how fast we are
+# the instruction sets that decide how fast we are
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
 def available_cpus() -> int:
@@ -26,7 +20,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> str:
-    """Instruction sets of this CPU as Linux lists them; empty elsewhere."""
+    """Instruction sets of this CPU as Linux lists them. Empty elsewhere."""
     return _field("flags", "Features")
 
 
@@ -37,7 +31,7 @@ def cpu_features() -> list[str]:
 
 
 def _field(*names: str) -> str:
-    """The first field of one of these names in /proc/cpuinfo; empty without one."""
+    """The first field of one of these names in /proc/cpuinfo. Empty without one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

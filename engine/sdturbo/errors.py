@@ -1,6 +1,6 @@
-"""What can go wrong, as types. Each message says what came, what was expected and what to do.
+"""The errors of sdturbo. Each message names the value that came, the expected one and the remedy.
 
-`exit_code` is the status of the command line when the error reaches it (engine/README.md, "Errors and exit codes").
+`exit_code` is the exit status of the commands (engine/README.md, "Errors and exit codes").
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class SDTurboError(Exception):
-    """Base of every error this product raises on purpose."""
+    """Base of every error that sdturbo raises on purpose."""
 
     exit_code = 1
 
@@ -21,7 +21,7 @@ class InvalidRequest(SDTurboError, ValueError):
 
 
 class BundleError(SDTurboError):
-    """A bundle cannot be used. `faults` lists everything found wrong with it, not only the first."""
+    """A bundle cannot be used. `faults` lists all of its faults."""
 
     exit_code = 3
 
@@ -32,7 +32,7 @@ class BundleError(SDTurboError):
 
 
 class BackendUnavailable(SDTurboError):
-    """The backend, device or precision that was asked for cannot run here; nothing else is used instead."""
+    """The named backend, device or precision cannot run here. Nothing else is used instead."""
 
     exit_code = 4
 
@@ -50,17 +50,16 @@ class PlanMismatch(BackendUnavailable):
 
 
 class InputError(SDTurboError, TypeError):
-    """A session got other tensors than its stage takes, by name, shape or dtype: a fault of the program that runs it, not of
-    a request."""
+    """A session got tensors of another name, shape or dtype than its stage takes. A fault of the calling program."""
 
 
 class OutputError(SDTurboError):
-    """An engine produced values that cannot be a picture: non-finite latents or a constant image."""
+    """A stage produced values that cannot be a picture: non-finite latents or a constant image."""
 
     exit_code = 5
 
 
 class Cancelled(SDTurboError):
-    """The caller's cancellation was honoured between two stages; no picture was made."""
+    """The caller's cancellation was honoured between two stages. No picture was made."""
 
     exit_code = 130

@@ -20,9 +20,9 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[BinaryIO]:
-    """A binary file that takes the name `path` when the block ends well, and leaves nothing when it does not.
+    """A binary file that takes the name `path` when the block ends well. Otherwise nothing is left of it.
 
-    A link stays a link: the file it leads to is replaced. Raises OSError for what is no plain file, such as a device.
+    A link stays, and the file it leads to is replaced. Raises OSError for a directory or a device.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():

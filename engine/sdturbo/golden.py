@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def golden_distance(pipe: Pipeline) -> float:
-    """PSNR in dB between the bundle's golden picture and `pipe`'s; it holds from `pipe.bundle.golden.min_psnr` up.
+    """PSNR (peak signal-to-noise ratio) in dB between the bundle's golden picture and that of `pipe`.
 
-    Raises OutputError if the engine draws no picture, BundleError if the golden file holds none.
+    It must be at least `pipe.bundle.golden.min_psnr`.
+    Raises OutputError if the pipeline draws no picture, BundleError if the golden file holds none.
     """
     golden = pipe.bundle.golden
     result = pipe(golden.prompt, seed=golden.seed, num_inference_steps=golden.num_inference_steps, output_type="np")
@@ -29,8 +30,8 @@ def golden_distance(pipe: Pipeline) -> float:
     return difference(result.images[0], expected)[0]
 
 
-def difference(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, int]:
-    """(PSNR in dB, largest difference of a value) of two uint8 pictures of one shape."""
-    off = found.astype(np.int64) - expected
+def difference(drawn: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, int]:
+    """(PSNR in dB, largest difference of a value) between two uint8 pictures of one shape."""
+    off = drawn.astype(np.int64) - expected
     error = float(np.mean(off**2))
     return (float("inf") if error == 0 else float(10 * np.log10(255**2 / error))), int(np.abs(off).max())

@@ -1,4 +1,4 @@
-"""Pictures in and out: what a caller may pass as an image, and PNG files that say how they were made."""
+"""Pictures in and out: images of a caller as pixels, and PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import atomic_write
 
-MAX_PIXELS = 64_000_000  # 8000 × 8000; a larger file is refused before it is decoded
+MAX_PIXELS = 64_000_000  # 8000 × 8000. A larger file is refused before it is decoded
 
 ImageInput = Image.Image | NDArray[Any] | str | os.PathLike[str]
 
 
 def to_pixels(image: ImageInput, height: int, width: int) -> NDArray[np.uint8]:
-    """Any accepted image as uint8 (1, height, width, 3), resized with Lanczos to the whole frame as diffusers does.
+    """An image as uint8 (1, height, width, 3), resized with Lanczos to the whole frame as diffusers does.
 
-    image: PIL image of any mode (alpha is dropped, EXIF rotation applied), uint8 array (H, W, 3), or a file's path.
-    Raises InvalidRequest for anything else, for a truncated file and for more than 64 megapixels.
+    image: PIL image of any mode, uint8 array (H, W, 3), or a file's path. Alpha is dropped, and the camera's rotation (EXIF)
+    is applied. Raises InvalidRequest for anything else, for a truncated file and for more than 64 megapixels.
     Source: diffusers `VaeImageProcessor` (resize_mode "default") and `load_image`.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -33,21 +33,21 @@ def to_pixels(image: ImageInput, height: int, width: int) -> NDArray[np.uint8]:
     if isinstance(image, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InvalidRequest(
-                f"Got an image array of dtype {image.dtype} and shape {image.shape}; expected uint8 (height, width, 3)"
+                f"Got an image array of dtype {image.dtype} and shape {image.shape}, expected uint8 (height, width, 3)"
                 " with values 0-255. Convert it, or pass a PIL image."
             )
         return _frame(Image.fromarray(np.ascontiguousarray(image)), height, width)
     raise InvalidRequest(
-        f"Got an image of type {type(image).__name__}; expected a PIL image, a uint8 array (H, W, 3) or a path."
+        f"Got an image of type {type(image).__name__}, expected a PIL image, a uint8 array (H, W, 3) or a path."
     )
 
 
 def _frame(picture: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     if 0 in picture.size:
-        raise InvalidRequest(f"The image has {picture.width}x{picture.height} pixels; expected at least one.")
+        raise InvalidRequest(f"The image has {picture.width}x{picture.height} pixels, expected at least one.")
     if picture.width * picture.height > MAX_PIXELS:
         raise InvalidRequest(
-            f"The image has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS / 1e6:.0f} megapixels are"
+            f"The image has {picture.width}x{picture.height} pixels, at most {MAX_PIXELS / 1e6:.0f} megapixels are"
             " accepted. Scale it down first."
         )
     try:
@@ -79,23 +79,24 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
         raise InvalidRequest(
-            f"Got an image of mode {picture.mode} (32-bit); its white is not defined. Convert it to RGB or L first."
+            f"Got an image of mode {picture.mode} (32-bit), whose white is not defined. Convert it to RGB or L first."
         )
     return picture.convert("RGB")
 
 
 def parameters_of(image: Image.Image) -> str:
-    """How the picture was made, `info["parameters"]`, without NUL, which ends a text in every file format; "" if unknown."""
+    """The parameters that the picture was made with, `info["parameters"]`. Without NUL, which ends a text in files."""
     return str(image.info.get("parameters") or "").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write `image` as PNG with its `info["parameters"]`, if any, as text; the file appears whole or not at all.
+    """Write `image` as PNG with its `info["parameters"]`, if any, as text. The file appears whole or not at all.
 
-    The text chunk `parameters` is what AUTOMATIC1111's web UI writes and most viewers and catalogues read.
+    AUTOMATIC1111's web UI writes the text chunk `parameters` too, and most viewers and catalogues read it.
+    Raises InvalidRequest if `image` is no PIL image, or if the path cannot be written.
     """
     if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(f"Got an image of type {type(image).__name__}; expected a PIL image (output_type='pil').")
+        raise InvalidRequest(f"Got an image of type {type(image).__name__}, expected a PIL image (output_type='pil').")
     path = Path(path)
     text = PngImagePlugin.PngInfo()
     if parameters := parameters_of(image):

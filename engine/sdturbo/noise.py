@@ -1,10 +1,10 @@
 """`torch.randn` on a CPU generator, bit for bit, in numpy.
 
-PyTorch seeds MT19937, takes the low 24 bits of each draw as a uniform, and turns blocks of 16 uniforms into 16 normals
-by Box-Muller (ATen `normal_fill_AVX2`) with the polynomial log and sincos of avx_mathfun. The same float32 operations in
-the same order, fused multiply-adds included, give the same bits on any machine.
+PyTorch seeds the generator MT19937 and takes the low 24 bits of each draw as a uniform. Box-Muller turns blocks of 16
+uniforms into 16 normals (ATen `normal_fill_AVX2`), with the polynomial log and sincos of avx_mathfun. The same float32
+operations in the same order, fused multiply-adds included, give the same bits on any machine.
 
-Sources: PyTorch, aten/src/ATen/native/cpu/DistributionTemplates.h (BSD-3-Clause); avx_mathfun.h, Giovanni Garberoglio
+Sources: PyTorch, aten/src/ATen/native/cpu/DistributionTemplates.h (BSD-3-Clause). avx_mathfun.h, Giovanni Garberoglio
 after Julien Pommier's sse_mathfun (zlib licence).
 """
 
@@ -27,19 +27,19 @@ _f = np.float32
 
 
 class TorchGenerator:
-    """A `torch.Generator` on the CPU, as far as `randn` in float32 is concerned.
+    """`randn` in float32 of a `torch.Generator` on the CPU.
 
-    seed: 0 … 2⁶⁴−1. MT19937 takes the low 32 bits, so seeds that differ by a multiple of 2³² draw the same, in torch too.
+    seed: 0 to 2⁶⁴−1. MT19937 takes the low 32 bits. Seeds that differ by a multiple of 2³² draw the same, in torch too.
     """
 
     def __init__(self, seed: int) -> None:
         self._mt19937 = np.random.RandomState(seed & 0xFFFFFFFF)  # init_genrand, as at::mt19937
 
     def randn(self, shape: Sequence[int]) -> F32:
-        """Standard normals, float32, of `shape`; at least 16 values (torch takes another path below that)."""
+        """Standard normals in float32. Raises ValueError below 16 values, where torch takes another path."""
         size = int(np.prod(shape))
         if size < 16:
-            raise ValueError(f"randn of {size} values: torch draws fewer than 16 in another way; ask for 16 or more")
+            raise ValueError(f"randn of {size} values: torch draws fewer than 16 in another way. Ask for 16 or more.")
         uniform = self._uniform(size)
         blocks = size // 16 * 16
         out = np.empty(size, np.float32)
@@ -54,9 +54,9 @@ class TorchGenerator:
 
 
 def randn(seeds: Sequence[int], shape: Sequence[int], *, draws: int = 1) -> list[F32]:
-    """`draws` batches of standard normals, each (N, *shape[1:]): row i is drawn for seeds[i], as if it were drawn alone.
+    """Batches of standard normals, each (N, *shape[1:]). Row i is drawn for seeds[i], as if it were drawn alone.
 
-    shape: of one row, (1, 4, H/8, W/8). The batches follow one another in each seed's generator.
+    shape: of one row, (1, 4, H/8, W/8). draws: the number of batches. They follow one another in each seed's generator.
     """
     generators = [TorchGenerator(seed) for seed in seeds]
     return [np.concatenate([generator.randn(shape) for generator in generators]) for _ in range(draws)]

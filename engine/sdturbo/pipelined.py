@@ -1,6 +1,6 @@
-"""Many requests, three stages at work at the same time: text n+1 ‖ denoise n ‖ decode n-1. Pictures a second, not latency.
+"""Many requests, with three stages at work at the same time: text n+1 ‖ denoise n ‖ decode n-1. For throughput, not latency.
 
-A thread a stage, each taking the requests in order; a stage waits for the one before it to be done with the same request.
+One thread per stage takes the requests in order. A stage waits until the one before it is done with the same request.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from sdturbo.request import Job, Request
 from sdturbo.result import Result
 
 T = TypeVar("T")
-IN_FLIGHT = 4  # one in each stage, one that waits or that the caller looks at
+IN_FLIGHT = 4  # one per stage, and one that waits or that the caller looks at
 
 
 def stream(
     requests: Iterable[Request],
-    text: Callable[[Request, CancelToken], Job],
+    start: Callable[[Request, CancelToken], Job],
+    encode_text: Callable[[Job], Job],
     denoise: Callable[[Job], Job],
     decode: Callable[[Job], Result],
 ) -> Generator[Result | SDTurboError]:
-    """The outcome of each request, in order; see `Pipeline.stream`. text is given the token that the stream's end sets."""
+    """The outcome of each request, in order, as `Pipeline.stream` promises.
+
+    start: takes the token that is set at the stream's end. It shares a thread with `encode_text`.
+    """
     stop = threading.Event()
     outcomes: deque[Future[Result]] = deque()
     with ExitStack() as stack:
@@ -35,19 +39,20 @@ def stream(
             stack.enter_context(ThreadPoolExecutor(1, f"sdturbo-{name}")) for name in ("text", "denoise", "decode")
         )
         stack.callback(stop.set)  # before the threads are waited for
-        for one in requests:
-            embeds = first.submit(text, one, stop)
-            latents = second.submit(_next, denoise, embeds)
-            outcomes.append(third.submit(_next, decode, latents))
+        for request in requests:
+            started = first.submit(start, request, stop)
+            encoded = first.submit(_after, started, encode_text)
+            denoised = second.submit(_after, encoded, denoise)
+            outcomes.append(third.submit(_after, denoised, decode))
             if len(outcomes) == IN_FLIGHT:
                 yield _outcome(outcomes.popleft())
         while outcomes:
             yield _outcome(outcomes.popleft())
 
 
-def _next(stage: Callable[[Job], T], before: Future[Job]) -> T:
-    """Raises what the stage before raised."""
-    return stage(before.result())
+def _after(job: Future[Job], stage: Callable[[Job], T]) -> T:
+    """Run the stage on the job. Raises the error of the stage before."""
+    return stage(job.result())
 
 
 def _outcome(future: Future[Result]) -> Result | SDTurboError:

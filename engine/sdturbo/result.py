@@ -1,24 +1,28 @@
-"""What comes back: pictures, or latents, and how they were made."""
+"""Results: pictures or latents with their origin, and the checks that they pass first."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo.backends import Backend
 from sdturbo.bundle import Bundle
+from sdturbo.errors import OutputError
+from sdturbo.noise import F32
 from sdturbo.request import Job
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call returns.
+    """The pictures of a call, and how they were made.
 
-    images: a list of PIL images; with output_type "np" uint8 (N, H, W, 3); with "latent" float32 (N, 4, H/8, W/8).
-    seeds: the seed of each image; empty where `latents` were given. timings: milliseconds a part, and "total".
-    dropped: for each prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
+    images: a list of PIL images. With output_type "np" uint8 (N, H, W, 3), with "latent" float32 (N, 4, H/8, W/8).
+    seeds: one per image, none if `latents` were given. timings: milliseconds per part, and "total".
+    dropped: per prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
     """
 
     images: Any
@@ -44,7 +48,7 @@ def finish(job: Job, bundle: Bundle, backend: Backend) -> Result:
         images=images,
         seeds=job.seeds if job.latents is None else [],
         timings=job.clock.stop(),
-        dropped=[one.dropped for one in job.tokens],
+        dropped=[tokens.dropped for tokens in job.tokens],
         num_inference_steps=job.num_inference_steps,
         strength=job.strength,
         backend=backend.name,
@@ -56,7 +60,7 @@ def finish(job: Job, bundle: Bundle, backend: Backend) -> Result:
 
 
 def _to_pil(job: Job, i: int, bundle: Bundle) -> Image.Image:
-    """Image i for PIL; its `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
+    """Image i for PIL. Its `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
     picture = Image.fromarray(job.images[i])
     denoising = f", Denoising strength: {job.strength:g}" if job.strength is not None else ""
     vae = f", VAE: {bundle.decoder}" if bundle.decoder != "AutoencoderKL" else ""
@@ -67,3 +71,22 @@ def _to_pil(job: Job, i: int, bundle: Bundle) -> Image.Image:
         f" Model: {bundle.model['name']}{vae}{denoising}, Version: sdturbo"
     )
     return picture
+
+
+def require_finite(values: F32, producer: str) -> None:
+    """Raises OutputError for values that are NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise OutputError(
+            f"The {producer} produced {np.count_nonzero(~np.isfinite(values))} non-finite values of {values.size}. No picture"
+            " was made from them. Use another precision, or `sdturbo-export verify`."
+        )
+
+
+def require_pictures(images: NDArray[np.uint8], precision: str) -> None:
+    """Raises OutputError for an image of a single value."""
+    for i, image in enumerate(images):
+        if image.min() == image.max():
+            raise OutputError(
+                f"The decoder drew image {i} in the single value {image.flat[0]}, which no picture is: its numbers"
+                f" overflowed. Use another precision than {precision}, or `sdturbo-export verify`."
+            )

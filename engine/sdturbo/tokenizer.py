@@ -1,4 +1,4 @@
-"""Prompt -> 77 token ids, and the text that did not fit. Knows nothing of models; the vocabulary is the bundle's file."""
+"""Prompt -> 77 token ids, and the text that did not fit. Knows no model. The vocabulary is a file of the bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAD_ID = 0  # SD 2.x pads with "!" and masks nothing
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """`input_ids` int64 (1, 77), and `dropped`: the end of the prompt that the model will not see ("" if all fits)."""
+    """input_ids: int64 (1, 77). dropped: the end of the prompt that the model does not see ("" if all fits)."""
 
     input_ids: NDArray[np.int64]
     dropped: str

@@ -169,7 +169,7 @@ def test_a_missing_library_is_named_with_the_remedy(hide, backend):
     hide(backend)
     assert backend in offers(backend)[0].reason
     extra = {"onnxruntime": "cpu", "openvino": "openvino"}[backend]
-    with pytest.raises(BackendUnavailable, match=rf"{backend} is not installed; `pip install 'sdturbo\[{extra}\]'`"):
+    with pytest.raises(BackendUnavailable, match=rf"{backend} is not installed\. `pip install 'sdturbo\[{extra}\]'`"):
         connect(EngineChoice(backend))
 
 

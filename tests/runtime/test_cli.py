@@ -82,7 +82,7 @@ def test_image_to_image_from_a_file(sdturbo, bundle_dir, tmp_path):
         (["--threads", 100000], 2, "CPUs"),
         (["--precision", "fp7"], 2, "fp32"),
         (["--bundle", "nowhere"], 3, "no such directory"),
-        (["--out", "."], 2, "a directory"),
+        (["--out", "."], 2, "Got the directory"),
         (["--what"], 2, "No such option"),
     ],
 )
@@ -196,4 +196,4 @@ def test_the_device_is_the_one_that_was_named(sdturbo, tmp_path):
     assert (status, json.loads(stdout)["device"]) == (0, "null:1")
     status, _, stderr = sdturbo("bench", "--backend", "null", "--device", "null:7")
     assert status == 4
-    assert "no device null:7 here; this machine has null:0, null:1" in stderr
+    assert "no device 'null:7' here, expected one of cpu, null:0, null:1" in stderr

@@ -11,7 +11,22 @@ from sdturbo import BackendUnavailable, Bundle, Cancelled, OutputError, Pipeline
 from sdturbo.backends import EngineChoice, Offer
 from sdturbo.backends.choice import first_running, fitting
 from sdturbo.backends.device import DeviceProgram, DeviceSession, device_index
-from sdturbo.backends.null import NullEngine, NullStream
+from sdturbo.backends.null import NullEngine, NullQueue
+
+
+class Remembering(NullQueue):
+    """Knows the buffers that it made."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffers = []
+
+    def buffer(self, shape, dtype):
+        self.buffers.append(super().buffer(shape, dtype))
+        return self.buffers[-1]
+
+    def addresses(self):
+        return [(buffer.host.ctypes.data, buffer.device.ctypes.data) for buffer in self.buffers]
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +39,11 @@ def on_device(bundle):
     return Pipeline.load(bundle.path, "null", device="null")
 
 
-def program(bundle, stream, steps=3, size=2):
+def program(bundle, queue, steps=3, size=2):
     sessions = {
-        name: DeviceSession(NullEngine(stage, size), stage, size, NullStream()) for name, stage in bundle.stages.items()
+        name: DeviceSession(NullEngine(stage, size), stage, size, NullQueue()) for name, stage in bundle.stages.items()
     }
-    return DeviceProgram(sessions, bundle.steps(steps), stream)
+    return DeviceProgram(sessions, bundle.steps(steps), queue)
 
 
 def inputs(bundle, seed=0, size=2):
@@ -58,20 +73,21 @@ def test_image_to_image_and_latents_run_stage_by_stage(bundle, on_device):
 
 
 def test_a_replay_takes_new_inputs_and_moves_no_buffer(bundle):
-    joined = program(bundle, NullStream())
+    queue = Remembering()
+    joined = program(bundle, queue)
     assert joined.replays
-    buffers = (joined._input_ids, joined._first, joined._last, joined._image)
-    addresses = [(one.host.ctypes.data, one.device.ctypes.data) for one in buffers]
+    addresses = queue.addresses()
+    assert len(addresses) == 8  # input_ids, embeddings, latents twice, image, and a row per step
     first, second = joined.run(inputs(bundle, 1)), joined.run(inputs(bundle, 2))
     assert not np.array_equal(first["image"], second["image"])
     assert all(np.array_equal(first[name], joined.run(inputs(bundle, 1))[name]) for name in first)
     plain = joined.run(inputs(bundle, 2), replay=False)
     assert all(np.array_equal(plain[name], second[name]) for name in plain)
-    assert [(one.host.ctypes.data, one.device.ctypes.data) for one in buffers] == addresses
+    assert queue.addresses() == addresses
 
 
 def test_results_are_the_callers_own(bundle):
-    joined = program(bundle, NullStream())
+    joined = program(bundle, NullQueue())
     first = joined.run(inputs(bundle, 1))
     kept = {name: value.copy() for name, value in first.items()}
     joined.run(inputs(bundle, 2))
@@ -79,30 +95,30 @@ def test_results_are_the_callers_own(bundle):
 
 
 def test_nothing_is_allocated_after_load(bundle, monkeypatch):
-    stream = NullStream()
-    joined = program(bundle, stream)
-    monkeypatch.setattr(NullStream, "buffer", lambda *_: pytest.fail("a buffer was made after load"))
+    queue = NullQueue()
+    joined = program(bundle, queue)
+    monkeypatch.setattr(NullQueue, "buffer", lambda *_: pytest.fail("a buffer was made after load"))
     joined.run(inputs(bundle))
 
 
 def test_recording_runs_nothing():
-    stream = NullStream()
+    queue = NullQueue()
     ran = []
-    replay = stream.record(lambda: stream.enqueue(lambda: ran.append(1)))
-    stream.synchronize()
+    replay = queue.record(lambda: queue.enqueue(lambda: ran.append(1)))
+    queue.synchronize()
     assert ran == []
     replay()
     replay()
-    stream.synchronize()
+    queue.synchronize()
     assert ran == [1, 1]
 
 
-class Failing(NullStream):
+class Failing(NullQueue):
     def record(self, work):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-class Forgetful(NullStream):
+class Forgetful(NullQueue):
     """Its recordings lack the last copy to the host."""
 
     def record(self, work):
@@ -110,27 +126,27 @@ class Forgetful(NullStream):
 
         def short():
             replay()
-            self._queue.pop()
+            self._pending.pop()
 
         return short
 
 
-@pytest.mark.parametrize(("stream", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])
-def test_what_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, stream, why):
+@pytest.mark.parametrize(("queue", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])
+def test_what_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, queue, why):
     with caplog.at_level(logging.WARNING, "sdturbo"):
-        joined = program(bundle, stream())
+        joined = program(bundle, queue())
     assert not joined.replays
     assert why in caplog.text
-    expected = program(bundle, NullStream()).run(inputs(bundle, 4))
+    expected = program(bundle, NullQueue()).run(inputs(bundle, 4))
     assert all(np.array_equal(value, expected[name]) for name, value in joined.run(inputs(bundle, 4)).items())
 
 
-@pytest.mark.parametrize(("stream", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])
-def test_a_stage_that_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, stream, why):
+@pytest.mark.parametrize(("queue", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])
+def test_a_stage_that_cannot_be_recorded_is_launched_plainly_and_logged(bundle, caplog, queue, why):
     stage = bundle.stages["decoder"]
     with caplog.at_level(logging.WARNING, "sdturbo"):
-        plain = DeviceSession(NullEngine(stage, 2), stage, 2, stream())
-    recorded = DeviceSession(NullEngine(stage, 2), stage, 2, NullStream())
+        plain = DeviceSession(NullEngine(stage, 2), stage, 2, queue())
+    recorded = DeviceSession(NullEngine(stage, 2), stage, 2, NullQueue())
     assert (plain.replays, recorded.replays) == (False, True)
     assert (
         f"decoder at batch size 2: launched plainly, for {'recording' if why[0] == 'n' else 'a replay'}" in caplog.text
@@ -141,14 +157,14 @@ def test_a_stage_that_cannot_be_recorded_is_launched_plainly_and_logged(bundle, 
 
 
 def test_a_launch_that_fails_leaves_nothing_under_way(bundle, monkeypatch):
-    stream = NullStream()
-    joined = program(bundle, stream)
+    queue = NullQueue()
+    joined = program(bundle, queue)
     given = inputs(bundle, 1)
     expected = joined.run(given)
     bind, failing = NullEngine.bind, []
 
-    def bind_failing(self, buffers, stream):
-        launch = bind(self, buffers, stream)
+    def bind_failing(self, buffers, queue):
+        launch = bind(self, buffers, queue)
 
         def fail():
             if failing and self._stage.name == "decoder":
@@ -158,11 +174,11 @@ def test_a_launch_that_fails_leaves_nothing_under_way(bundle, monkeypatch):
         return fail
 
     monkeypatch.setattr(NullEngine, "bind", bind_failing)
-    joined = program(bundle, stream)
+    joined = program(bundle, queue)
     failing.append(True)
     with pytest.raises(BackendUnavailable, match="failed to start"):
         joined.run(given, replay=False)
-    assert stream._queue == []
+    assert queue._pending == []
     failing.clear()
     assert all(np.array_equal(value, expected[name]) for name, value in joined.run(given).items())
 
@@ -179,8 +195,8 @@ def test_threads_sharing_a_device_get_their_own_pictures(on_device):
 
 def test_cancellation_is_honoured_before_each_batch(on_device, monkeypatch):
     stop = threading.Event()
-    draw = on_device._draw
-    monkeypatch.setattr(on_device, "_draw", lambda *arguments: (stop.set(), draw(*arguments))[1])
+    run = DeviceProgram.run
+    monkeypatch.setattr(DeviceProgram, "run", lambda *arguments: (stop.set(), run(*arguments))[1])
     with pytest.raises(Cancelled, match="before engines"):
         on_device("a cat", num_images_per_prompt=3, cancel=stop)
 
@@ -215,10 +231,10 @@ def test_devices_are_named_with_their_index(device, index):
 @pytest.mark.parametrize("device", ["", "cpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1:1", "CUDA", "gpu:0"])
 def test_a_device_of_another_kind_is_refused(device):
     (refused,) = fitting(EngineChoice("tensorrt", device), gpus(2))
-    assert f"no device {device!r}; expected cuda or cuda:0" in refused.reason
+    assert f"no device {device!r} here, expected one of cuda:0" in refused.reason
 
 
 @pytest.mark.parametrize(("count", "there"), [(1, "cuda:0"), (2, "cuda:0, cuda:1")])
 def test_a_device_out_of_range_is_refused_with_those_there(count, there):
     (refused,) = fitting(EngineChoice("tensorrt", "cuda:2"), gpus(count))
-    assert f"no device cuda:2 here; this machine has {there}." in refused.reason
+    assert f"no device 'cuda:2' here, expected one of {there}." in refused.reason

@@ -98,7 +98,7 @@ def test_what_is_no_whole_number_is_refused(value):
 
 @pytest.mark.parametrize("value", [0, -1, 5, 2**70])
 def test_counts_out_of_range_are_refused(value):
-    with pytest.raises(InvalidRequest, match=f"num_inference_steps={value}; expected 1 to 4"):
+    with pytest.raises(InvalidRequest, match=f"num_inference_steps={value}, expected 1 to 4"):
         request.check_count(value, "num_inference_steps", 4)
 
 
@@ -148,7 +148,7 @@ def test_a_request_that_says_nothing_takes_the_defaults_of_a_call(bundle, pipe):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("a cat", "type str; expected a call's arguments by name"),
+        ("a cat", "type str, expected a call's arguments by name"),
         (None, "type NoneType"),
         ({}, "without a prompt"),
         ({"seed": 1}, "without a prompt"),

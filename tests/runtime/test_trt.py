@@ -242,8 +242,8 @@ def test_auto_takes_plans_where_they_fit_and_says_why_not_elsewhere(bundle_dir, 
 @pytest.mark.parametrize(
     ("options", "device", "match"),
     [
-        ({"gpus": 1}, "cuda:1", "no device cuda:1 here; this machine has cuda:0"),
-        ({"gpus": 0}, None, "no device cuda:0 here; this machine has none"),
+        ({"gpus": 1}, "cuda:1", "no device 'cuda:1' here, expected one of cuda:0"),
+        ({"gpus": 0}, None, "no device cuda:0 here, this machine has none"),
         ({}, "cpu", "no device 'cpu'"),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypat
     ):
         backends.connect(EngineChoice("tensorrt"))
     nvidia[1].__version__ = "9.3.0"
-    with pytest.raises(BackendUnavailable, match=r"TensorRT 9\.3\.0 is installed; expected 10 or 11"):
+    with pytest.raises(BackendUnavailable, match=r"TensorRT 9\.3\.0 is installed, expected 10 or 11"):
         backends.connect(EngineChoice("tensorrt"))
 
 

@@ -24,7 +24,7 @@ import sys, time
 def patch():
     import sdturbo.pipeline as pipeline, sdturbo_serve.worker as worker
     decode, draw = pipeline.Pipeline._decode, worker.Worker._draw
-    pipeline.Pipeline._decode = lambda self, x: (time.sleep(.2), decode(self, x))[1]
+    pipeline.Pipeline._decode = lambda self, job: (time.sleep(.2), decode(self, job))[1]
 
     def draw_or_end(self, batch):
         if batch[0].prompt == "end the engine's thread":

@@ -154,15 +154,15 @@ def test_one_bad_picture_does_not_spoil_its_batch(worker, monkeypatch):
     pipeline = worker._pipeline
     decode = pipeline._decode
 
-    def decode_or_fail(latents):
-        images = decode(latents)
-        if any(np.array_equal(image, spoilt) for image in images):
+    def decode_or_fail(job):
+        result = decode(job)
+        if any(np.array_equal(image, spoilt) for image in result.images):
             raise OutputError("no picture")
-        return images
+        return result
 
     spoilt = pipeline("x", seed=2, output_type="np").images[0] if gate.open.set() is None else None
     gate.shut()
-    monkeypatch.setattr(type(pipeline), "_decode", lambda self, latents: decode_or_fail(latents))
+    monkeypatch.setattr(type(pipeline), "_decode", lambda self, job: decode_or_fail(job))
     worker.submit([QueuedPicture("hold", 0, 4)])
     gate.wait_for_entry()
     pictures = [QueuedPicture("x", i, 1) for i in range(4)]

@@ -1,11 +1,11 @@
-"""Backends: what one is (`protocols`), what is asked for and offered (`choice`), and the one place that chooses (`registry`).
+"""Backends: their shape (`protocols`), choices and offers (`choice`), and the one place that chooses (`registry`).
 
-A backend is a module with two functions, `offers` and `connect`, and imports its library only inside them.
+A backend is a module with two functions, `offers` and `connect`. It imports its library only inside them.
 """
 
 from sdturbo.backends.choice import PRECISIONS, EngineChoice, Offer
 from sdturbo.backends.protocols import Backend, Program, Session, Tensors
-from sdturbo.backends.registry import connect, load_first, names, offer_for, offers, register, unregister
+from sdturbo.backends.registry import connect, load_first, names, offer_for, offers, register
 
 __all__ = [
     "PRECISIONS",
@@ -21,5 +21,4 @@ __all__ = [
     "offer_for",
     "offers",
     "register",
-    "unregister",
 ]

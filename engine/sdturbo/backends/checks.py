@@ -1,18 +1,17 @@
-"""Checks that every backend makes: what a session is given, what a compiled graph has, what a graph's precision leaves open."""
+"""Checks that backends share: inputs of a session, tensors of a compiled graph, precisions of a bundle, missing libraries."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable, BundleError, InputError, NotOffered
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from numpy.typing import NDArray
 
     from sdturbo.backends.protocols import Tensors
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 def check_inputs(expected: Mapping[str, NDArray[Any]], inputs: Tensors) -> None:
     """Raise InputError unless `inputs` have the names, shapes and dtypes of `expected`. A NumPy scalar is of shape ()."""
     if inputs.keys() != expected.keys():
-        raise InputError(f"Got the inputs {', '.join(inputs) or 'none'}; expected {', '.join(expected)}.")
+        raise InputError(f"Got the inputs {', '.join(inputs) or 'none'}. Expected {', '.join(expected)}.")
     for name, array in expected.items():
         value = inputs[name]
         if getattr(value, "shape", None) != array.shape or value.dtype != array.dtype:
             raise InputError(
-                f"Got {name} as {_described(value)}; expected {_described(array)}. Nothing is cast or repeated."
+                f"Got {name} as {_described(value)}, expected {_described(array)}. Nothing is cast or repeated."
             )
 
 
@@ -38,46 +37,43 @@ def copy_inputs(buffers: Mapping[str, NDArray[Any]], inputs: Tensors) -> None:
         buffer[...] = inputs[name]
 
 
-def check_tensors(graph: Path, stage: Stage, batch_size: int, found: Mapping[str, Sequence[int]]) -> None:
-    """Raise BundleError unless a compiled graph's tensors (name -> shape) are those that the bundle declares."""
+def check_tensors(graph: Path, stage: Stage, batch_size: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise BundleError unless a compiled graph's shapes by name are those that the bundle declares."""
     declared = {spec.name: spec.shape_at(batch_size) for spec in (*stage.inputs, *stage.outputs)}
-    shapes = {name: tuple(shape) for name, shape in found.items()}
-    if shapes != declared:
-        raise BundleError(graph, [f"its tensors are {shapes}, but the bundle declares {declared}: build it again"])
+    compiled = {name: tuple(shape) for name, shape in shapes.items()}
+    if compiled != declared:
+        raise BundleError(graph, [f"its tensors are {compiled}, but the bundle declares {declared}: build it again"])
 
 
 def by_graph(precisions: Sequence[str], bundle: Bundle | None) -> list[str]:
-    """`precisions` in order, but the one of the bundle's graphs first: for backends that leave the precision to them."""
+    """`precisions` with that of the bundle's graphs first, for backends that leave the precision to the graphs."""
     return sorted(precisions, key=lambda precision: bundle is None or precision != bundle.precision)
 
 
 def graph_refusal(
     backend: str, precision: str, precisions: Sequence[str], bundle: Bundle | None
 ) -> BackendUnavailable | None:
-    """Why a backend does not compute `bundle` in `precision`, if it leaves that to the graphs and takes `precisions`."""
+    """The refusal of a precision by a backend that leaves it to the graphs. precisions: those that it can compute."""
     if bundle is None or bundle.precision == precision:
         return None
     if bundle.precision not in precisions:
         return BackendUnavailable(
-            f"The backend {backend!r} has no precision {bundle.precision!r} here; expected {' or '.join(precisions)}."
+            f"The backend {backend!r} has no precision {bundle.precision!r} here, expected {' or '.join(precisions)}."
         )
     return BackendUnavailable(
-        f"The backend {backend!r} computes this bundle in {bundle.precision}, as its graphs say, not in {precision!r}; leave"
+        f"The backend {backend!r} computes this bundle in {bundle.precision}, as its graphs say, not in {precision!r}. Leave"
         f" the precision out, or build a bundle with `sdturbo-export build --precision {precision}`."
     )
 
 
 def not_installed(backend: str, library: str, extra: str, *, package: str | None = None) -> NotOffered | None:
-    """Why a backend cannot run at all, if its library is not installed. package, extra: what brings it, in pip's words."""
-    try:
-        is_there = importlib.util.find_spec(library) is not None
-    except ModuleNotFoundError:  # of the package around it
-        is_there = False
-    if is_there:
-        return None
+    """The refusal of a backend whose library is not installed. extra: of sdturbo, brings `package` (default: library)."""
+    with suppress(ModuleNotFoundError):  # of the package around it
+        if importlib.util.find_spec(library) is not None:
+            return None
     return NotOffered(
-        f"The backend {backend!r} cannot run here: the package {package or library} is not installed;"
-        f" `pip install 'sdturbo[{extra}]'`"
+        f"The backend {backend!r} cannot run here: the package {package or library} is not installed."
+        f" `pip install 'sdturbo[{extra}]'` brings it."
     )
 
 

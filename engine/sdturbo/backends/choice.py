@@ -1,4 +1,4 @@
-"""What a caller asks for and what a backend offers: backend, device and precision. Knows no backend and no library."""
+"""The choice of a caller and the offers of a backend: devices and precisions. Knows no backend and no library."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, InvalidRequest, NotOffered
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-ANY = "any"  # device and precision of an offer that refuses whatever is asked for
+ANY = "any"  # device and precision of an offer that refuses everything
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What a caller asks for. None leaves it to the backend.
+    """The choice of a caller. None leaves a field to the backend.
 
-    backend: a registered name, or "auto". device: "cpu", "cuda:0", …; "cuda" is "cuda:0". precision: one of `PRECISIONS`.
-    num_threads: CPU threads to use, at most the number of CPUs; None means all.
-    Raises InvalidRequest for another type, or a thread count that this machine does not have.
+    backend: a registered name, or "auto". device: "cpu", "cuda:0", …, and "cuda" is "cuda:0". precision: one of `PRECISIONS`.
+    num_threads: CPU threads, at most the number of CPUs. None means all.
+    Raises InvalidRequest for another type, or for more threads than this machine has.
     """
 
     backend: str = "auto"
@@ -30,18 +30,17 @@ class EngineChoice:
         for name, example in (("device", "cpu"), ("precision", "fp32")):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise InvalidRequest(f"Got {name}={value!r}; expected a name such as {example}, or None.")
+                raise InvalidRequest(f"Got {name}={value!r}, expected a name such as {example}, or None.")
         threads, cpus = self.num_threads, available_cpus()
         if threads is not None and not (type(threads) is int and 1 <= threads <= cpus):
-            raise InvalidRequest(f"Got num_threads={threads!r}; this machine has {cpus} CPUs, so expected 1 to {cpus}.")
+            raise InvalidRequest(
+                f"Got num_threads={threads!r}, expected 1 to {cpus}, because this machine has {cpus} CPUs."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A device and precision of a backend, and why it does not run here, if it does not.
-
-    refusal: the error that asking for it raises, with the remedy; None if it runs.
-    """
+    """A device and precision of a backend. refusal: the error, with the remedy, if they do not run here."""
 
     backend: str
     device: str
@@ -71,9 +70,9 @@ def refuse_all(backend: str, refusal: BackendUnavailable) -> list[Offer]:
 
 
 def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
-    """Those of one backend's offers that `choice` asks for, in their order.
+    """The offers of a backend that `choice` allows, in their order. offers: all of them.
 
-    Never empty: where the backend has no such device or precision at all, a refusal that says which it has.
+    There is at least one. If the backend has no such device or precision at all, its refusal names those that it has.
     """
     backend = offers[0].backend
     if offers[0].refuses_all:
@@ -82,30 +81,22 @@ def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
         devices = _names(offer.device for offer in offers)
         device = next((name for name in (choice.device, f"{choice.device}:0") if name in devices), None)
         if device is None:
-            return [Offer(backend, choice.device, ANY, _no_device(backend, choice.device, devices))]
+            message = (
+                f"The backend {backend!r} has no device {choice.device!r} here, expected one of {', '.join(devices)}."
+            )
+            return [Offer(backend, choice.device, ANY, NotOffered(message))]
         offers = [offer for offer in offers if offer.device == device]
     if choice.precision is None:
         return list(offers)
-    asked = [offer for offer in offers if offer.precision == choice.precision]
-    known = ", ".join(_names(offer.precision for offer in offers))
-    message = f"The backend {backend!r} has no precision {choice.precision!r} here; expected one of {known}."
-    return asked or [Offer(backend, offers[0].device, choice.precision, NotOffered(message))]
+    matching = [offer for offer in offers if offer.precision == choice.precision]
+    precisions = ", ".join(_names(offer.precision for offer in offers))
+    message = f"The backend {backend!r} has no precision {choice.precision!r} here, expected one of {precisions}."
+    return matching or [Offer(backend, offers[0].device, choice.precision, NotOffered(message))]
 
 
 def first_running(offers: Sequence[Offer]) -> Offer:
-    """The first that runs, or else the first."""
+    """The first offer that runs, or else the first."""
     return next((offer for offer in offers if offer.runs), offers[0])
-
-
-def _no_device(backend: str, asked: str, devices: Sequence[str]) -> NotOffered:
-    kind, _, number = asked.partition(":")
-    alike = [name for name in devices if name.startswith(f"{kind}:")]
-    if alike and number.isdecimal():
-        return NotOffered(f"The backend {backend!r} has no device {asked} here; this machine has {', '.join(alike)}.")
-    kinds = _names(
-        f"{name.partition(':')[0]} or {name.partition(':')[0]}:0, …" if ":" in name else name for name in devices
-    )
-    return NotOffered(f"The backend {backend!r} has no device {asked!r}; expected {', '.join(kinds)}.")
 
 
 def _names(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Numbers from a hash of the inputs instead of a model: the pipeline's own logic, tested without a heavy library.
+"""Numbers from a hash of the inputs in place of a model. Tests run the pipeline's own logic on it, without a heavy library.
 
 Row i of an output depends on row i of the batched inputs and on all unbatched ones, as in a real stage. The devices "null:0"
-and "null:1" have memory of their own and record: what GPU backends share (`device.py`) runs on them.
+and "null:1" have memory of their own and record. They run the part that GPU backends share, `device.py`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class NullSession:
         seed = zlib.crc32(self._stage.name.encode())
         for spec in self._stage.inputs:
             value = inputs[spec.name]
-            seed = zlib.crc32((value[row] if spec.is_batched else value).tobytes(), seed)
+            seed = zlib.crc32((value[row] if "B" in spec.shape else value).tobytes(), seed)
         return seed
 
 
@@ -71,23 +71,23 @@ class NullDeviceBackend:
         self.device = device
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
-        return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullStream())
+        return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullQueue())
 
     def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
-        return DeviceProgram(sessions, steps, NullStream())
+        return DeviceProgram(sessions, steps, NullQueue())
 
 
-class NullStream:
+class NullQueue:
     """Device memory is an array of its own. Nothing runs before `synchronize`, and nothing at all while recording."""
 
     def __init__(self) -> None:
-        self._queue: list[Work] = []
+        self._pending: list[Work] = []
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         return Buffer(np.zeros(shape, dtype), np.zeros(shape, dtype))
 
     def enqueue(self, work: Work) -> None:
-        self._queue.append(work)
+        self._pending.append(work)
 
     def upload(self, buffer: Buffer) -> None:
         self.enqueue(lambda: np.copyto(buffer.device, buffer.host))
@@ -96,17 +96,17 @@ class NullStream:
         self.enqueue(lambda: np.copyto(buffer.host, buffer.device))
 
     def record(self, work: Work) -> Work:
-        before, self._queue = self._queue, []
+        before, self._pending = self._pending, []
         try:
             work()
-            recorded = tuple(self._queue)
+            recorded = tuple(self._pending)
         finally:
-            self._queue = before
-        return lambda: self._queue.extend(recorded)
+            self._pending = before
+        return lambda: self._pending.extend(recorded)
 
     def synchronize(self) -> None:
-        while self._queue:
-            self._queue.pop(0)()
+        while self._pending:
+            self._pending.pop(0)()
 
 
 class NullEngine:
@@ -115,13 +115,13 @@ class NullEngine:
         self._stage = stage
         self._session = NullSession(stage, batch_size)
 
-    def bind(self, buffers: Mapping[str, Buffer], stream: NullStream) -> Work:
+    def bind(self, buffers: Mapping[str, Buffer], queue: NullQueue) -> Work:
         def run() -> None:
             outputs = self._session.run({spec.name: buffers[spec.name].device for spec in self._stage.inputs})
             for name, value in outputs.items():
                 np.copyto(buffers[name].device, value)
 
-        return lambda: stream.enqueue(run)
+        return lambda: queue.enqueue(run)
 
 
 def _draw(spec: TensorSpec, seed: int) -> NDArray[Any]:

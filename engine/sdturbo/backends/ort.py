@@ -1,5 +1,7 @@
-"""ONNX Runtime, CPU execution provider. The bundle's ONNX files run as they are: fp32, int8 where they say so, or fp16 for
-comparison, for a CPU computes those in float32 between casts, slower and with no rounding inside a chain of nodes."""
+"""ONNX Runtime, CPU execution provider. The bundle's ONNX files run as they are, in fp32, int8 or fp16.
+
+fp16 is for comparison: a CPU computes such graphs in float32 between casts, more slowly and with fewer roundings.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ class OrtBackend:
         self.precision = precision
         self._ort = onnxruntime
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = num_threads or 0  # 0: one a physical core
+        self._options.intra_op_num_threads = num_threads or 0  # 0: one per physical core
         self._options.log_severity_level = 3
         self.version: str = onnxruntime.__version__
 
@@ -59,8 +61,8 @@ class OrtBackend:
             session = self._ort.InferenceSession(str(graph), self._options, providers=[PROVIDER])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendUnavailable(f"onnxruntime {self.version} refuses {graph.name}: {error}") from error
-        found = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-        check_tensors(graph, stage, batch_size, found)
+        shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+        check_tensors(graph, stage, batch_size, shapes)
         return OrtSession(session, stage, batch_size)
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> None:
@@ -68,7 +70,7 @@ class OrtBackend:
 
 
 class OrtSession:
-    """Inputs and outputs are bound once; a run copies into and out of the bound arrays under a lock."""
+    """Inputs and outputs are bound once. A run copies into and out of the bound arrays under a lock."""
 
     def __init__(self, session: InferenceSession, stage: Stage, batch_size: int) -> None:
         from onnxruntime import OrtValue

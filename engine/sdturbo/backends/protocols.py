@@ -1,14 +1,12 @@
-"""What a backend is: a module that offers and connects, and the objects that it gives."""
+"""The shape of a backend: a module that offers and connects, and the objects that it gives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from numpy.typing import NDArray
 
     from sdturbo.backends.choice import Offer
@@ -19,23 +17,20 @@ Tensors: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 
 class Session(Protocol):
-    """One stage at one batch size, compiled, with buffers of its own. Calls from several threads take turns."""
+    """One compiled stage at one batch size, with buffers of its own. Calls from several threads take turns."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """Copy in, run, copy out. Inputs and outputs are those of the stage, with its dtypes and shapes.
-
-        Raises InputError for any other input.
-        """
+        """Copy in, run, copy out. Tensors have the stage's names, dtypes and shapes. Raises InputError for other inputs."""
         ...
 
 
 class Program(Protocol):
-    """A whole text-to-image request of one step count and batch size that stays on the device between stages."""
+    """Text-to-image at one step count and batch size. Its tensors stay on the device between stages."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """`input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes.
+        """From `input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes.
 
-        Raises InputError for any other input.
+        Raises InputError for other inputs.
         """
         ...
 
@@ -57,20 +52,20 @@ class Backend(Protocol):
         ...
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> Program | None:
-        """The stages of a request joined into one, from this backend's own sessions; None if it has nothing to gain."""
+        """The stages of a request joined into one, from this backend's own sessions. None if nothing is gained by it."""
         ...
 
 
 class BackendModule(Protocol):
-    """The module of a backend. It imports its library inside its functions alone."""
+    """The module of a backend."""
 
     def offers(self, bundle: Bundle | None) -> list[Offer]:
-        """Every device and precision that the backend knows, its preferred first, refused where it does not run here.
+        """Every device and precision that the backend knows, the preferred first, with a refusal where it does not run.
 
-        bundle: the bundle to run; None asks for any bundle. At least one offer, which may refuse everything.
+        bundle: the bundle to run. None asks for any bundle. There is at least one offer, which may refuse everything.
         """
         ...
 
     def connect(self, offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Backend:
-        """The backend as it was offered. num_threads: CPU threads, None for all. Raises BackendUnavailable."""
+        """The offered backend. num_threads: CPU threads, None for all. Raises BackendUnavailable."""
         ...

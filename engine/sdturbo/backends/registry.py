@@ -1,4 +1,4 @@
-"""The backends that there are, and the one place that chooses among them.
+"""All backends, and the one place that chooses among them.
 
 A backend is added by one line of `_registered`, or from outside this package by `register`.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdturbo")
 
 T = TypeVar("T")
-BROKEN = (ImportError, OSError, RuntimeError)  # what broken installations of the libraries raise
+BROKEN = (ImportError, OSError, RuntimeError)  # raised by broken installations of the libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class _Registered:
     automatic: bool = True
 
 
-_registered = {  # fastest first: README, "What runs where"
+_registered = {  # fastest first: README.md, "What runs where"
     "tensorrt": _Registered("sdturbo.backends.nvidia.tensorrt"),
     "cuda": _Registered("sdturbo.backends.nvidia.onnxruntime"),
     "cuda-tensorrt": _Registered("sdturbo.backends.nvidia.onnxruntime_tensorrt", automatic=False),
@@ -43,19 +43,13 @@ _registered = {  # fastest first: README, "What runs where"
 
 
 def register(name: str, module: str, *, automatic: bool = True) -> None:
-    """Add a backend behind those that there are. module: a `BackendModule` that can be imported by this name.
+    """Add a backend, as the last. module: the full name of a `BackendModule`. automatic: whether "auto" may take it.
 
-    automatic: whether "auto" may take it. Raises InvalidRequest if the name is taken.
+    Raises InvalidRequest if the name is taken.
     """
     if name == "auto" or name in _registered:
-        raise InvalidRequest(f"Got the name {name!r} for a backend, which is taken; expected another.")
+        raise InvalidRequest(f"Got the name {name!r} for a backend, which is taken. Choose another.")
     _registered[name] = _Registered(module, automatic)
-
-
-def unregister(name: str) -> None:
-    """Take a backend out again. Raises InvalidRequest for an unknown name."""
-    _entry(name)
-    del _registered[name]
 
 
 def names(*, automatic: bool = False) -> tuple[str, ...]:
@@ -64,7 +58,7 @@ def names(*, automatic: bool = False) -> tuple[str, ...]:
 
 
 def offers(name: str, bundle: Bundle | None = None) -> list[Offer]:
-    """What the backend offers for `bundle` (None: for any) on this machine: its preferred first, never empty.
+    """The backend's offers for `bundle` (None: for any) on this machine, the preferred first. There is at least one.
 
     Raises InvalidRequest for an unknown name, BundleError if the bundle's plans are at fault.
     """
@@ -75,36 +69,36 @@ def offers(name: str, bundle: Bundle | None = None) -> list[Offer]:
 
 
 def offer_for(choice: EngineChoice, bundle: Bundle | None = None) -> Offer:
-    """What `connect` takes, or refuses, for a backend named in `choice`. Raises InvalidRequest for an unknown name."""
+    """The offer that `connect` takes, or its refusal, for a backend named in `choice`. Raises as `offers` does."""
     return first_running(fitting(choice, offers(choice.backend, bundle)))
 
 
 def connect(choice: EngineChoice, bundle: Bundle | None = None) -> Backend:
-    """The backend that was asked for, or with "auto" the first that runs here; never another than was asked for.
+    """The named backend, or with "auto" the first that runs here. A named one is never replaced.
 
-    bundle: what will run, for backends that cannot run every bundle.
+    bundle: the bundle to run, for backends that cannot run every bundle.
     Raises InvalidRequest for an unknown name, BackendUnavailable if it cannot run.
     """
     return load_first(choice, bundle, lambda backend: backend)
 
 
 def load_first(choice: EngineChoice, bundle: Bundle | None, load: Callable[[Backend], T]) -> T:
-    """What `load` makes of the backend that was asked for, or with "auto" of the first with which it succeeds.
+    """The result of `load` for the named backend, or with "auto" for the first with which it succeeds.
 
-    With "auto" a backend is passed over that does not run here, and one that refuses while it is loaded; the log says so.
-    Raises InvalidRequest for an unknown name, BackendUnavailable if nothing runs, and what else `load` raises.
+    "auto" passes over a backend that does not run here or that refuses while it is loaded. The log says so.
+    Raises InvalidRequest for an unknown name, BackendUnavailable if nothing runs, and the other errors of `load`.
     """
     if choice.backend != "auto":
-        return load(_take(offer_for(choice, bundle), choice.num_threads, bundle))
+        return load(_accept(offer_for(choice, bundle), choice.num_threads, bundle))
     reasons: list[str] = []
     for name in names(automatic=True):
-        fits = fitting(replace(choice, backend=name), offers(name, bundle))
-        if (refusal := first_running(fits).refusal) is not None:
+        candidates = fitting(replace(choice, backend=name), offers(name, bundle))
+        if (refusal := first_running(candidates).refusal) is not None:
             log.log(logging.INFO if isinstance(refusal, NotOffered) else logging.WARNING, "passed over: %s", refusal)
             reasons.append(f"  - {refusal}")
-        for offer in (offer for offer in fits if offer.runs):
+        for offer in (offer for offer in candidates if offer.runs):
             try:
-                backend = _take(offer, choice.num_threads, bundle)
+                backend = _accept(offer, choice.num_threads, bundle)
                 loaded = load(backend)
             except BackendUnavailable as error:
                 log.warning("passed over %s: %s", offer, error)
@@ -115,7 +109,7 @@ def load_first(choice: EngineChoice, bundle: Bundle | None, load: Callable[[Back
     raise BackendUnavailable("No backend can run here:\n" + "\n".join(reasons))
 
 
-def _take(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Backend:
+def _accept(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Backend:
     if offer.refusal is not None:
         raise offer.refusal
     try:
@@ -132,10 +126,6 @@ def _does_not_load(name: str, error: Exception) -> BackendUnavailable:
 
 
 def _module(name: str) -> BackendModule:
-    return cast("BackendModule", importlib.import_module(_entry(name).module))
-
-
-def _entry(name: str) -> _Registered:
     if not isinstance(name, str) or name not in _registered:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(f"Unknown backend {name!r}; expected auto, {', '.join(_registered)}.")
-    return _registered[name]
+        raise InvalidRequest(f"Unknown backend {name!r}, expected auto, {', '.join(_registered)}.")
+    return cast("BackendModule", importlib.import_module(_registered[name].module))

@@ -1,4 +1,4 @@
-"""The contract between export and runtime. `Bundle.load` validates a directory; nothing here knows a backend."""
+"""The contract between export and runtime. `Bundle.load` validates a directory. Nothing here knows a backend."""
 
 from sdturbo.bundle.bundle import Bundle
 from sdturbo.bundle.description import EMBEDDED

@@ -1,7 +1,7 @@
-"""The contract between export and runtime: a directory that describes itself in `bundle.json`.
+"""A directory that describes itself in `bundle.json`. Standard library only.
 
-Standard library only. Reading validates the whole directory and reports every fault at once. engine/README.md, "The bundle",
-lists the fields. A file is hashed before anything opens it.
+Reading validates the whole directory and reports every fault at once. A file is hashed before anything opens it.
+engine/README.md, "The bundle", lists the fields.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sdturbo.files import sha256_file
 class Bundle:
     """A validated bundle. `files` maps each path inside it to (sha256, size in bytes).
 
-    sizes: (height, width) in pixels of the pictures it can draw; the first is the default, `height` and `width`.
-    declared: the stages with symbols for the picture's size; stages: those at the default size.
-    weight_format: what the weights of float32 graphs were rounded to, if to anything: one of `WEIGHT_FORMATS`.
-    quality: of a bundle in int8, how far its pictures are from those in fp32; otherwise empty.
-    trust_unchanged: large files that did not change since they were hashed within a week were not hashed again.
+    sizes: (height, width) in pixels of the pictures that it can draw. The first is the default, `height` and `width`.
+    declared: the stages with symbols for the picture's size. stages: those at the default size.
+    weight_format: one of `WEIGHT_FORMATS`, to which the weights of float32 graphs are rounded.
+    quality: the distance of int8 pictures from those in fp32. Empty for other precisions.
+    trust_unchanged: as for `load`.
     """
 
     path: Path
@@ -52,10 +52,10 @@ class Bundle:
     def load(cls, path: str | Path, *, trust_unchanged: bool = False) -> Bundle:
         """Read and validate the bundle at `path`. Raises BundleError with all faults.
 
-        trust_unchanged: do not hash large files again that are unchanged since they were, within a week (`hash_memory`).
+        trust_unchanged: a large file is not hashed again for a week while it is unchanged (`HashMemory`).
         """
         if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest(f"Got a bundle path of type {type(path).__name__}; expected a directory's path.")
+            raise InvalidRequest(f"Got a bundle path of type {type(path).__name__}, expected a directory's path.")
 
         root = Path(path)
         faults: list[str] = []
@@ -75,11 +75,11 @@ class Bundle:
 
     @property
     def decoder(self) -> str:
-        """Which autoencoder draws: "AutoencoderKL", or "AutoencoderTiny" and a name."""
+        """The autoencoder that draws: "AutoencoderKL", or "AutoencoderTiny" and a name."""
         return str(self.model.get("decoder", "AutoencoderKL"))
 
     def steps(self, num_inference_steps: int) -> range:
-        """The rows of the schedule table for a run of that many steps, as values for the graphs' `step` input."""
+        """The rows of the schedule for a run of that many steps, as values for the graphs' `step` input."""
         return rows_of(self.schedule, num_inference_steps)
 
     @property
@@ -89,37 +89,32 @@ class Bundle:
 
     @property
     def height(self) -> int:
-        """Pixels of the default size."""
         return self.sizes[0][0]
 
     @property
     def width(self) -> int:
-        """Pixels of the default size."""
         return self.sizes[0][1]
 
     def graph(
         self, stage: str, batch_size: int, *, height: int | None = None, width: int | None = None, form: str = PLAIN
     ) -> Path:
-        """The ONNX file of a stage. Without height and width it is that of the default size.
-
-        Raises InvalidRequest, with the graphs that there are, if the bundle has none of that name.
-        """
+        """The ONNX file of a stage, of the default size without height and width. Raises InvalidRequest if there is none."""
         name = GraphName(batch_size, height or self.height, width or self.width, form)
         file = self.stages[stage].graph(name)
         if file is None:
-            names = "; ".join(map(str, self.stages[stage].graphs))
-            raise InvalidRequest(f"The bundle {self.path} has no graph {name} of the {stage}; it has {names}.")
+            names = ", ".join(map(str, self.stages[stage].graphs))
+            raise InvalidRequest(f"The bundle {self.path} has no graph {name} of the {stage}. It has {names}.")
         return self.path / file
 
     def graph_files(self, graph: Path) -> list[str]:
-        """The names in the bundle of a graph and of the weight files that it reads; empty if it is not the bundle's."""
+        """The names in the bundle of a graph and of its weight files. Empty for other graphs."""
         if not graph.is_relative_to(self.path) or (name := graph.relative_to(self.path).as_posix()) not in self.files:
             return []
         locations = external_locations(graph)
         return [name, *sorted(str(PurePosixPath(name).parent / location) for location in locations)]
 
     def graph_sha256(self, graph: Path) -> str | None:
-        """Hex SHA-256 over the listed hashes of a graph and of its weight files; None if it is not the bundle's."""
+        """Hex SHA-256 over the listed hashes of a graph and of its weight files. None for other graphs."""
         names = self.graph_files(graph)
         text = "\n".join(self.files[name][0] for name in names)
         return hashlib.sha256(text.encode()).hexdigest() if names else None
@@ -131,11 +126,11 @@ class Bundle:
         for name, (_, size) in self.files.items():
             file = self.path / name
             try:
-                found = file.is_file()
+                is_missing = not file.is_file()
             except OSError as error:
                 faults.append(f"{name} cannot be read: {error}")
                 continue
-            if not found:
+            if is_missing:
                 faults.append(f"{name} is missing")
             elif not file.resolve().is_relative_to(root):
                 faults.append(f"{name} leads out of the bundle, to {file.resolve()}")

@@ -1,5 +1,4 @@
-"""What `bundle.json` says, as types: stages with their tensors and graphs, the schedule, the golden picture. Standard library
-only."""
+"""The types of `bundle.json`: stages with tensors and graphs, schedule, golden picture. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2  # format 1 knew one picture size and one form of each graph; it is still read
+FORMAT = 2  # format 1 knew one picture size and one form of each graph. It is still read
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
-EMBEDDED = Path(__file__).parents[1] / "bundles" / "tiny"  # the toy model that comes with this package
+EMBEDDED = Path(__file__).parents[1] / "bundles" / "tiny"  # the toy model of this package
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 MAX_STEPS = 4
 LATENT_SCALE = 8  # pixels per latent, in height and in width
 WEIGHT_FORMATS = ("fp32", "fp16")
 DTYPES = ("int64", "uint8", "float32", "float16")
-SYMBOLS = ("B", "H", "W", "H/8", "W/8")  # in shapes: batch size, height and width in pixels, and in latents
+SYMBOLS = ("B", "H", "W", "H/8", "W/8")  # in shapes: batch size, height and width in pixels and in latents
 PLAIN = "plain"  # the form of a graph that every backend takes
 
 
@@ -32,18 +31,14 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def at(self, height: int, width: int) -> TensorSpec:
-        """The tensor of pictures of that size in pixels: only "B" is left open."""
+        """The tensor for pictures of that size in pixels. Only "B" is left open."""
         sizes: dict[int | str, int] = {"H": height, "W": width}
         sizes |= {"H/8": height // LATENT_SCALE, "W/8": width // LATENT_SCALE}
         return replace(self, shape=tuple(sizes.get(size, size) for size in self.shape))
 
     def shape_at(self, batch_size: int) -> tuple[int, ...]:
-        """The shape for a batch size. The picture's size is settled before, by `at`."""
+        """The shape for a batch size, once `at` has settled the picture's size."""
         return tuple(batch_size if size == "B" else int(size) for size in self.shape)
-
-    @property
-    def is_batched(self) -> bool:
-        return "B" in self.shape
 
     @property
     def is_sized(self) -> bool:
@@ -53,10 +48,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class GraphName:
-    """Which of a stage's graphs. Shapes are static: there is one graph per batch size, picture size and form.
+    """The name of a stage's graph. Shapes are static: there is one graph per batch size, picture size and form.
 
     height, width: of the picture in pixels, 0 where the stage sees neither picture nor latents, as the text encoder.
-    form: `PLAIN`, or a name for graphs that were made for one execution provider or precision.
+    form: `PLAIN`, or a name for graphs of one execution provider or precision.
     """
 
     batch_size: int
@@ -84,13 +79,13 @@ class Stage:
         return any(spec.is_sized for spec in (*self.inputs, *self.outputs))
 
     def graph(self, name: GraphName) -> str | None:
-        """The file of that graph. One without a size is for every size."""
+        """The file of that graph. A graph without a size is for every size."""
         return self.graphs.get(name) or self.graphs.get(replace(name, height=0, width=0))
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRow:
-    """One row of the steps table: step `index` of a run of `num_inference_steps`. Sigmas are float32 values."""
+    """One row of the schedule: step `index` of a run of `num_inference_steps`. Sigmas are float32 values."""
 
     num_inference_steps: int
     index: int
@@ -101,7 +96,7 @@ class ScheduleRow:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A picture made at export: the request, its PNG in the bundle, and the least PSNR another backend must reach."""
+    """A picture made at export: its request, its PNG in the bundle, and the least PSNR in dB of a backend."""
 
     prompt: str
     seed: int
@@ -117,9 +112,11 @@ def rows_of(schedule: Sequence[ScheduleRow], num_inference_steps: int) -> range:
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
-    """The bundle id: 16 hex digits over what decides the pictures. The same model and graphs give the same id."""
-    used = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(("onnx/", TOKENIZER))}
+    """The bundle id: 16 hex digits over everything that decides the pictures."""
+    files = {
+        name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(("onnx/", TOKENIZER))
+    }
     keys = ("format", "model", "precision", "weight_format", "image", "sizes", "batch_sizes", "schedule", "stages")
-    kept = {key: manifest[key] for key in keys if key in manifest}  # formats and older bundles lack some
-    text = json.dumps({**kept, "files": used}, sort_keys=True, separators=(",", ":"))
+    parts = {key: manifest[key] for key in keys if key in manifest}  # formats and older bundles lack some
+    text = json.dumps({**parts, "files": files}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

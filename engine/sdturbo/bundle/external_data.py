@@ -1,7 +1,7 @@
-"""Which files an ONNX graph reads its weights from, without the onnx package: a walk over the protobuf wire format.
+"""The weight files of an ONNX graph, without the onnx package. Walks over the protobuf wire format.
 
 An ONNX file may name any path as external data. A bundle's graphs may only read files of the bundle, so the names are
-looked at before a backend opens the graph. Field numbers: onnx/onnx.proto (ONNX IR version 10).
+checked before a backend opens the graph. Field numbers: onnx/onnx.proto, version 10 of ONNX's intermediate representation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-# message -> {field number: message it contains}; everything else is skipped
+# message -> {field number: message that it contains}. Everything else is skipped
 _CHILDREN = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -24,9 +24,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def external_locations(path: Path) -> set[str]:
-    """Every external-data location named in the ONNX file. Raises ValueError if it is not well-formed protobuf."""
+    """Every location of external data that the ONNX file names. Raises ValueError if it is no well-formed protobuf."""
     data = path.read_bytes()
-    found: set[str] = set()
+    locations: set[str] = set()
     todo = [("model", 0, len(data))]
     while todo:
         message, start, end = todo.pop()
@@ -36,10 +36,10 @@ def external_locations(path: Path) -> set[str]:
             if child == "entry":
                 key, value = _entry(data, first, last)
                 if key == "location":
-                    found.add(value)
+                    locations.add(value)
             elif child:
                 todo.append((child, first, last))
-    return found
+    return locations
 
 
 def _submessages(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""From the text of `bundle.json` to the fields of a `Bundle`: typed and checked, all faults noted. Standard library only."""
+"""From the text of `bundle.json` to the fields of a `Bundle`, typed and checked. Standard library only."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from sdturbo.errors import BundleError
 
 
 def read_manifest(root: Path) -> Json:
-    """The JSON object in the bundle's manifest, of a format this version reads. Raises BundleError."""
+    """The JSON object in the bundle's manifest, in a format that this version reads. Raises BundleError."""
     file = root / MANIFEST
     try:
-        there = root.is_dir()
+        is_missing = not root.is_dir()
     except OSError as error:
         raise BundleError(root, [f"it cannot be opened: {error}"]) from error
-    if not there:
-        raise BundleError(root, ["there is no such directory; `make engines` builds one and prints its path"])
+    if is_missing:
+        raise BundleError(root, ["there is no such directory. `make engines` builds one and prints its path"])
     if not file.is_file():
-        raise BundleError(root, [f"it holds no {MANIFEST}; point at the directory that `sdturbo-export build` wrote"])
+        raise BundleError(root, [f"it holds no {MANIFEST}. Point at the directory that `sdturbo-export build` wrote"])
     try:
         manifest = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -42,17 +42,13 @@ def read_manifest(root: Path) -> Json:
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 1:
         raise BundleError(root, [f"{MANIFEST} has format {revision!r}, expected a whole number up to {FORMAT}"])
     if revision > FORMAT:
-        raise BundleError(
-            root,
-            [
-                f"its format is {revision}, this sdturbo reads up to {FORMAT}: upgrade sdturbo, or build the bundle again"
-            ],
-        )
+        fault = f"its format is {revision}, this sdturbo reads up to {FORMAT}: upgrade it, or build the bundle again"
+        raise BundleError(root, [fault])
     return cast("Json", manifest)
 
 
 def parse_manifest(manifest: Json, faults: list[str]) -> Json | None:
-    """The fields of the `Bundle` that `manifest` describes; None after noting in `faults` everything that is wrong."""
+    """The fields of the `Bundle` that `manifest` describes. None if there are faults, which `faults` then holds."""
     top = Fields(_from_format_1(manifest) if manifest["format"] == 1 else manifest, MANIFEST, faults)
     files = _files(top.get("files", dict, {}), faults)
     batch_sizes = _batch_sizes(top)
@@ -87,7 +83,7 @@ def parse_manifest(manifest: Json, faults: list[str]) -> Json | None:
 
 
 def _from_format_1(manifest: Json) -> Json:
-    """In the words of format 2. Format 1 had one picture size, as numbers in every shape, and a file for each batch size."""
+    """The manifest in format 2. Format 1 had one picture size, as numbers in every shape, and one file per batch size."""
     stages: Any = manifest.get("stages")
     if isinstance(stages, dict):
         stages = {name: _stage_from_format_1(stage) for name, stage in cast("Json", stages).items()}
@@ -112,7 +108,7 @@ def _batch_sizes(top: Fields) -> tuple[int, ...]:
 
 
 def _sizes(data: list[Any], faults: list[str]) -> tuple[tuple[int, int], ...]:
-    """(height, width) in pixels of every size; the first one is drawn unless another is asked for."""
+    """(height, width) in pixels of every size. The first is the default."""
     sizes: list[tuple[int, int]] = []
     for i, entry in enumerate(data):
         fields = Fields(entry, f"sizes[{i}]", faults)
@@ -137,7 +133,7 @@ def _model(top: Fields) -> Json:
 
 
 def _weight_format(top: Fields) -> str:
-    """Bundles that do not say it are older than the rounding of weights."""
+    """Bundles without it are older than the rounding of weights."""
     name: str = top.optional("weight_format", str, WEIGHT_FORMATS[0])
     if name not in WEIGHT_FORMATS:
         top.faults.append(f"weight_format is {name!r}, expected {' or '.join(WEIGHT_FORMATS)}")
@@ -164,15 +160,10 @@ def _quality(top: Fields) -> Json:
 
 
 def _golden(top: Fields, files: Mapping[str, object]) -> Golden:
-    fields = Fields(top.get("golden", dict, {}), "golden", top.faults)
-    golden = Golden(
-        fields.get("prompt", str, ""),
-        fields.get("seed", int, 0),
-        fields.get("num_inference_steps", int, 1),
-        fields.get("image", str, ""),
-        fields.get("min_psnr", NUMBER, 0.0),
-    )
-    if not 1 <= golden.num_inference_steps <= MAX_STEPS or not 0 <= golden.seed < 2**64:
+    known = len(top.faults)
+    golden = Golden(**Fields(top.get("golden", dict, {}), "golden", top.faults).read(Golden))
+    is_request = 1 <= golden.num_inference_steps <= MAX_STEPS and 0 <= golden.seed < 2**64
+    if len(top.faults) == known and not is_request:
         top.faults.append(f"golden: steps {golden.num_inference_steps} and seed {golden.seed} are no request")
     if golden.image and golden.image not in files:
         top.faults.append(f"files does not list {golden.image}")
@@ -193,18 +184,10 @@ def _files(data: Json, faults: list[str]) -> dict[str, tuple[str, int]]:
 
 def _schedule(data: Json, faults: list[str]) -> tuple[ScheduleRow, ...]:
     fields = Fields(data, "schedule", faults)
-    rows: list[ScheduleRow] = []
-    for i, entry in enumerate(fields.get("rows", list, [])):
-        row = Fields(entry, f"schedule.rows[{i}]", faults)
-        rows.append(
-            ScheduleRow(
-                row.get("num_inference_steps", int, 0),
-                row.get("index", int, 0),
-                row.get("timestep", int, 0),
-                row.get("sigma", (int, float), 0.0),
-                row.get("sigma_next", (int, float), 0.0),
-            )
-        )
+    rows = [
+        ScheduleRow(**Fields(entry, f"schedule.rows[{i}]", faults).read(ScheduleRow))
+        for i, entry in enumerate(fields.get("rows", list, []))
+    ]
     expected = [(n, i) for n in range(1, MAX_STEPS + 1) for i in range(n)]
     if [(row.num_inference_steps, row.index) for row in rows] != expected:
         faults.append(f"schedule.rows must hold the runs of 1 to {MAX_STEPS} steps in order, {len(expected)} rows")

@@ -1,12 +1,11 @@
-"""The stages in `bundle.json`: their tensors and graphs, checked against files, batch sizes and picture sizes. Standard
-library only."""
+"""The stages of `bundle.json`, checked against files, batch sizes and picture sizes. Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from sdturbo.bundle.description import DTYPES, PLAIN, STAGES, SYMBOLS, GraphName, Stage, TensorSpec
+from sdturbo.bundle.description import DTYPES, STAGES, SYMBOLS, GraphName, Stage, TensorSpec
 from sdturbo.bundle.fields import Fields, Json, is_count
 
 
@@ -31,10 +30,9 @@ def _graphs(data: list[Any], where: str, faults: list[str]) -> dict[GraphName, s
     graphs: dict[GraphName, str] = {}
     for i, entry in enumerate(data):
         fields = Fields(entry, f"{where}[{i}]", faults)
-        height, width = fields.optional("height", int, 0), fields.optional("width", int, 0)
-        name = GraphName(fields.get("batch_size", int, 0), height, width, fields.optional("form", str, PLAIN))
+        name = GraphName(**fields.read(GraphName))
         if name in graphs:
-            faults.append(f"{where}[{i}] is named as another one: {name}")
+            faults.append(f"{where}[{i}] is named as another graph: {name}")
         graphs[name] = fields.get("file", str, "")
     return graphs
 

@@ -1,22 +1,21 @@
-"""Compiled plans in a bundle: what each was made for, whether it may run here, and its bytes once they are checked.
+"""Compiled plans in a bundle: the machines that each is for, the choice among them, and their checked bytes.
 
-A plan is code for one TensorRT, GPU and driver. Everything here happens before a library sees it. `bundle.json` lists them
-under `compiled`; they are no part of the bundle's id, for they draw the same pictures. Standard library only.
+A plan is code for one TensorRT, GPU and driver. Everything here happens before a library sees it. `bundle.json` lists plans
+under `compiled`. They are no part of the bundle's id, for they draw the same pictures. Standard library only.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST, PLAIN
-from sdturbo.bundle.fields import NUMBER, Fields, Json
+from sdturbo.bundle.fields import Fields, Json
+from sdturbo.bundle.manifest import read_manifest
 from sdturbo.errors import BundleError, PlanMismatch
 
 COMPILED = "compiled"  # key in bundle.json, and directory in the bundle
@@ -26,10 +25,10 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 
 @dataclass(frozen=True, slots=True)
 class PlanKey:
-    """What a plan is valid for.
+    """The graph and machine that a plan is valid for.
 
     tensorrt: full version, "10.16.1.11". compute_capability: "8.9". driver: the CUDA version that it supports, "13.0".
-    onnx_sha256: `Bundle.graph_sha256`. precision: the graph's. hardware: one of `HARDWARE`; "ampere_plus" runs on any GPU
+    onnx_sha256: `Bundle.graph_sha256`. precision: the graph's. hardware: one of `HARDWARE`. "ampere_plus" runs on any GPU
     from 8.0 up. version_compatible: runs on later TensorRT versions of the same major version.
     """
 
@@ -43,7 +42,7 @@ class PlanKey:
     version_compatible: bool = False
 
     def differences(self, machine: PlanKey) -> list[str]:
-        """The fields in which `machine`, what is here, is not what this plan was made for."""
+        """The fields in which `machine`, the key of this machine, does not fit the plan."""
         compatible = {
             "tensorrt": self.version_compatible and _later_minor(machine.tensorrt, self.tensorrt),
             "compute_capability": self.hardware == "ampere_plus" and _at_least(machine.compute_capability, "8.0"),
@@ -57,9 +56,9 @@ class PlanKey:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan file in a bundle, for one graph of a stage (see `GraphName`; 0x0 is the bundle's default size).
+    """A plan file in a bundle, for one graph of a stage as in `GraphName`. 0x0 is the bundle's default size.
 
-    relative_l2: distance to the graph on the CPU, and median_ms of a run, both measured when it was built.
+    Measured when it was built: relative_l2, its distance to the graph on the CPU, and median_ms of a run.
     """
 
     file: str
@@ -80,11 +79,7 @@ class Plan:
 def read_plans(bundle: Bundle) -> list[Plan]:
     """The plans that the bundle lists. Raises BundleError with every fault of the list."""
     faults: list[str] = []
-    try:
-        manifest = json.loads((bundle.path / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise BundleError(bundle.path, [f"{MANIFEST} cannot be read: {error}"]) from error
-    listed = manifest.get(COMPILED, [])
+    listed = read_manifest(bundle.path).get(COMPILED, [])
     if not isinstance(listed, list):
         raise BundleError(bundle.path, [f"{COMPILED} is {type(listed).__name__}, expected a list"])
     plans: list[Plan] = []
@@ -101,26 +96,30 @@ def read_plans(bundle: Bundle) -> list[Plan]:
 def choose_plan(bundle: Bundle, plans: Sequence[Plan], stage: str, batch_size: int, machine: PlanKey) -> Plan:
     """The fastest plan of a stage that may run on `machine` (its graph's hash included).
 
-    Raises PlanMismatch, which names what differs from the nearest plan and the command that makes the right one.
+    Raises PlanMismatch, with the differences to the nearest plan and the command that makes the right one.
     """
     candidates = [plan for plan in plans if (plan.stage, plan.batch_size) == (stage, batch_size)]
     fitting = [plan for plan in candidates if not plan.key.differences(machine)]
     if fitting:
         return min(fitting, key=lambda plan: plan.median_ms)
     remedy = (
-        f"`sdturbo-export trt {bundle.path}` compiles plans for this machine; ONNX Runtime (backend 'cuda') needs none."
+        f"`sdturbo-export trt {bundle.path}` compiles plans for this machine. ONNX Runtime (backend 'cuda') needs none."
     )
-    what = f"the {stage} at batch size {batch_size}"
+    graph = f"the {stage} at batch size {batch_size}"
     if not candidates:
-        raise PlanMismatch(f"The bundle {bundle.path} holds no TensorRT plan for {what}. {remedy}", ())
+        raise PlanMismatch(f"The bundle {bundle.path} holds no TensorRT plan for {graph}. {remedy}", ())
     nearest = min(candidates, key=lambda plan: len(plan.key.differences(machine)))
     names = nearest.key.differences(machine)
-    told = "; ".join(f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names)
-    raise PlanMismatch(f"The plan {nearest.file} for {what} was compiled for something else: {told}. {remedy}", names)
+    differences = " and ".join(
+        f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names
+    )
+    raise PlanMismatch(
+        f"The plan {nearest.file} for {graph} was compiled for something else: {differences}. {remedy}", names
+    )
 
 
 def plan_bytes(bundle: Bundle, plan: Plan) -> bytes:
-    """The plan's bytes, if they are those that the bundle lists. Raises BundleError otherwise: a plan is code."""
+    """The plan's bytes. A plan is code, so BundleError is raised unless they are those that the bundle lists."""
     expected = bundle.files.get(plan.file)
     if expected is None:
         raise BundleError(bundle.path, [f"{plan.file} is not among its files, so it is not loaded"])
@@ -135,28 +134,13 @@ def plan_bytes(bundle: Bundle, plan: Plan) -> bytes:
     return data
 
 
-_KINDS: Mapping[str, Any] = {"str": str, "int": int, "float": NUMBER, "bool": bool, "PlanKey": dict}
-
-
 def _parse(entry: Any, where: str, faults: list[str]) -> Plan | None:
     """A plan from its JSON, or None with the faults noted."""
     known = len(faults)
-    plan = _read(Fields(entry, where, faults), Plan)
+    plan = Fields(entry, where, faults).read(Plan)
     if len(faults) == known:
-        key = _read(Fields(plan["key"], f"{where}.key", faults), PlanKey)
-        if len(faults) == known:
-            plan["key"] = PlanKey(**key)
-            return Plan(**plan)
-    return None
-
-
-def _read(fields: Fields, kind: type[Plan] | type[PlanKey]) -> Json:
-    """The fields of the dataclass `kind`, each of its type; those with a default may be missing."""
-    values: Json = {}
-    for field in dataclasses.fields(kind):
-        read = fields.get if field.default is dataclasses.MISSING else fields.optional
-        values[field.name] = read(field.name, _KINDS[str(field.type)], field.default)
-    return values
+        plan["key"] = PlanKey(**Fields(plan["key"], f"{where}.key", faults).read(PlanKey))
+    return Plan(**plan) if len(faults) == known else None
 
 
 def _plan_faults(bundle: Bundle, plan: Plan, where: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""What a backend compiled, kept in the user's cache for the next load. Standard library only.
+"""Compiled graphs, kept in the user's cache for the next load. Standard library only.
 
-A blob is code for one library and CPU, so its name holds the hash of everything that it was made from and for, and its own
-SHA-256, which is checked before anything reads it. Whatever goes wrong here costs a compilation, and a line in the log.
+A blob is code for one library and CPU. Its name holds the hash of everything that decides it, and its own SHA-256, which is
+checked before anything reads it. A failure here costs a compilation and is logged.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ log = logging.getLogger("sdturbo")
 
 
 def cache_key(parts: Mapping[str, object]) -> str:
-    """Hex digits that name what was compiled from and for `parts`, a JSON document."""
+    """Hex digits that name the graph compiled from and for `parts`, a JSON document."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class CompiledCache:
-    """Blobs by key. Any number of processes may use it at the same time: files appear whole and are never changed."""
+    """Blobs by key. Any number of processes may use it at once: files appear whole and are never changed."""
 
     def __init__(self, *, trust_unchanged: bool) -> None:
-        """trust_unchanged: a blob that did not change since it was hashed within a week is not hashed again."""
+        """trust_unchanged: a blob is not hashed again for a week while it is unchanged."""
         self._directory = private_directory("compiled")
         self._memory = HashMemory()
         self._sha256 = self._memory.sha256 if trust_unchanged else sha256_file
 
     def find(self, key: str) -> mmap.mmap | None:
-        """The blob's bytes as a private mapping of its file, None if there is none. A damaged one is deleted."""
+        """The blob's bytes as a private mapping of its file. None if there is none. A damaged one is deleted."""
         if self._directory is None:
             return None
         try:
@@ -48,17 +48,17 @@ class CompiledCache:
                     log.warning("%s is damaged and not used", path)
                     self._delete(path)
                     continue
-                with suppress(OSError):  # a cache that is read-only
-                    path.with_suffix(".used").touch()  # not the blob: its times say that it is unchanged
+                with suppress(OSError):  # the cache is read-only
+                    path.with_suffix(".used").touch()  # not the blob, whose times say that it is unchanged
                 with path.open("rb") as file:
-                    # writable pages of this process alone: libraries ask for them
+                    # pages that this process may write for itself alone, as libraries ask
                     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
-            log.warning("what was compiled before cannot be read: %s", error)
+            log.warning("the cache of compiled graphs cannot be read: %s", error)
         return None
 
     def put(self, key: str, blob: memoryview) -> bool:
-        """Keep `blob` under `key`, and delete what was not used for a month. Whether it could be kept."""
+        """Keep `blob` under `key`, and delete blobs without use for a month. Returns whether it could be kept."""
         if self._directory is None:
             return False
         digest = hashlib.sha256(blob).hexdigest()
@@ -68,13 +68,13 @@ class CompiledCache:
             with atomic_write(path) as file:
                 file.write(blob)
         except OSError as error:
-            log.warning("what was compiled is not kept for the next load: %s", error)
+            log.warning("a compiled graph is not kept for the next load: %s", error)
             return False
         self._memory.remember(path, digest)
         return True
 
     def drop(self, key: str) -> None:
-        """Delete what lies under `key`: its library refused it."""
+        """Delete the blob under `key`, which its library refused."""
         if self._directory is not None:
             for path in self._directory.glob(f"{key}-*.blob"):
                 self._delete(path)
@@ -83,8 +83,8 @@ class CompiledCache:
         assert self._directory is not None
         for path in self._directory.iterdir():
             with suppress(OSError):  # another process was faster
-                used = [one.stat().st_mtime for one in (path, path.with_suffix(".used")) if one.exists()]
-                if used and time.time() - max(used) > UNUSED:
+                times = [file.stat().st_mtime for file in (path, path.with_suffix(".used")) if file.exists()]
+                if times and time.time() - max(times) > UNUSED:
                     self._delete(path)
 
     def _delete(self, path: Path) -> None:

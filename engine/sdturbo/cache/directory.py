@@ -1,6 +1,6 @@
-"""The user's cache: where files lie that make the next load quick and may be deleted at any time. Standard library only.
+"""The user's cache. Its files make the next load quick and may be deleted at any time. Standard library only.
 
-What is read from it decides what runs, so a directory that others may write to is not used.
+They decide which code runs, so a directory that others may write to is not used.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def cache_directory() -> Path:
 
 
 def private_directory(name: str) -> Path | None:
-    """The directory `name` of the cache, made if it is missing; None, with the reason logged, if it cannot be used.
+    """The directory `name` of the cache, made if it is missing. None, with the reason logged, if it cannot be used.
 
-    It may be read-only: whoever writes to it minds OSError.
+    It may be read-only, and writing to it may raise OSError.
     """
     try:
         directory = cache_directory() / name
@@ -41,12 +41,12 @@ def private_directory(name: str) -> Path | None:
 
 
 def _fault(directory: Path) -> str | None:
-    """Why others could put files into `directory`; None if they cannot."""
+    """The reason why others could put files into `directory`, if they can."""
     if sys.platform == "win32":
         return None  # below the user's profile
-    found = directory.stat()
-    if found.st_uid not in (0, os.geteuid()):
-        return f"{directory} belongs to user {found.st_uid}, not to this one"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{directory} belongs to user {status.st_uid}, not to this one"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"{directory} can be written by others: `chmod go-w` it"
     return None

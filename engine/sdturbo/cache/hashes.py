@@ -1,7 +1,7 @@
 """SHA-256 of large files, not computed again while the file is unchanged. Standard library only.
 
-A file is taken for unchanged if device, inode, size, mtime and ctime are those of the time when it was hashed, for a week.
-Whatever writes to a file sets its ctime, which no program can set back; a disk that loses bits does not.
+A file counts as unchanged for a week if device, inode, size, mtime and ctime are the noted ones. Every write sets a file's
+ctime, which no program can set back. A disk that loses bits does not set it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 from sdturbo.cache.directory import private_directory
 from sdturbo.files import atomic_write, sha256_file
 
-LARGE = 4 << 20  # bytes; hashing less takes milliseconds
+LARGE = 4 << 20  # bytes. Hashing less takes milliseconds
 WEEK = 7 * 24 * 3600.0  # seconds
-SETTLED = 2.0  # seconds; in the same tick of the file system's clock a later write would not show
+IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+SETTLED = 2.0  # seconds. A later write in the same tick of the file system's clock would not show
 
 log = logging.getLogger("sdturbo")
 
 
 class HashMemory:
-    """What was hashed before, one note a file in the user's cache; without a usable cache everything is hashed."""
+    """Known hashes, one note per file in the user's cache. Without a usable cache everything is hashed."""
 
     def __init__(self) -> None:
         self._directory = private_directory("hashes")
@@ -33,27 +34,27 @@ class HashMemory:
     def sha256(self, path: Path) -> str:
         """Hex SHA-256 of the file, from memory if it is large, unchanged and was hashed within a week. Raises OSError."""
         before = _identity(path)
-        if before["size"] < LARGE or self._directory is None:
+        if before["st_size"] < LARGE or self._directory is None:
             return sha256_file(path)
         if (known := self._recall(path, before)) is not None:
             return known
         start = time.time()
         digest = sha256_file(path)
-        if start - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED:
+        if start - max(before["st_mtime_ns"], before["st_ctime_ns"]) / 1e9 > SETTLED:
             self.remember(path, digest, before)
         return digest
 
     def remember(self, path: Path, digest: str, identity: dict[str, int] | None = None) -> None:
-        """Note that the file's hash is `digest`. identity: as it was before it was hashed; None for as it is."""
+        """Note the file's hash. identity: that of the file before it was hashed, by default the present one."""
         if self._directory is None:
             return
         try:
-            note = {"sha256": digest, "hashed_at": time.time(), **(identity or _identity(path))}
-            if _identity(path) == (identity or _identity(path)):
+            identity = identity or _identity(path)
+            if identity == _identity(path):
                 with atomic_write(self._note(path)) as file:
-                    file.write(json.dumps(note).encode())
+                    file.write(json.dumps({"sha256": digest, "hashed_at": time.time(), **identity}).encode())
         except OSError as error:
-            log.info("%s is hashed again at the next load, its hash cannot be noted: %s", path.name, error)
+            log.info("%s is hashed again at the next load, because its hash cannot be noted: %s", path.name, error)
 
     def _recall(self, path: Path, identity: dict[str, int]) -> str | None:
         try:
@@ -71,11 +72,5 @@ class HashMemory:
 
 
 def _identity(path: Path) -> dict[str, int]:
-    found = path.stat()
-    return {
-        "device": found.st_dev,
-        "inode": found.st_ino,
-        "size": found.st_size,
-        "mtime_ns": found.st_mtime_ns,
-        "ctime_ns": found.st_ctime_ns,
-    }
+    status = path.stat()
+    return {name: getattr(status, name) for name in IDENTITY}

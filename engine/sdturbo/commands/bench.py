@@ -1,4 +1,4 @@
-"""Time of whole requests on this machine: medians and p95 of every part, from prompt string to picture; pictures a second."""
+"""Times of whole requests on this machine, from prompt to picture: median and 95th percentile (p95) per part, throughput."""
 
 from __future__ import annotations
 
@@ -26,30 +26,24 @@ def measure(
     throughput: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Load a pipeline, make one request, then `runs` more with new prompts each, so that every stage runs every time.
+    """Load a pipeline, make one request, then `runs` more. Each has new prompts, so that every stage runs every time.
 
     A request draws `batch_size` pictures, each of its own prompt. Times are milliseconds. "outside_engines" is the request
-    less its engine stages: tokenise, noise, copies, PIL. throughput: then measure `pictures_per_second` too, over `runs`
-    requests called one after another and as many streamed. tick is called after every request.
+    without its compiled stages: tokenizer, noise, copies, PIL. throughput: measure `pictures_per_second` too.
+    tick: called after every request.
     """
     start = time.perf_counter()
     pipe = load()
     load_ms = (time.perf_counter() - start) * 1e3
     timings: list[dict[str, float]] = []
-    for one in _requests("timed", runs + 1, num_inference_steps, batch_size):
-        timings.append(pipe(**one).timings)
+    for request in _requests("timed", runs + 1, num_inference_steps, batch_size):
+        parts = pipe(**request).timings
+        parts["outside_engines"] = parts["total"] - sum(parts.get(name, 0.0) for name in ENGINES)
+        timings.append(parts)
         tick()
     first = timings.pop(0)
-    for one in timings:
-        one["outside_engines"] = one["total"] - sum(one.get(name, 0.0) for name in ENGINES)
-    parts = {
-        name: {
-            "median": float(np.median([one[name] for one in timings])),
-            "p95": float(np.percentile([one[name] for one in timings], 95)),
-        }
-        for name in timings[0]
-    }
-    found: dict[str, Any] = {
+    by_part = {name: [parts[name] for parts in timings] for name in first}
+    figures: dict[str, Any] = {
         "bundle_id": pipe.bundle.bundle_id,
         "model": pipe.bundle.model.get("name"),
         "decoder": pipe.bundle.decoder,
@@ -64,13 +58,16 @@ def measure(
         "first_image_ms": first["total"],
         "peak_memory_mb": _memory_mb("VmHWM"),
         "anonymous_memory_mb": _memory_mb("RssAnon"),
-        "parts_ms": parts,
+        "parts_ms": {
+            name: {"median": float(np.median(times)), "p95": float(np.percentile(times, 95))}
+            for name, times in by_part.items()
+        },
     }
     if throughput:
-        found["pictures_per_second"] = pictures_per_second(
+        figures["pictures_per_second"] = pictures_per_second(
             pipe, runs=runs, num_inference_steps=num_inference_steps, batch_size=batch_size, tick=tick
         )
-    return found
+    return figures
 
 
 def pictures_per_second(
@@ -81,23 +78,23 @@ def pictures_per_second(
     batch_size: int = 1,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Pictures a second over `runs` requests with new prompts each, "calls" one after another and "stream", `Pipeline.stream`.
+    """Pictures per second over `runs` requests with new prompts each. "calls": one after another. "stream": `Pipeline.stream`.
 
-    The first request is part of the time, and so are the stream's start and end.
+    The time contains the first request, and the stream's start and end.
     """
 
     def calls(requests: Iterable[Request]) -> Iterator[Result | SDTurboError]:
-        return (pipe(**one) for one in requests)
+        return (pipe(**request) for request in requests)
 
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for name, draw in (("calls", calls), ("stream", pipe.stream)):
         start = time.perf_counter()
         for outcome in draw(_requests(name, runs, num_inference_steps, batch_size)):
             if isinstance(outcome, SDTurboError):
                 raise outcome
             tick()
-        found[name] = runs * batch_size / (time.perf_counter() - start)
-    return found
+        rates[name] = runs * batch_size / (time.perf_counter() - start)
+    return rates
 
 
 def _requests(kind: str, count: int, num_inference_steps: int, batch_size: int) -> Iterator[Request]:
@@ -107,8 +104,7 @@ def _requests(kind: str, count: int, num_inference_steps: int, batch_size: int) 
 
 
 def _memory_mb(field: str) -> float | None:
-    """A field of this process's status: VmHWM is the most resident memory it had, mapped files included; RssAnon what it
-    holds now without them."""
+    """A field of this process's status. VmHWM: its peak of resident memory, with mapped files. RssAnon: now, without them."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):

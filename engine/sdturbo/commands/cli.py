@@ -31,7 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose the engine; `function` takes them as one argument, `engine: EngineChoice`."""
+    """The options that choose the engine. `function` takes them as one argument, `engine: EngineChoice`."""
 
     @click.option(
         "--backend", default="auto", show_default=True, help=f"auto, or one of {', '.join(backends.names())}."
@@ -91,9 +91,9 @@ def generate(
     from sdturbo.request import check_seeds
 
     if count < 1:
-        raise InvalidRequest(f"Got --count {count}; expected 1 or more.")
+        raise InvalidRequest(f"Got --count {count}, expected 1 or more.")
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
-        raise InvalidRequest(f"Got --out {out}, a directory; expected the name of a PNG file.")
+        raise InvalidRequest(f"Got the directory {out} as --out, expected the name of a PNG file.")
     check_seeds(seed, count)
     pipe = _load(bundle, engine, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
@@ -121,53 +121,53 @@ def generate(
         )
         return
     if dropped:
-        click.echo(f"The model sees 77 tokens; it did not see: {dropped!r}", err=True)
+        click.echo(f"The model sees 77 tokens. It did not see: {dropped!r}", err=True)
     click.echo(f"{pipe.backend.name} {pipe.backend.version}, {pipe.backend.device}, {pipe.backend.precision}")
-    for one in written:
-        parts = "  ".join(f"{name} {ms:.1f}" for name, ms in one["timings_ms"].items())
-        click.echo(f"{one['path']}  seed {one['seed']}  ms: {parts}")
+    for entry in written:
+        parts = "  ".join(f"{name} {ms:.1f}" for name, ms in entry["timings_ms"].items())
+        click.echo(f"{entry['path']}  seed {entry['seed']}  ms: {parts}")
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")
 @bundle_option
 @json_option
 def info(bundle: Path | None, as_json: bool) -> None:
-    """Validate a bundle, hashes included, and say what it holds."""
+    """Validate a bundle, hashes included, and describe it."""
     from sdturbo.bundle import Bundle
 
-    found = Bundle.load(bundle_path(bundle))
-    size = sum(size for _, size in found.files.values())
+    loaded = Bundle.load(bundle_path(bundle))
+    size = sum(size for _, size in loaded.files.values())
     document = {
-        "path": str(found.path),
-        "bundle_id": found.bundle_id,
-        "model": dict(found.model),
-        "decoder": found.decoder,
-        "precision": found.precision,
-        "weight_format": found.weight_format,
-        "size": [found.width, found.height],
-        "batch_sizes": list(found.batch_sizes),
+        "path": str(loaded.path),
+        "bundle_id": loaded.bundle_id,
+        "model": dict(loaded.model),
+        "decoder": loaded.decoder,
+        "precision": loaded.precision,
+        "weight_format": loaded.weight_format,
+        "size": [loaded.width, loaded.height],
+        "batch_sizes": list(loaded.batch_sizes),
         "bytes": size,
-        "parity": dict(found.parity),
-        "quality": dict(found.quality),
+        "parity": dict(loaded.parity),
+        "quality": dict(loaded.quality),
     }
     if as_json:
         print_json(document)
         return
-    loras = ", ".join(f"{lora['file']} x {lora['scale']:g}" for lora in found.model.get("loras", []))
-    click.echo(f"{found.path}: bundle {found.bundle_id}, whole and unaltered")
+    loras = ", ".join(f"{lora['file']} x {lora['scale']:g}" for lora in loaded.model.get("loras", []))
+    click.echo(f"{loaded.path}: bundle {loaded.bundle_id}, whole and unaltered")
     click.echo(
-        f"model      {found.model.get('name')} from {found.model.get('source')}{f' with {loras}' if loras else ''}"
+        f"model      {loaded.model.get('name')} from {loaded.model.get('source')}{f' with {loras}' if loras else ''}"
     )
-    click.echo(f"decoder    {found.decoder}")
-    click.echo(f"pictures   {found.width}x{found.height}, batch sizes {', '.join(map(str, found.batch_sizes))}")
-    rounded = f", weights stored in {found.weight_format}" if found.weight_format != "fp32" else ""
-    click.echo(f"precision  {found.precision}{rounded}, {size / 1e6:.0f} MB in {len(found.files)} files")
-    for name, parity in found.parity.items():
+    click.echo(f"decoder    {loaded.decoder}")
+    click.echo(f"pictures   {loaded.width}x{loaded.height}, batch sizes {', '.join(map(str, loaded.batch_sizes))}")
+    rounded = f", weights stored in {loaded.weight_format}" if loaded.weight_format != "fp32" else ""
+    click.echo(f"precision  {loaded.precision}{rounded}, {size / 1e6:.0f} MB in {len(loaded.files)} files")
+    for name, parity in loaded.parity.items():
         click.echo(
             f"parity     {name}: relative L2 {parity['relative_l2']:.1e} to PyTorch (bound {parity['bound']:.0e})"
         )
-    if quality := found.quality:
-        verdict = "" if quality["passed"] else "; BELOW ITS GATE, built with --allow-low-quality"
+    if quality := loaded.quality:
+        verdict = "" if quality["passed"] else ". BELOW ITS GATE, built with --allow-low-quality"
         click.echo(
             f"quality    median {quality['median_psnr_db']:.1f} dB (worst {quality['worst_psnr_db']:.1f}), SSIM"
             f" {quality['median_ssim']:.3f} (worst {quality['worst_ssim']:.3f}) to fp32 over {quality['prompts']} prompts"
@@ -181,16 +181,16 @@ def doctor(as_json: bool) -> int:
     """List the backends and precisions that run here, and the reasons why others do not. Exit code 4 if none runs."""
     from sdturbo.commands.doctor import report
 
-    found = report()
-    status = 0 if any(backend["runs"] for backend in found["backends"].values()) else 4
+    machine = report()
+    status = 0 if any(backend["runs"] for backend in machine["backends"].values()) else 4
     if as_json:
-        print_json(found)
+        print_json(machine)
         return status
-    cpu = found["cpu"]
-    click.echo(f"sdturbo {found['sdturbo']}, Python {found['python']}, {found['platform']}")
-    click.echo(f"{cpu['name']}, {cpu['count']} CPUs, {' '.join(cpu['features'])}; {found['memory_gb']} GB of memory")
-    click.echo("packages: " + ", ".join(f"{name} {v or 'absent'}" for name, v in found["packages"].items()))
-    for name, backend in found["backends"].items():
+    cpu = machine["cpu"]
+    click.echo(f"sdturbo {machine['sdturbo']}, Python {machine['python']}, {machine['platform']}")
+    click.echo(f"{cpu['name']}, {cpu['count']} CPUs, {' '.join(cpu['features'])}, {machine['memory_gb']} GB of memory")
+    click.echo("packages: " + ", ".join(f"{name} {v or 'absent'}" for name, v in machine["packages"].items()))
+    for name, backend in machine["backends"].items():
         for device, precisions in backend.get("devices", {}).items():
             for precision, verdict in precisions.items():
                 click.echo(f"{name} {device} {precision}: {verdict}")
@@ -206,19 +206,12 @@ def doctor(as_json: bool) -> int:
 @click.option("--throughput", is_flag=True, help="Also pictures per second, called one by one and streamed.")
 @engine_options
 @json_option
-def bench(
-    bundle: Path | None,
-    runs: int,
-    steps: int,
-    throughput: bool,
-    engine: EngineChoice,
-    as_json: bool,
-) -> None:
+def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, engine: EngineChoice, as_json: bool) -> None:
     """Time whole requests and their parts on this machine."""
     from sdturbo.commands.bench import measure
 
     with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
-        found = measure(
+        figures = measure(
             lambda: _load(bundle, engine, image_to_image=False),
             runs=runs,
             num_inference_steps=steps,
@@ -226,14 +219,14 @@ def bench(
             tick=tick,
         )
     if not as_json:
-        connected = f"{found['backend']} {found['backend_version']}, {found['precision']}"
-        click.echo(f"{found['model']} with {found['decoder']} on {connected}")
-        click.echo(f"load {found['load_ms']:.0f} ms, first picture {found['first_image_ms']:.0f} ms")
-        for name, part in found["parts_ms"].items():
+        connected = f"{figures['backend']} {figures['backend_version']}, {figures['precision']}"
+        click.echo(f"{figures['model']} with {figures['decoder']} on {connected}")
+        click.echo(f"load {figures['load_ms']:.0f} ms, first picture {figures['first_image_ms']:.0f} ms")
+        for name, part in figures["parts_ms"].items():
             click.echo(f"{name:>16}  median {part['median']:9.2f} ms  p95 {part['p95']:9.2f} ms")
-        for name, rate in found.get("pictures_per_second", {}).items():
+        for name, rate in figures.get("pictures_per_second", {}).items():
             click.echo(f"{name:>16}  {rate:9.2f} pictures/s")
-    print_json(found)
+    print_json(figures)
 
 
 def bundle_path(bundle: Path | None) -> Path:
@@ -241,18 +234,13 @@ def bundle_path(bundle: Path | None) -> Path:
 
     if bundle is None:
         click.echo(
-            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo; `make engines MODEL=…` builds others.",
+            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo. `make engines MODEL=…` builds others.",
             err=True,
         )
     return bundle or EMBEDDED
 
 
-def _load(
-    bundle: Path | None,
-    engine: EngineChoice,
-    *,
-    image_to_image: bool,
-) -> Pipeline:
+def _load(bundle: Path | None, engine: EngineChoice, *, image_to_image: bool) -> Pipeline:
     from sdturbo.pipeline import Pipeline
 
     return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(engine), image_to_image=image_to_image)
@@ -260,7 +248,7 @@ def _load(
 
 @contextmanager
 def _bar(length: int, label: str, hidden: bool) -> Generator[Callable[[], None]]:
-    """A progress bar on standard error; gives a function that moves it by one."""
+    """A progress bar on standard error. Gives a function that moves it by one."""
     if hidden:
         yield lambda: None
         return

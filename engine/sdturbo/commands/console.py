@@ -1,4 +1,4 @@
-"""What both command lines share: errors in words with their exit code, and one JSON document for machines."""
+"""Shared by all command lines: errors in words with their exit code, and one JSON document for machines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status; no error reaches the user as a stack trace."""
+    """Run a command line and return its exit status. No error reaches the user as a stack trace."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:
@@ -30,7 +30,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _fail(name, Cancelled("Interrupted."), Cancelled.exit_code, as_json=as_json)
-    except BrokenPipeError:  # the reader of our output went away: no error, and nobody to tell
+    except BrokenPipeError:  # the reader of our output went away, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

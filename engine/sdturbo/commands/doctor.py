@@ -1,4 +1,4 @@
-"""What this machine can run, and why not the rest."""
+"""The backends that this machine can run, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PACKAGES = (
 
 
 def report() -> dict[str, Any]:
-    """Machine, packages, and for each backend its devices with the precisions that run, or the reason why none does."""
+    """Machine and packages. Per backend, its devices with the precisions that run, or the reason why none does."""
     return {
         "sdturbo": sdturbo.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": {"name": cpu_name(), "count": available_cpus(), "features": cpu_features()},
         "memory_gb": _memory_gb(),
         "nvidia_driver": shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -42,15 +42,11 @@ def _backend(name: str) -> dict[str, Any]:
         return {"runs": runs, "reason": offers[0].reason}
     devices: dict[str, dict[str, str]] = {}
     for device in dict.fromkeys(offer.device for offer in offers):
-        asked = {precision: EngineChoice(name, device, precision) for precision in PRECISIONS}
+        choices = {precision: EngineChoice(name, device, precision) for precision in PRECISIONS}
         devices[device] = {
-            precision: first_running(fitting(choice, offers)).reason or "runs" for precision, choice in asked.items()
+            precision: first_running(fitting(choice, offers)).reason or "runs" for precision, choice in choices.items()
         }
     return {"runs": runs, "devices": devices}
-
-
-def _cpu() -> dict[str, Any]:
-    return {"name": cpu_name(), "count": available_cpus(), "features": cpu_features()}
 
 
 def _memory_gb() -> float | None:

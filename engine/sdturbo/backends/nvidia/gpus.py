@@ -1,6 +1,6 @@
-"""Which NVIDIA GPUs this process may use, asked of CUDA itself; shared by the backends that run on them.
+"""The NVIDIA GPUs that this process may use, asked of CUDA itself. Shared by the backends that run on them.
 
-Uses `cuda-bindings` (CUDA's runtime API in Python). Not yet run on a GPU; without one it is tested for its errors.
+Uses `cuda-bindings`, CUDA's runtime API in Python. Not yet run on a GPU. Tests hold its errors without one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdturbo.errors import BackendUnavailable, NotOffered
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """compute_capability: "8.9". memory: bytes in all. driver: the CUDA version it supports, "13.0"."""
+    """compute_capability: "8.9". memory: bytes in all. driver: the CUDA version that it supports, "13.0"."""
 
     index: int
     name: str
@@ -25,8 +25,8 @@ class Gpu:
     driver: str
 
 
-# Turing: the least that CUDA 13, and with it the extras' packages, supports, and TensorRT 10 and 11 too.
-# Sources: CUDA 13.0 release notes, "Deprecated Architectures"; TensorRT 10 and 11 support matrices
+# Turing: the least that CUDA 13 supports, and so do TensorRT 10 and 11.
+# Sources: CUDA 13.0 release notes, "Deprecated Architectures". TensorRT 10 and 11 support matrices
 LEAST_CAPABILITY = (7, 5)
 
 
@@ -35,13 +35,9 @@ class CudaError(RuntimeError):
 
 
 def libraries_missing(backend: str, library: str, extra: str, *, package: str | None = None) -> NotOffered | None:
-    """Why the backend cannot run at all, with the remedy: its library or CUDA's bindings are not installed."""
-    return not_installed(backend, library, extra, package=package) or bindings_missing(backend, extra)
-
-
-def bindings_missing(backend: str, extra: str) -> NotOffered | None:
-    """Why CUDA cannot be asked at all, with the remedy, if its bindings are not installed."""
-    return not_installed(backend, "cuda.bindings", extra, package="cuda-bindings")
+    """The refusal of a backend whose library, or CUDA's bindings, are not installed. Arguments as of `not_installed`."""
+    missing = not_installed(backend, library, extra, package=package)
+    return missing or not_installed(backend, "cuda.bindings", extra, package="cuda-bindings")
 
 
 def gpu_offers(
@@ -50,18 +46,16 @@ def gpu_offers(
     precisions: Sequence[str],
     refusal: Callable[[Gpu, str], BackendUnavailable | None],
 ) -> list[Offer]:
-    """The backend's offers on every GPU. library: its name and version. refusal: what else is against a precision on a GPU."""
+    """The backend's offers on every GPU. library: its name and version. refusal: that of a precision on a GPU, if any."""
     try:
         gpus = find_gpus()
     except BackendUnavailable as error:
         return refuse_all(backend, error)
     if not gpus:
-        return refuse_all(
-            backend,
-            BackendUnavailable(
-                f"The backend {backend!r} has no device cuda:0 here; this machine has none. Look at CUDA_VISIBLE_DEVICES."
-            ),
+        message = (
+            f"The backend {backend!r} has no device cuda:0 here, this machine has none. Look at CUDA_VISIBLE_DEVICES."
         )
+        return refuse_all(backend, BackendUnavailable(message))
     return [
         Offer(backend, f"cuda:{gpu.index}", precision, too_old(library, gpu) or refusal(gpu, precision))
         for gpu in gpus
@@ -70,7 +64,7 @@ def gpu_offers(
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """The value in what a function of cuda.bindings.runtime returns: (error, value…). Raises CudaError."""
+    """The value in the answer of cuda.bindings.runtime, (error, value…). Raises CudaError."""
     error, *values = result
     if int(error):
         raise CudaError(f"{error.name} ({int(error)})")
@@ -78,8 +72,7 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 def find_gpus() -> list[Gpu]:
-    """Every GPU that CUDA shows to this process; takes no memory on any. Raises BackendUnavailable if there is no driver, or
-    it is too old."""
+    """Every GPU that CUDA shows to this process. Takes no memory on any. Raises BackendUnavailable without a fitting driver."""
     from cuda.bindings import runtime
 
     try:
@@ -91,7 +84,7 @@ def find_gpus() -> list[Gpu]:
 
 
 def too_old(library: str, gpu: Gpu) -> BackendUnavailable | None:
-    """Why the installed libraries have no code for the GPU, if it is too old."""
+    """The refusal of a GPU that the installed libraries have no code for."""
     if tuple(map(int, gpu.compute_capability.split("."))) >= LEAST_CAPABILITY:
         return None
     return BackendUnavailable(
@@ -102,19 +95,19 @@ def too_old(library: str, gpu: Gpu) -> BackendUnavailable | None:
 
 
 def free_memory(index: int) -> int:
-    """Free bytes on GPU `index`, by all processes. Raises BackendUnavailable if it cannot be asked, as when it is full."""
+    """Bytes of GPU `index` that no process has taken. Raises BackendUnavailable if it cannot be asked, as when it is full."""
     from cuda.bindings import runtime
 
     try:
         make_current(index)
         free, _ = check(runtime.cudaMemGetInfo())
     except CudaError as error:
-        raise BackendUnavailable(f"The GPU cuda:{index} cannot be used: {error}; look at nvidia-smi.") from error
+        raise BackendUnavailable(f"The GPU cuda:{index} cannot be used: {error}. Look at nvidia-smi.") from error
     return int(free)
 
 
 def make_current(index: int) -> None:
-    """Let what this thread asks of CUDA, and libraries with it, go to GPU `index`. Raises CudaError."""
+    """Make GPU `index` the one that this thread, and libraries in it, use. Raises CudaError."""
     from cuda.bindings import runtime
 
     check(runtime.cudaSetDevice(index))
@@ -126,13 +119,13 @@ def _reason(error: CudaError) -> str:
     needs = _version(check(runtime.cudaRuntimeGetVersion()))
     driver = check(runtime.cudaDriverGetVersion())
     if not driver:
-        return f"there is no NVIDIA driver ({error}); install one for CUDA {needs} or newer, or use another backend."
+        return f"there is no NVIDIA driver ({error}). Install one for CUDA {needs} or newer, or use another backend."
     if driver < check(runtime.cudaRuntimeGetVersion()):
         return (
-            f"the driver supports CUDA {_version(driver)}, the installed libraries are of CUDA {needs} ({error}); update the"
+            f"the driver supports CUDA {_version(driver)}, the installed libraries are of CUDA {needs} ({error}). Update the"
             " driver, or install cuda-bindings of the driver's version."
         )
-    return f"CUDA says {error}; look at CUDA_VISIBLE_DEVICES and nvidia-smi."
+    return f"CUDA says {error}. Look at CUDA_VISIBLE_DEVICES and nvidia-smi."
 
 
 def _gpu(index: int, driver: str) -> Gpu:

@@ -1,8 +1,8 @@
 """ONNX Runtime on an NVIDIA GPU, with its CUDA or its TensorRT provider. The bundle's ONNX files run as they are.
 
-Tensors are bound once to device memory that all stages share; each stage replays a CUDA graph of its own. ONNX Runtime puts
-another provider in the place of one that does not load: here that is an error, and so is a product that it leaves to the
-CPU. Not yet run on a GPU: the logic is tested on device "cpu", the refusals with onnxruntime-gpu on a machine without GPU.
+Tensors are bound once to device memory that all stages share. Each stage replays a CUDA graph of its own. ONNX Runtime
+replaces a provider that does not load. Here that is an error, and so is a product that it leaves to the CPU.
+Not yet run on a GPU. The logic is tested on device "cpu", the refusals with onnxruntime-gpu on a machine without GPU.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ log = logging.getLogger("sdturbo")
 NAME = "cuda"
 PRECISIONS = ("fp16", "fp32")
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
-PRODUCTS = {"Conv", "MatMul", "Gemm", "Softmax"}  # what must never be left to the CPU
-MEMORY_SHARE = 0.9  # of the memory that is free at load: the arena's cap
+PRODUCTS = {"Conv", "MatMul", "Gemm", "Softmax"}  # never left to the CPU
+MEMORY_SHARE = 0.9  # of the memory that is free at load. It caps the arena
 
 
 def offers(bundle: Bundle | None) -> list[Offer]:
@@ -47,7 +47,7 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Ort
 
 
 def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Offer]:
-    """What the backend `name` offers with one of ONNX Runtime's GPU providers."""
+    """The offers of the backend `name`, which uses one of ONNX Runtime's GPU providers."""
     if refusal := libraries_missing(name, "onnxruntime", "cuda", package="onnxruntime-gpu"):
         return refuse_all(name, refusal)
     import onnxruntime
@@ -55,7 +55,7 @@ def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Off
     if provider not in onnxruntime.get_available_providers():
         refusal = BackendUnavailable(
             f"The backend {name!r} cannot run here: the installed onnxruntime {onnxruntime.__version__} was built without"
-            f" {provider}. `pip uninstall onnxruntime`, then `pip install 'sdturbo[cuda]'`: the two exclude each other."
+            f" {provider}. `pip uninstall onnxruntime`, then `pip install 'sdturbo[cuda]'`. The two exclude each other."
         )
         return refuse_all(name, refusal)
 
@@ -67,32 +67,32 @@ def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Off
 
 
 def connect_provider(offer: Offer, provider: str) -> OrtGpuBackend:
-    """The backend as it was offered. Raises BackendUnavailable if its GPU is full."""
+    """The offered backend. Raises BackendUnavailable if its GPU is full."""
     import onnxruntime
 
-    onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries out of their Python packages
+    onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, from their Python packages
     index = device_index(offer.device)
     options = provider_options(provider, index, int(free_memory(index) * MEMORY_SHARE))
     return OrtGpuBackend(offer.backend, [(provider, options)], "cuda", index, offer.precision)
 
 
 def _tf32_refusal(name: str) -> BackendUnavailable | None:
-    """Why fp32 would be TF32, unless that is off for the whole process.
+    """The refusal of fp32, which would be TF32, unless that is off for the whole process.
 
-    The TensorRT provider builds with it and has no option against it: github.com/microsoft/onnxruntime/issues/26029.
+    The TensorRT provider builds with TF32. It has no option against it: github.com/microsoft/onnxruntime/issues/26029.
     """
     value = os.environ.get("NVIDIA_TF32_OVERRIDE")
     if value == "0":
         return None
     return BackendUnavailable(
-        f"The backend {name!r} would compute fp32 in TF32, with 10 bits of mantissa: ONNX Runtime's TensorRT provider has"
+        f"The backend {name!r} would compute fp32 in TF32, with 10 bits of mantissa. ONNX Runtime's TensorRT provider has"
         f" no option against it, and NVIDIA_TF32_OVERRIDE is {value!r}. Set NVIDIA_TF32_OVERRIDE=0 before the process"
         " starts, or use the backend 'tensorrt' or 'cuda', which compute fp32 in full."
     )
 
 
 def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:
-    """The provider's options. memory: bytes it may take."""
+    """The provider's options. memory: bytes that it may take."""
     if provider == TENSORRT:
         return {
             "device_id": str(index),
@@ -111,7 +111,7 @@ def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:
 
 
 class OrtGpuBackend:
-    """device_type: "cuda", or "cpu" in tests of the shared logic with a CPU provider."""
+    """device_type: "cuda", or "cpu" for tests of the shared logic with a CPU provider."""
 
     def __init__(
         self, name: str, providers: list[tuple[str, dict[str, str]]], device_type: str, index: int, precision: str
@@ -127,92 +127,79 @@ class OrtGpuBackend:
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
         compiled = self._compile(graph, self._providers)
         self._require_provider(compiled, graph)
-        found = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
-        check_tensors(graph, stage, batch_size, found)
-        return DeviceSession(OrtGpuEngine(compiled, graph.name, self.device), stage, batch_size, self._stream())
+        shapes = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
+        check_tensors(graph, stage, batch_size, shapes)
+        return DeviceSession(OrtGpuEngine(compiled, graph.name, self.device), stage, batch_size, OrtQueue(*self._place))
 
     def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
-        return DeviceProgram(sessions, steps, self._stream())
-
-    def _stream(self) -> OrtStream:
-        return OrtStream(*self._place)
+        return DeviceProgram(sessions, steps, OrtQueue(*self._place))
 
     def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> InferenceSession:
-        options = self._ort.SessionOptions()
-        options.log_severity_level = 4  # what matters is raised
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        session_options = self._ort.SessionOptions()
+        session_options.log_severity_level = 4  # errors are raised
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            return self._ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
+            return self._ort.InferenceSession(str(graph), session_options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            if any("graph" in key and value == "1" for _, one in providers for key, value in one.items()):
-                plain = [(name, {k: v for k, v in one.items() if "cuda_graph" not in k}) for name, one in providers]
+            graphs = {"trt_cuda_graph_enable", "enable_cuda_graph"}
+            if any(options.get(key) == "1" for _, options in providers for key in graphs):
+                plain = [(name, {k: v for k, v in options.items() if k not in graphs}) for name, options in providers]
                 compiled = self._compile(graph, plain)
                 log.warning("%s runs without a CUDA graph: %s", graph.name, error)
                 return compiled
             raise BackendUnavailable(
                 f"onnxruntime {self.version} refuses {graph.name} on {self.device}: {error}. If it is out of memory, free"
-                " some or load with image_to_image=False; otherwise `sdturbo doctor` says what is missing."
+                " some or load with image_to_image=False. Otherwise `sdturbo doctor` names what is missing."
             ) from error
 
     def _require_provider(self, compiled: InferenceSession, graph: Path) -> None:
-        """Raise BackendUnavailable unless the provider that was asked for serves the graph."""
-        wanted = self._providers[0][0]
-        found = compiled.get_providers()
-        if found[0] != wanted:
+        """Raise BackendUnavailable unless the chosen provider serves the graph."""
+        provider, actual = self._providers[0][0], compiled.get_providers()[0]
+        if actual != provider:
             raise BackendUnavailable(
-                f"onnxruntime {self.version} would run {graph.name} with {found[0]} in the place of {wanted}, which does not"
+                f"onnxruntime {self.version} would run {graph.name} with {actual} in the place of {provider}, which does not"
                 " load: its CUDA, cuDNN or TensorRT libraries are missing or of another version. `pip install"
-                " 'sdturbo[cuda]'` brings those it was built for; nothing is run on another device instead."
+                " 'sdturbo[cuda]'` brings those it was built for. Nothing is run on another device instead."
             )
-        left = sorted(
-            {
-                node.op_type
-                for part in compiled.get_provider_graph_assignment_info()
-                if part.ep_name == CPU and wanted != CPU
-                for node in part.get_nodes()
-            }
-            & PRODUCTS
-        )
-        if left:
+        parts = compiled.get_provider_graph_assignment_info() if provider != CPU else ()
+        on_cpu = {node.op_type for part in parts if part.ep_name == CPU for node in part.get_nodes()}
+        if products := sorted(on_cpu & PRODUCTS):
             raise BackendUnavailable(
-                f"onnxruntime {self.version} would leave {', '.join(left)} of {graph.name} to the CPU: {wanted} has no kernel"
-                f" for them in {self.precision}. Use another precision or backend."
+                f"onnxruntime {self.version} would leave {', '.join(products)} of {graph.name} to the CPU: {provider} has no"
+                f" kernel for them in {self.precision}. Use another precision or backend."
             )
 
 
 class OrtGpuEngine:
-    def __init__(self, session: InferenceSession, name: str, device: str) -> None:
+    def __init__(self, compiled: InferenceSession, name: str, device: str) -> None:
         self.lock = threading.Lock()
-        self._session = session
-        self._names = {value.name for value in session.get_inputs()}
-        self._what = f"{name} on {device}"
+        self._compiled = compiled
+        self._inputs = {value.name for value in compiled.get_inputs()}
+        self._title = f"{name} on {device}"
         self._graph_ids = itertools.count(1)
 
-    def bind(self, buffers: Mapping[str, Buffer], stream: OrtStream) -> Work:
+    def bind(self, buffers: Mapping[str, Buffer], queue: OrtQueue) -> Work:
         import onnxruntime
 
-        binding = self._session.io_binding()
+        binding = self._compiled.io_binding()
         for name, buffer in buffers.items():
-            bind = binding.bind_ortvalue_input if name in self._names else binding.bind_ortvalue_output
+            bind = binding.bind_ortvalue_input if name in self._inputs else binding.bind_ortvalue_output
             bind(name, buffer.device)
         options = onnxruntime.RunOptions()
-        options.add_run_config_entry(
-            "gpu_graph_id", str(next(self._graph_ids))
-        )  # a CUDA graph for each set of addresses
+        options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))  # one CUDA graph per set of addresses
 
         def launch() -> None:
             try:
-                self._session.run_with_iobinding(binding, options)
+                self._compiled.run_with_iobinding(binding, options)
             except Exception as error:
-                raise BackendUnavailable(
-                    f"{self._what} failed: {error}. If it is out of memory, free some and load again."
-                ) from error
+                message = f"{self._title} failed: {error}. If it is out of memory, free some and load again."
+                raise BackendUnavailable(message) from error
 
         return launch
 
 
-class OrtStream:
-    """ONNX Runtime's own queue: a run ends when its outputs are there, so that every call here is in order and done."""
+class OrtQueue:
+    """ONNX Runtime's own order. A run ends when its outputs are there, so every call here is done when it returns."""
 
     def __init__(self, device_type: str, index: int) -> None:
         self._place = (device_type, index)

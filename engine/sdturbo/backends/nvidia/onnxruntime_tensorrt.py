@@ -1,7 +1,7 @@
-"""ONNX Runtime's TensorRT provider: `onnxruntime.py` with another provider. Builds its engines at every load and keeps none.
+"""ONNX Runtime's TensorRT provider: `onnxruntime.py` with another provider. Not yet run on a GPU.
 
-fp32 needs NVIDIA_TF32_OVERRIDE=0 in the environment. The provider would not notice that TensorRT was upgraded under a cache
-of its own; `tensorrt.py` checks what it loads. Not yet run on a GPU.
+fp32 needs NVIDIA_TF32_OVERRIDE=0 in the environment. The provider builds its engines at every load and keeps none, because it
+would not notice an upgrade of TensorRT under a cache. `tensorrt.py` checks the plans that it loads.
 """
 
 from __future__ import annotations

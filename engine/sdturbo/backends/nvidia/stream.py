@@ -1,7 +1,7 @@
-"""Memory, copies and recordings on one NVIDIA GPU: `device.Stream` in CUDA's runtime API, without torch.
+"""Memory, copies and recordings on one NVIDIA GPU: `device.DeviceQueue` in CUDA's runtime API, without torch.
 
-A recording is a CUDA graph. Host memory is pinned, so that copies are asynchronous and may be recorded. Not yet run on a GPU:
-its logic is tested on an imitation of CUDA's runtime, its names and arity against the stubs of the real package.
+A recording is a CUDA graph. Host memory is pinned, so that copies are asynchronous and may be recorded. Not yet run on a GPU.
+Its logic is tested on an imitation of CUDA's runtime, its names and arity against the stubs of the real package.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sdturbo.backends.nvidia.gpus import CudaError, check
 from sdturbo.errors import BackendUnavailable
 
 OUT_OF_MEMORY = (
-    " The GPU is out of memory: nvidia-smi shows who holds it. Free some, load with image_to_image=False, or build a bundle"
-    " with fewer batch sizes."
+    " The GPU is out of memory. nvidia-smi shows the processes that hold it. Free some, load with image_to_image=False, or"
+    " build a bundle with fewer batch sizes."
 )
 
 
 class CudaStream:
-    """A stream of GPU `index`. What fails raises BackendUnavailable, while recording RuntimeError. One thread at a time."""
+    """A stream of GPU `index`. Failures raise BackendUnavailable, and RuntimeError in `record`. One thread at a time."""
 
     def __init__(self, index: int) -> None:
         from cuda.bindings import runtime
@@ -92,7 +92,7 @@ class CudaStream:
         self._do("run", self._runtime.cudaStreamSynchronize(self._stream))
 
     def _capture(self, work: Work) -> Any:
-        """A CUDA graph of what `work` enqueues. The capture is ended whatever happens: the stream is of no use within one."""
+        """A CUDA graph of all that `work` enqueues. The capture always ends, because the stream is of no use within one."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("begin a recording", self._runtime.cudaStreamBeginCapture(self._stream, mode))
         try:
@@ -112,16 +112,16 @@ class CudaStream:
         """CUDA's current device belongs to the thread, and any thread may call."""
         self._do("be used", self._runtime.cudaSetDevice(self._index))
 
-    def _do(self, what: str, result: tuple[Any, ...]) -> Any:
+    def _do(self, action: str, result: tuple[Any, ...]) -> Any:
         try:
             return check(result)
         except CudaError as error:
             memory = OUT_OF_MEMORY if "MemoryAllocation" in str(error) else ""
-            raise BackendUnavailable(f"The GPU cuda:{self._index} failed to {what}: {error}.{memory}") from error
+            raise BackendUnavailable(f"The GPU cuda:{self._index} failed to {action}: {error}.{memory}") from error
 
 
 class Memory:
-    """`size` bytes at `address`, on the GPU, or on the host: then NumPy takes it for an array of bytes."""
+    """`size` bytes at `address`, on the GPU or on the host. NumPy takes memory of the host for an array of bytes."""
 
     def __init__(self, address: int, size: int) -> None:
         self.address, self.size = address, size
@@ -132,9 +132,9 @@ class Memory:
 
 
 class Scratch:
-    """GPU memory for what engines that take turns compute in between: whoever runs one of them holds `lock`.
+    """GPU memory for the intermediate tensors of engines that take turns. A run holds `lock`.
 
-    It is freed with the last engine that has it.
+    The memory is freed with the last engine that has it.
     """
 
     def __init__(self) -> None:
@@ -142,14 +142,14 @@ class Scratch:
         self._block: weakref.ref[Memory] | None = None
 
     def block(self, size: int, stream: CudaStream) -> Memory:
-        """At least `size` bytes: those that are there, or new ones where they are too few. They never move."""
-        found = self._block() if self._block is not None else None
-        if found is None or found.size < size:
-            found = stream.memory(size)
-            self._block = weakref.ref(found)
-        return found
+        """At least `size` bytes: the block that is there, or a new one if it is too small. It never moves."""
+        block = self._block() if self._block is not None else None
+        if block is None or block.size < size:
+            block = stream.memory(size)
+            self._block = weakref.ref(block)
+        return block
 
 
 def _when_gone(owner: object, free: Any, *arguments: Any) -> None:
-    """Free something of CUDA's with its owner; not at the end of the process, when the driver frees everything."""
+    """Free something of CUDA's with its owner. At the end of the process the driver frees everything."""
     weakref.finalize(owner, free, *arguments).atexit = False

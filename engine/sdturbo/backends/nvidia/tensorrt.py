@@ -1,8 +1,8 @@
 """TensorRT 10 and 11 on an NVIDIA GPU: plans compiled by `sdturbo-export trt`, checked before they are loaded.
 
-Every buffer is made at load. Text encoder, denoiser × n and decoder run on one stream and are replayed as one CUDA graph a
-step count (`device.DeviceProgram`). Not yet run on a GPU: the path is tested on an imitation of CUDA and TensorRT, and the
-type checker holds it against stubs of the real bindings of both versions.
+Every buffer is made at load. Text encoder, denoiser × n and decoder run on one stream and are replayed as one CUDA graph per
+step count (`device.DeviceProgram`). Not yet run on a GPU. Tests run the path on an imitation of CUDA and TensorRT. The type
+checker holds it against stubs of the real bindings of both versions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def offers(bundle: Bundle | None) -> list[Offer]:
     version = str(tensorrt.__version__)
     if version.split(".", maxsplit=1)[0] not in MAJORS:
         expected = f"expected {' or '.join(MAJORS)}. `pip install 'sdturbo[tensorrt]'`"
-        return refuse_all(NAME, BackendUnavailable(f"TensorRT {version} is installed; {expected}"))
+        return refuse_all(NAME, BackendUnavailable(f"TensorRT {version} is installed, {expected}"))
     plans = read_plans(bundle) if bundle is not None else []
 
     @functools.cache  # once for GPUs of one kind: hashing the graphs takes a while
@@ -67,7 +67,7 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Trt
 
 
 def _plan_refusal(bundle: Bundle, plans: Sequence[Plan], version: str, gpu: Gpu) -> PlanMismatch | None:
-    """Why the bundle's plans do not run on the GPU: the first that is missing. Nothing is loaded."""
+    """The refusal of the first plan that the GPU lacks. Nothing is loaded."""
     try:
         for stage in PROGRAM_STAGES:
             for size in bundle.batch_sizes:
@@ -78,7 +78,7 @@ def _plan_refusal(bundle: Bundle, plans: Sequence[Plan], version: str, gpu: Gpu)
 
 
 def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
-    """What a plan of the stage must have been compiled for to run here."""
+    """The key that a plan of the stage must fit to run here."""
     digest = bundle.graph_sha256(bundle.graph(stage, batch_size))
     assert digest is not None
     return PlanKey(version, gpu.compute_capability, gpu.name, gpu.driver, digest, bundle.precision)
@@ -91,7 +91,7 @@ class TrtBackend:
         self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision
         self.gpu = gpu
         self._bundle = bundle
-        self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # a stage: its batch sizes take turns, stages do not
+        self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # by stage: its batch sizes take turns, stages do not
         self._plans = read_plans(bundle) if bundle is not None else []
 
     def plan(self, stage: str, batch_size: int) -> Plan:
@@ -103,9 +103,8 @@ class TrtBackend:
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
         bundle = self._require_bundle()
         if graph != bundle.graph(stage.name, batch_size):
-            raise BackendUnavailable(
-                f"{graph} is not the bundle's {stage.name}; TensorRT runs the bundle's plans alone."
-            )
+            message = f"{graph} is not the bundle's {stage.name}. TensorRT runs the bundle's plans alone."
+            raise BackendUnavailable(message)
         plan = self.plan(stage.name, batch_size)
         return self.open(plan_bytes(bundle, plan), stage, batch_size, graph, host_code=plan.key.version_compatible)
 
@@ -115,15 +114,15 @@ class TrtBackend:
     def open(
         self, data: bytes, stage: Stage, batch_size: int, graph: Path, *, host_code: bool = False
     ) -> DeviceSession:
-        """A session of a plan whose bytes are trusted, warmed up. graph: the ONNX file it was compiled from.
+        """A session of a plan whose bytes are trusted. graph: the ONNX file that it was compiled from.
 
         host_code: let the plan bring the runtime that it was compiled with (version-compatible plans).
         Raises BackendUnavailable if TensorRT refuses it, BundleError if its tensors are not the stage's.
         """
         stream = CudaStream(self.gpu.index)
         stream.handle()  # makes the GPU current: TensorRT loads the plan there
-        what = f"the plan of {graph.name} on {self.device}"
-        engine = TrtEngine(data, what, stream, self._scratch[stage.name], host_code=host_code)
+        title = f"the plan of {graph.name} on {self.device}"
+        engine = TrtEngine(data, title, stream, self._scratch[stage.name], host_code=host_code)
         check_tensors(graph, stage, batch_size, engine.shapes)
         declared = {spec.name: spec.dtype for spec in (*stage.inputs, *stage.outputs)}
         if engine.dtypes != declared:
@@ -132,38 +131,36 @@ class TrtBackend:
 
     def _require_bundle(self) -> Bundle:
         if self._bundle is None:
-            raise BackendUnavailable("TensorRT runs the plans of a bundle; connect with bundle=…")
+            raise BackendUnavailable("TensorRT runs the plans of a bundle. Connect with bundle=….")
         return self._bundle
 
 
 class TrtEngine:
-    """A loaded plan and its one execution context, which computes in memory that it shares: whoever runs it holds `lock`.
+    """A loaded plan and its one execution context, which computes in shared memory. A run holds `lock`.
 
-    The context is told its tensors' addresses anew at every launch. A CUDA graph keeps those of the launches it recorded.
+    Every launch sets the tensors' addresses. A CUDA graph keeps the addresses of the launches that it recorded.
     """
 
-    def __init__(self, data: bytes, what: str, stream: CudaStream, scratch: Scratch, *, host_code: bool) -> None:
+    def __init__(self, data: bytes, title: str, stream: CudaStream, scratch: Scratch, *, host_code: bool) -> None:
         import tensorrt
 
         self.lock = scratch.lock
-
-        self._what = what
+        self._title = title
         self._messages = Messages()
         self._logger = self._messages.logger()
         try:
             self._loader = tensorrt.Runtime(self._logger)
         except TypeError as error:  # pybind11's, when TensorRT gives none
-            raise BackendUnavailable(
-                f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
-            ) from error
+            message = f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
+            raise BackendUnavailable(message) from error
         self._loader.engine_host_code_allowed = host_code
         engine = self._loader.deserialize_cuda_engine(data)
         strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = engine.create_execution_context(strategy) if engine is not None else None
         if engine is None or context is None:
             raise BackendUnavailable(
-                f"TensorRT {tensorrt.__version__} cannot load {what}: {self._messages.last()} If it is out of memory, free some"
-                " or load with image_to_image=False; otherwise compile the plans again with `sdturbo-export trt`."
+                f"TensorRT {tensorrt.__version__} cannot load {title}: {self._messages.last()} If it is out of memory, free"
+                " some or load with image_to_image=False. Otherwise compile the plans again with `sdturbo-export trt`."
             )
         self._engine, self._context = engine, context
         self._block = scratch.block(engine.device_memory_size_v2, stream)
@@ -175,16 +172,16 @@ class TrtEngine:
     def bind(self, buffers: Mapping[str, Buffer], stream: CudaStream) -> Work:
         def launch() -> None:
             handle = stream.handle()
-            told = all(
+            bound = all(
                 self._context.set_tensor_address(name, buffer.device.address) for name, buffer in buffers.items()
             )
-            if not told or not self._context.execute_async_v3(handle):
-                raise BackendUnavailable(f"TensorRT failed to run {self._what}: {self._messages.last()}")
+            if not bound or not self._context.execute_async_v3(handle):
+                raise BackendUnavailable(f"TensorRT failed to run {self._title}: {self._messages.last()}")
 
         return launch
 
     def layers(self) -> str:
-        """A JSON document about every layer: kernels, formats, precisions."""
+        """A JSON document with the kernel, formats and precision of every layer."""
         import tensorrt
 
         inspector = self._engine.create_engine_inspector()
@@ -192,7 +189,7 @@ class TrtEngine:
 
 
 class Messages:
-    """What TensorRT says: errors are kept for whoever raises one, the rest goes to the log."""
+    """Messages of TensorRT. Everything goes to the log, and the last errors are kept for error texts."""
 
     def __init__(self) -> None:
         self._errors: deque[str] = deque(maxlen=4)
@@ -207,7 +204,7 @@ class Messages:
         return "; ".join(self._errors).rstrip(".") + "." if self._errors else "it gives no reason."
 
     def logger(self) -> tensorrt.ILogger:
-        """A logger for TensorRT that tells this object. Whoever hands it to TensorRT keeps it."""
+        """A logger for TensorRT that fills this object. Its caller must keep it."""
         import tensorrt
 
         severities = tensorrt.ILogger.Severity

@@ -1,7 +1,7 @@
 """OpenVINO on the devices of `devices.py`. Reads the bundle's ONNX files in fp32, or in int8.
 
-A bundle in int8 says itself which layers are computed in 8 bits; the others are in the device's fastest float. What OpenVINO
-makes of a graph is kept in the user's cache (`cache/compiled.py`) and mapped into memory at the next load.
+A bundle in int8 says itself which layers are computed in 8 bits. The others are in the device's fastest float. Compiled
+graphs are kept in the user's cache (`cache/compiled.py`) and mapped into memory at the next load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "openvino"
 INT8 = "int8"
-FORM = 2  # of what is done to a graph before it is compiled; another number leaves what was compiled before alone
+FORM = 2  # of the changes to a graph before its compilation. Another number leaves blobs of older forms alone
 
 log = logging.getLogger("sdturbo")
 
@@ -70,7 +70,7 @@ def _offers_of(device: Device, core: Core, bundle: Bundle | None) -> list[Offer]
         capabilities = _capabilities(core, device)
     except RuntimeError as error:
         refusal = BackendUnavailable(
-            f"OpenVINO finds no device {device.name} here ({error}). Install its driver, or use another device."
+            f"OpenVINO has no device {device.name} here ({error}). Install its driver, or use another device."
         )
         return [Offer(NAME, device.name, precision, refusal) for precision in precisions]
     return [
@@ -85,25 +85,25 @@ def _capabilities(core: Core, device: Device) -> list[str]:
 
 
 def _graph_refusal(precision: str, bundle: Bundle | None) -> BackendUnavailable | None:
-    """Why the bundle's graphs are not computed in the precision, whatever the device."""
+    """The refusal of a precision that no device makes of the bundle's graphs."""
     if bundle is None:
         return None
     if bundle.precision not in ("fp32", INT8):
         return BackendUnavailable(
-            f"The backend {NAME!r} takes bundles whose graphs are in fp32 or int8, not in {bundle.precision}; build one"
+            f"The backend {NAME!r} takes bundles whose graphs are in fp32 or int8, not in {bundle.precision}. Build one"
             " without --precision."
         )
     if (precision == INT8) != (bundle.precision == INT8):
         remedy = "--precision int8" if precision == INT8 else "no --precision"
         return BackendUnavailable(
-            f"This bundle's graphs are in {bundle.precision}, so the backend {NAME!r} cannot compute it in {precision};"
-            f" leave the precision out, or build a bundle with {remedy}."
+            f"This bundle's graphs are in {bundle.precision}, so the backend {NAME!r} cannot compute it in {precision}."
+            f" Leave the precision out, or build a bundle with {remedy}."
         )
     return None
 
 
 def _lack(device: Device, precision: str, capabilities: Sequence[str]) -> BackendUnavailable | None:
-    """Why the device has no such arithmetic."""
+    """The refusal of a precision that the device has no arithmetic for."""
     available = device.available(capabilities)
     arithmetic = {arithmetic.precision: arithmetic for arithmetic in device.arithmetics}.get(precision)
     if arithmetic is None or arithmetic in available:  # None: int8, which the graphs bring
@@ -135,12 +135,12 @@ class OpenVinoBackend:
             raise BackendUnavailable(f"openvino {self.version} refuses {graph.name}: {error}") from error
         declared = {spec.name for spec in (*stage.inputs, *stage.outputs)}
         ports = (*compiled.inputs, *compiled.outputs)  # a port may have several names
-        found = {min(declared & port.names, default=port.any_name): tuple(port.shape) for port in ports}
-        check_tensors(graph, stage, batch_size, found)
+        shapes = {min(declared & port.names, default=port.any_name): tuple(port.shape) for port in ports}
+        check_tensors(graph, stage, batch_size, shapes)
         return OpenVinoSession(compiled, stage, batch_size, memory)
 
     def _key(self, graph: Path) -> str | None:
-        """Names what this backend makes of `graph`; None if that is no graph of the bundle, so that its hash is unknown."""
+        """The key of the compiled graph in the cache. None for a graph outside the bundle, whose hash is unknown."""
         digest = self._bundle.graph_sha256(graph) if self._bundle is not None else None
         if digest is None:
             return None
@@ -155,15 +155,15 @@ class OpenVinoBackend:
         )
 
     def _cached(self, graph: Path, key: str) -> tuple[CompiledModel, NDArray[Any] | None]:
-        """(The compiled graph, the memory it lies in) from the cache, to which it is compiled if it is not there."""
+        """(Compiled graph, memory that it lies in). It is compiled into the cache first. No memory if it cannot be kept."""
         assert self._bundle is not None
         cache = CompiledCache(trust_unchanged=self._bundle.trust_unchanged)
-        if (found := self._imported(cache, graph, key)) is not None:
-            return found
+        if (imported := self._imported(cache, graph, key)) is not None:
+            return imported
         compiled = self._compile(graph)
         if not cache.put(key, compiled.export_model().getbuffer()):
             return compiled, None
-        del compiled  # it holds its constants beside what it made of them; what is imported maps them
+        del compiled  # it holds its constants twice, where an imported one maps them
         return self._imported(cache, graph, key) or (self._compile(graph), None)
 
     def _imported(self, cache: CompiledCache, graph: Path, key: str) -> tuple[CompiledModel, NDArray[Any]] | None:
@@ -176,7 +176,7 @@ class OpenVinoBackend:
             tensor = openvino.Tensor(memory, shared_memory=True)
             return self._core.import_model(tensor, self._place, self._config), memory
         except RuntimeError as error:
-            log.warning("openvino refuses what it compiled of %s before, so it compiles again: %s", graph.name, error)
+            log.warning("openvino refuses the compiled %s of the cache and compiles it again: %s", graph.name, error)
             cache.drop(key)
             return None
 
@@ -193,22 +193,22 @@ class OpenVinoBackend:
 
 
 class OpenVinoSession:
-    """One infer request whose tensors are arrays made once; a run copies into and out of them under a lock."""
+    """One infer request on arrays that are made once. A run copies into and out of them under a lock."""
 
     def __init__(self, compiled: CompiledModel, stage: Stage, batch_size: int, memory: NDArray[Any] | None) -> None:
-        """memory: what the compiled model reads its weights from; not unmapped before the request is gone."""
+        """memory: the compiled model reads its weights from it. It must stay mapped as long as this session lives."""
         from openvino import Tensor
 
         self._lock = threading.Lock()
-        self._request = compiled.create_infer_request()
+        self._infer_request = compiled.create_infer_request()
         self._memory = memory
         self._inputs = {spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.inputs}
         self._outputs = {spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.outputs}
         for name, array in (*self._inputs.items(), *self._outputs.items()):
-            self._request.set_tensor(name, Tensor(array, shared_memory=True))
+            self._infer_request.set_tensor(name, Tensor(array, shared_memory=True))
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         with self._lock:
             copy_inputs(self._inputs, inputs)
-            self._request.infer()
+            self._infer_request.infer()
             return {name: array.copy() for name, array in self._outputs.items()}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """A precision that float32 graphs are computed in.
+    """A precision that float32 graphs are computed in. hint: OpenVINO's name of it, for INFERENCE_PRECISION_HINT.
 
-    hint: OpenVINO's name of it, for INFERENCE_PRECISION_HINT. capability: what the device's OPTIMIZATION_CAPABILITIES must
-    list, None if every such device has it. lacking: the words for a device that does not.
+    capability: the entry of OPTIMIZATION_CAPABILITIES that a device needs, None if every device has the arithmetic.
+    lacking: the words of a refusal by a device without it.
     """
 
     precision: str
@@ -24,9 +24,8 @@ class Arithmetic:
 class Device:
     """A device by our name and by OpenVINO's.
 
-    arithmetics: the fastest first, the last without a capability. Graphs in int8 compute what they leave in float32 in the
-    fastest that the device has.
-    threads_property: the property that takes the number of CPU threads, None if there is none.
+    arithmetics: the fastest first, the last without a capability. int8 graphs compute the layers that they leave in float32 in
+    the fastest that the device has. threads_property: the property for the number of CPU threads, if there is one.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """OpenVINO's form of the upsampling in phases: one transposed convolution in place of convolution, interleave and crop.
 
-The bundle's graphs write nearest 2× and a 3×3 convolution as a 2×2 convolution with 4·C outputs P, whose phases (a, b) are
+The bundle's graphs write nearest 2× and a 3×3 convolution as a 2×2 convolution with 4·C outputs P. Its phases (a, b) are
 interleaved and cropped by one at each end (`sdturbo_export/rewrites/upsample.py`). Output row r = 2p + 1 - 2i + a takes row
-p under tap i of phase a, and a transposed convolution of stride 2, padding 1 has r = 2p + k - 1: the same sums, with
+p under tap i of phase a. A transposed convolution of stride 2 and padding 1 has r = 2p + k - 1. Both make the same sums, with
 
     W[c, o, k, l] = P[o, a, b, c, i, j]        k = 2·(1 - i) + a,  l = 2·(1 - j) + b
 
@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 
 def transposed_upsampling(model: Model) -> int:
-    """Change every such triple of `model`, an openvino.Model, in place; their number. Others are left as they are."""
+    """Change every such triple of `model`, an openvino.Model, in place. Returns their number."""
     changed = 0
     for crop in model.get_ordered_ops():
-        found = _phases(crop)
-        if found is not None:
-            crop.output(0).replace(_transposed(*found, name=crop.get_friendly_name()))
+        if (operands := _phases(crop)) is not None:
+            crop.output(0).replace(_transposed(*operands, name=crop.get_friendly_name()))
             changed += 1
     return changed
 
 
 def _phases(crop: Node) -> tuple[Output, Output, Output | None] | None:
-    """(image, weight, bias or None) of the phases that end in `crop`, two slices or the one they were merged to."""
+    """(image, weight, bias or None) of the phases that end in `crop`, two slices or a merged one. None if it ends none."""
     sides: set[int] = set()
     node = crop
     while node.get_type_name() == "Slice" and _is_crop(node) and (node is crop or _has_one_reader(node)):
@@ -46,7 +45,7 @@ def _phases(crop: Node) -> tuple[Output, Output, Output | None] | None:
         if bias.get_node().get_type_name() == "Reshape":  # to (1, 4·C, 1, 1), by the shape of the convolution
             bias = bias.get_node().input_value(0)
         stored = _stored(bias)
-        if stored is None or any(len(set(four)) > 1 for four in stored.reshape(-1, 4).tolist()):
+        if stored is None or any(len(set(phases)) > 1 for phases in stored.reshape(-1, 4).tolist()):
             return None
         node = node.input_value(0).get_node()
     if node.get_type_name() != "Convolution" or not _has_one_reader(node) or not _is_padded_by_one(node):
@@ -65,13 +64,13 @@ def _is_crop(node: Node) -> bool:
 
 
 def _constant(node: Node, i: int) -> list[int]:
-    """Numbers of a constant input; empty where it is none."""
-    found = _stored(node.input_value(i)) if i < node.get_input_size() else None
-    return [] if found is None else [int(one) for one in found.flatten()]
+    """The numbers of input i if it is a constant, else none."""
+    numbers = _stored(node.input_value(i)) if i < node.get_input_size() else None
+    return [] if numbers is None else [int(number) for number in numbers.flatten()]
 
 
 def _stored(value: Output) -> NDArray[Any] | None:
-    """The array of a constant, which may be stored in float16 and converted; None of anything else."""
+    """The array of a constant, which may be stored in float16 and converted. None for anything else."""
     from openvino import op
 
     node = value.get_node()
@@ -81,7 +80,7 @@ def _stored(value: Output) -> NDArray[Any] | None:
 
 
 def _has_one_reader(node: Node) -> bool:
-    """Of its values; their shape is known and may be read by others."""
+    """Of its values. Any node may read their shape, which is known."""
     readers = [port.get_node().get_type_name() for port in node.output(0).get_target_inputs()]
     return len(readers) - readers.count("ShapeOf") == 1
 
@@ -108,7 +107,7 @@ def _transposed(image: Output, weight: Output, bias: Output | None, *, name: str
     kernel = ops.reshape(taps, [inputs, outputs, 4, 4], special_zero=False)
     result = ops.convolution_backprop_data(image, kernel, [2, 2], pads_begin=[1, 1], pads_end=[1, 1])
     if bias is not None:
-        every = ops.reshape(bias, [1, outputs, 4, 1], special_zero=False)
-        result = ops.add(result, ops.gather(every, np.array([0]), np.int64(2)))
+        by_phase = ops.reshape(bias, [1, outputs, 4, 1], special_zero=False)
+        result = ops.add(result, ops.gather(by_phase, np.array([0]), np.int64(2)))
     result.set_friendly_name(name)
     return result.output(0)

@@ -1,8 +1,8 @@
-"""Weights in two bytes as OpenVINO compiles them: it then carries half of what it would, and loads in less time.
+"""Weights of two bytes for OpenVINO. It then needs less memory and loads in less time.
 
-A constant and a Convert to float32 is carried out while OpenVINO compiles, which takes the weights' float32 size of memory,
-unless the Convert is marked as those of its own files are (ov::Decompression, of which only the name counts:
-openvino/core/rt_info/decompression.hpp); then each layer converts its own.
+OpenVINO folds a constant and its Convert to float32 while it compiles, which takes the weights' float32 size of memory. A
+Convert with the mark of its own files is not folded: each layer then converts its weights. The mark is ov::Decompression, and
+only its name counts (openvino/core/rt_info/decompression.hpp).
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ _LAYERS = {"MatMul", "Convolution", "Gather"}  # others want their constants fol
 
 
 def keep_half_weights(model: Model) -> int:
-    """Mark every float16 weight of a layer in `model`, an openvino.Model, in place; their number."""
+    """Mark every float16 weight of a layer in `model`, an openvino.Model, in place. Returns their number."""
     casts = [node for node in model.get_ops() if node.get_type_name() == "Convert" and _type(node.input(0)) == "f16"]
-    kept = [cast for cast in casts if cast.input_value(0).get_node().get_type_name() == "Constant" and _is_weight(cast)]
-    for cast in kept:
+    weights = [
+        cast for cast in casts if cast.input_value(0).get_node().get_type_name() == "Constant" and _is_weight(cast)
+    ]
+    for cast in weights:
         cast.get_rt_info()[_MARK] = ""
-    return len(kept)
+    return len(weights)
 
 
 def round_weights(model: Model) -> int:
-    """Store every float32 weight of a layer in `model` in bfloat16, in place; their number.
+    """Store every float32 weight of a layer in `model` in bfloat16, in place. Returns their number.
 
-    For models whose layers compute in bfloat16: they round their weights in the same way, to nearest even.
+    Layers that compute in bfloat16 round their weights in the same way, to nearest even.
     """
     from openvino import op
     from openvino import opset13 as ops
@@ -47,7 +49,7 @@ def round_weights(model: Model) -> int:
 
 
 def _rounded(values: NDArray[Any]) -> Tensor:
-    """float32 to bfloat16: half of the last bit that stays is added, less one where that bit is 0."""
+    """float32 to bfloat16, to nearest even: 0x7FFF is added, and the last bit that stays."""
     from openvino import Tensor, Type
 
     bits = np.ascontiguousarray(values).view(np.uint32)
