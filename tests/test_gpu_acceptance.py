@@ -152,7 +152,7 @@ def test_without_a_gpu_the_run_fails_with_the_reason(script, bundle, tmp_path):
     assert status == 1
     (failed,) = (line for line in report["lines"] if line["ok"] is False)
     assert failed["what"] == "machine"
-    assert "pip install 'sdturbo[tensorrt]'" in failed["found"]
+    assert "pip install '.[tensorrt]'" in failed["found"]
 
 
 def test_what_breaks_is_a_line_that_failed_and_the_rest_goes_on(script, bundle, tmp_path, monkeypatch, short):

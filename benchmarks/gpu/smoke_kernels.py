@@ -174,6 +174,6 @@ def compiled(capability: str) -> bytes:
         check(nvrtc.nvrtcDestroyProgram(program))
     except RuntimeError as error:  # CudaError, and what cuda-bindings raises where the library is missing
         raise BackendUnavailable(
-            f"NVRTC, CUDA's compiler, does not work here: {str(error).strip()}. `pip install 'sdturbo[cuda]'` brings it."
+            f"NVRTC, CUDA's compiler, does not work here: {str(error).strip()}. `pip install '.[cuda]'` brings it."
         ) from error
     return bytes(image)

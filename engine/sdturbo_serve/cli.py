@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from sdturbo import __version__
 from sdturbo.backends import EngineChoice
 from sdturbo.commands.cli import bundle_option, bundle_path, engine_options
 from sdturbo.commands.console import run
+from sdturbo.errors import BackendUnavailable
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
+
+LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart", "prometheus_client", "isal")
 
 
 @click.command(
@@ -56,6 +60,11 @@ def cli(
     engine: EngineChoice,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
+    if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
+        raise BackendUnavailable(
+            f"`sdturbo-serve` needs {', '.join(missing)}, not installed here. In a clone of sdturbo, `pip install '.[serve]'`"
+            " brings them."
+        )
     keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))

@@ -231,7 +231,7 @@ def test_the_command_compiles_and_says_what_it_did(bundle, tmp_path, capsys):
 
 def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys):
     assert run(cli, "sdturbo-export", ["trt", str(bundle_dir)]) == 4
-    assert "pip install 'sdturbo[tensorrt]'" in capsys.readouterr().err
+    assert "pip install '.[tensorrt]'" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -43,6 +43,27 @@ print(create_app(sdturbo.Pipeline.load(sys.argv[1], backend="null")).title)
     assert python(code, str(bundle_dir)) == "sdturbo"
 
 
+def test_the_servers_command_says_what_is_missing_instead_of_a_stack_trace(bundle_dir):
+    code = """
+import sys
+for name in ("fastapi", "uvicorn", "isal"):
+    sys.modules[name] = None
+from sdturbo.commands.console import run
+from sdturbo_serve.cli import cli
+assert run(cli, "sdturbo-serve", ["--help"]) == 0
+del sys.modules["fastapi"], sys.modules["uvicorn"], sys.modules["isal"]
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "fastapi" else real(name, *rest)
+print(run(cli, "sdturbo-serve", ["--bundle", sys.argv[1]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(bundle_dir)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "4"
+    assert (
+        "needs fastapi, not installed here. In a clone of sdturbo, `pip install '.[serve]'` brings them." in done.stderr
+    )
+
+
 def test_importing_the_package_loads_no_library():
     code = "import sys, sdturbo; print(*sorted({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
     loaded = python(code).split()

@@ -296,7 +296,7 @@ def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
 
 
 def test_without_the_library_the_backend_says_what_to_install():
-    with pytest.raises(BackendUnavailable, match=r"pip install 'sdturbo\[tensorrt\]'"):
+    with pytest.raises(BackendUnavailable, match=r"pip install '\.\[tensorrt\]'"):
         backends.connect(EngineChoice("tensorrt"))
 
 

@@ -73,7 +73,7 @@ def not_installed(backend: str, library: str, extra: str, *, package: str | None
             return None
     return NotOffered(
         f"The backend {backend!r} cannot run here: the package {package or library} is not installed."
-        f" `pip install 'sdturbo[{extra}]'` brings it."
+        f" In a clone of sdturbo, `pip install '.[{extra}]'` brings it."
     )
 
 

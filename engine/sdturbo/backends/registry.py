@@ -26,10 +26,11 @@ BROKEN = (ImportError, OSError, RuntimeError)  # raised by broken installations 
 
 @dataclass(frozen=True, slots=True)
 class _Registered:
-    """module: a `BackendModule` by its full name. automatic: whether "auto" may take it."""
+    """module: a `BackendModule` by its full name. automatic: whether "auto" may take it. listed: whether `names` tells it."""
 
     module: str
     automatic: bool = True
+    listed: bool = True
 
 
 _registered = {  # fastest first: README.md, "What runs where"
@@ -38,7 +39,7 @@ _registered = {  # fastest first: README.md, "What runs where"
     "cuda-tensorrt": _Registered("sdturbo.backends.nvidia.onnxruntime_tensorrt", automatic=False),
     "openvino": _Registered("sdturbo.backends.openvino.backend"),
     "onnxruntime": _Registered("sdturbo.backends.ort"),
-    "null": _Registered("sdturbo.backends.null", automatic=False),
+    "null": _Registered("sdturbo.backends.null", automatic=False, listed=False),  # draws noise, for tests
 }
 
 
@@ -53,8 +54,8 @@ def register(name: str, module: str, *, automatic: bool = True) -> None:
 
 
 def names(*, automatic: bool = False) -> tuple[str, ...]:
-    """Every registered backend, or those that "auto" may take, in its order."""
-    return tuple(name for name, entry in _registered.items() if entry.automatic or not automatic)
+    """Every backend that draws pictures, or those that "auto" may take, in its order."""
+    return tuple(name for name, entry in _registered.items() if entry.listed and (entry.automatic or not automatic))
 
 
 def offers(name: str, bundle: Bundle | None = None) -> list[Offer]:

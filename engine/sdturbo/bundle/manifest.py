@@ -42,7 +42,9 @@ def read_manifest(root: Path) -> Json:
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 1:
         raise BundleError(root, [f"{MANIFEST} has format {revision!r}, expected a whole number up to {FORMAT}"])
     if revision > FORMAT:
-        fault = f"its format is {revision}, this sdturbo reads up to {FORMAT}: upgrade it, or build the bundle again"
+        fault = (
+            f"its format is {revision}, this sdturbo reads up to {FORMAT}: upgrade sdturbo, or build the bundle again"
+        )
         raise BundleError(root, [fault])
     return cast("Json", manifest)
 

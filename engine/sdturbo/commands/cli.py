@@ -40,7 +40,11 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "--device",
         help="Device that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first that runs.",
     )
-    @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the fastest that the device has.")
+    @click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help="Default: the fastest for device and bundle.",
+    )
     @click.option("--threads", type=int, help="CPU threads. Default: all.")
     @functools.wraps(function)
     def with_choice(
@@ -66,12 +70,20 @@ def cli() -> None:
 )
 @click.argument("prompt")
 @bundle_option
-@click.option("--out", type=click.Path(path_type=Path), default="image.png", show_default=True, help="PNG to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="image.png",
+    show_default=True,
+    help="PNG to write. With --count, a number is added: image-0.png.",
+)
 @click.option("--steps", type=int, default=1, show_default=True, help="num_inference_steps, 1 to 4.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image. Image i takes seed + i.")
 @click.option("--count", type=int, default=1, show_default=True, help="Number of images.")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture to start from (image-to-image).")
-@click.option("--strength", type=float, help="How much of --image is drawn anew, 0 to 1.")
+@click.option(
+    "--strength", type=float, help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step."
+)
 @engine_options
 @json_option
 def generate(
@@ -86,7 +98,10 @@ def generate(
     engine: EngineChoice,
     as_json: bool,
 ) -> None:
-    """Draw PROMPT and write PNG files that carry prompt, seed, steps and bundle id."""
+    """Draw a prompt as PNG files.
+
+    Each file carries prompt, seed, steps and bundle id.
+    """
     from sdturbo.image import save_png, to_pixels
     from sdturbo.request import check_seeds
 
@@ -178,7 +193,10 @@ def info(bundle: Path | None, as_json: bool) -> None:
 @cli.command(epilog="Example:\n\n  sdturbo doctor")
 @json_option
 def doctor(as_json: bool) -> int:
-    """List the backends and precisions that run here, and the reasons why others do not. Exit code 4 if none runs."""
+    """List what runs on this machine.
+
+    Reasons stand beside what does not run. Exit code 4 if nothing runs.
+    """
     from sdturbo.commands.doctor import report
 
     machine = report()
@@ -196,6 +214,7 @@ def doctor(as_json: bool) -> int:
                 click.echo(f"{name} {device} {precision}: {verdict}")
         if "reason" in backend:
             click.echo(f"{name}: {backend['reason']}")
+    click.echo("A bundle is built in fp32, fp16 or int8 and runs in that. bf16 is computed from a bundle in fp32.")
     return status
 
 

@@ -31,7 +31,7 @@ def report() -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "nvidia_driver": shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "backends": {name: _backend(name) for name in backends.names(automatic=True)},
+        "backends": {name: _backend(name) for name in backends.names()},
     }
 
 

@@ -45,7 +45,7 @@ def offers(bundle: Bundle | None) -> list[Offer]:
 
     version = str(tensorrt.__version__)
     if version.split(".", maxsplit=1)[0] not in MAJORS:
-        expected = f"expected {' or '.join(MAJORS)}. `pip install 'sdturbo[tensorrt]'`"
+        expected = f"expected {' or '.join(MAJORS)}. In a clone of sdturbo: `pip install '.[tensorrt]'`"
         return refuse_all(NAME, BackendUnavailable(f"TensorRT {version} is installed, {expected}"))
     plans = read_plans(bundle) if bundle is not None else []
 
