@@ -39,11 +39,8 @@ from sdturbo_export.weights.checkpoint import Checkpoint
 LIMIT = 0.01  # relative L2 of the stage's output: a layer that does more damage alone stays in float32
 CALIBRATION_REQUESTS = 16  # at least: fewer prompts are drawn with several seeds
 CALIBRATION_SEED = 1000  # the judging requests count from 0
-_POINTS = (
-    1,
-    0,
-    2,
-)  # requests whose inputs of a stage damage is measured on: of 2 steps, which does most, of 1 and of 3
+# requests whose inputs of a stage damage is measured on: of 2 steps, which does most, of 1 and of 3
+_POINTS = (1, 0, 2)
 _DRAWING = ("text_encoder", *INT8_STAGES)
 _PLANS = {plan.name: plan for plan in PLANS}
 
