@@ -1,4 +1,4 @@
-"""The CPU that this process runs on: how many it may use, its name and instruction sets. Standard library only."""
+"""The CPUs of this process: number, name and instruction sets. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def available_cpus() -> int:
 
 
 def cpu_name() -> str:
-    return _field("model name") or platform.processor() or "unknown"
+    return proc_field("/proc/cpuinfo", "model name") or platform.processor() or "unknown"
 
 
 def cpu_flags() -> str:
     """Instruction sets of this CPU as Linux lists them. Empty elsewhere."""
-    return _field("flags", "Features")
+    return proc_field("/proc/cpuinfo", "flags", "Features")
 
 
 def cpu_features() -> list[str]:
@@ -30,10 +30,10 @@ def cpu_features() -> list[str]:
     return [name for name in FEATURES if name in flags]
 
 
-def _field(*names: str) -> str:
-    """The first field of one of these names in /proc/cpuinfo. Empty without one."""
+def proc_field(path: str, *names: str) -> str:
+    """The first field of one of these names in a file of Linux's /proc. Empty without one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     fields = ((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))

@@ -42,11 +42,7 @@ class NotOffered(BackendUnavailable):
 
 
 class PlanMismatch(BackendUnavailable):
-    """No compiled plan of the bundle may run here. `differs` names the fields of its key that do not match."""
-
-    def __init__(self, message: str, differs: Sequence[str]) -> None:
-        self.differs = tuple(differs)
-        super().__init__(message)
+    """No compiled plan of the bundle may run here."""
 
 
 class InputError(SDTurboError, TypeError):

@@ -118,7 +118,7 @@ def test_each_field_of_the_key_is_checked_and_named(bundle, field):
     machine = dataclasses.replace(plan.key, **{field: OTHER[field]})
     with pytest.raises(PlanMismatch) as error:
         choose_plan(bundle, [plan], "decoder", 1, machine)
-    assert error.value.differs == (field,)
+    assert str(error.value).count(" is ") == 1
     assert f"{field} is {OTHER[field]}, not {getattr(plan.key, field)}" in str(error.value)
     assert f"sdturbo-export trt {bundle.path}" in str(error.value)
     assert isinstance(error.value, BackendUnavailable)
@@ -130,7 +130,8 @@ def test_the_nearest_plan_is_named_and_the_fastest_that_fits_is_taken(bundle):
     assert choose_plan(bundle, [far, slow, fast], "decoder", 1, slow.key) == fast
     with pytest.raises(PlanMismatch) as error:
         choose_plan(bundle, [far, slow], "decoder", 1, dataclasses.replace(slow.key, gpu="third"))
-    assert error.value.differs == ("gpu",)
+    assert "gpu is third, not NVIDIA GeForce RTX 4090" in str(error.value)
+    assert "driver" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ A backend is a module with two functions, `offers` and `connect`. It imports its
 """
 
 from sdturbo.backends.choice import PRECISIONS, EngineChoice, Offer
-from sdturbo.backends.protocols import Backend, Program, Session, Tensors
+from sdturbo.backends.protocols import Backend, Program, Session
 from sdturbo.backends.registry import connect, load_first, names, offer_for, offers, register
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Offer",
     "Program",
     "Session",
-    "Tensors",
     "connect",
     "load_first",
     "names",

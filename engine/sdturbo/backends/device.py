@@ -42,19 +42,15 @@ class DeviceQueue(Protocol):
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer: ...
     def upload(self, buffer: Buffer) -> None:
         """Enqueue the copy host -> device."""
-        ...
 
     def download(self, buffer: Buffer) -> None:
         """Enqueue the copy device -> host."""
-        ...
 
     def record(self, work: Work) -> Work:
         """A function that enqueues again, at once, all that `work` enqueues. Raises RuntimeError if that fails."""
-        ...
 
     def synchronize(self) -> None:
         """Wait until everything enqueued is done."""
-        ...
 
 
 class Engine(Protocol):
@@ -64,7 +60,6 @@ class Engine(Protocol):
     def lock(self) -> threading.Lock: ...
     def bind(self, buffers: Mapping[str, Buffer], queue: Any, /) -> Work:
         """A function that enqueues one run on these buffers, named after the stage's tensors."""
-        ...
 
 
 class Recording:
@@ -145,10 +140,7 @@ class DeviceSession:
         with self.lock:
             title = f"{stage.name} at batch size {batch_size}"
             self._recording = Recording(title, [launch], queue, inputs, outputs)
-
-    @property
-    def replays(self) -> bool:
-        return self._recording.replays
+        self.replays = self._recording.replays
 
     def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
         """Outputs by name. replay: False launches plainly, for measurements."""
@@ -182,10 +174,7 @@ class DeviceProgram:
         with self._turn():
             title = f"{len(steps)} steps at batch size {size}"
             self._recording = Recording(title, launches, queue, inputs, outputs)
-
-    @property
-    def replays(self) -> bool:
-        return self._recording.replays
+        self.replays = self._recording.replays
 
     def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
         """From input_ids int64 (B, 77) and latents float32 (B, 4, H/8, W/8) to the last latents and image uint8 (B, H, W, 3).

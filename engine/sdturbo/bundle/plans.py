@@ -102,20 +102,15 @@ def choose_plan(bundle: Bundle, plans: Sequence[Plan], stage: str, batch_size: i
     fitting = [plan for plan in candidates if not plan.key.differences(machine)]
     if fitting:
         return min(fitting, key=lambda plan: plan.median_ms)
-    remedy = (
-        f"`sdturbo-export trt {bundle.path}` compiles plans for this machine. ONNX Runtime (backend 'cuda') needs none."
-    )
     graph = f"the {stage} at batch size {batch_size}"
-    if not candidates:
-        raise PlanMismatch(f"The bundle {bundle.path} holds no TensorRT plan for {graph}. {remedy}", ())
-    nearest = min(candidates, key=lambda plan: len(plan.key.differences(machine)))
-    names = nearest.key.differences(machine)
-    differences = " and ".join(
-        f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names
-    )
-    raise PlanMismatch(
-        f"The plan {nearest.file} for {graph} was compiled for something else: {differences}. {remedy}", names
-    )
+    message = f"The bundle {bundle.path} holds no TensorRT plan for {graph}."
+    if candidates:
+        nearest = min(candidates, key=lambda plan: len(plan.key.differences(machine)))
+        names = nearest.key.differences(machine)
+        values = [f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names]
+        message = f"The plan {nearest.file} for {graph} was compiled for something else: {' and '.join(values)}."
+    remedy = f"`sdturbo-export trt {bundle.path}` compiles plans for this machine."
+    raise PlanMismatch(f"{message} {remedy} ONNX Runtime (backend 'cuda') needs none.")
 
 
 def plan_bytes(bundle: Bundle, plan: Plan) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdturbo.cpu import proc_field
 from sdturbo.errors import SDTurboError
 from sdturbo.pipeline import Pipeline
 from sdturbo.request import Request
@@ -105,10 +105,5 @@ def _requests(kind: str, count: int, num_inference_steps: int, batch_size: int) 
 
 def _memory_mb(field: str) -> float | None:
     """A field of this process's status. VmHWM: its peak of resident memory, with mapped files. RssAnon: now, without them."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return None
+    kilobytes = proc_field("/proc/self/status", field).partition(" ")[0]
+    return int(kilobytes) / 1024 if kilobytes else None

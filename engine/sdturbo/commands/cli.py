@@ -103,10 +103,9 @@ def generate(
     Each file carries prompt, seed, steps and bundle id.
     """
     from sdturbo.image import save_png, to_pixels
-    from sdturbo.request import check_seeds
+    from sdturbo.request import check_count, check_seeds
 
-    if count < 1:
-        raise InvalidRequest(f"Got --count {count}, expected 1 or more.")
+    check_count(count, "--count")
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
         raise InvalidRequest(f"Got the directory {out} as --out, expected the name of a PNG file.")
     check_seeds(seed, count)

@@ -75,12 +75,18 @@ def find_gpus() -> list[Gpu]:
     """Every GPU that CUDA shows to this process. Takes no memory on any. Raises BackendUnavailable without a fitting driver."""
     from cuda.bindings import runtime
 
+    gpus: list[Gpu] = []
     try:
         count = check(runtime.cudaGetDeviceCount())
         driver = _version(check(runtime.cudaDriverGetVersion()))
-        return [_gpu(index, driver) for index in range(count)]
+        for index in range(count):
+            properties = check(runtime.cudaGetDeviceProperties(index))
+            name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+            capability = f"{properties.major}.{properties.minor}"
+            gpus.append(Gpu(index, name.rstrip("\0"), capability, int(properties.totalGlobalMem), driver))
     except CudaError as error:
         raise BackendUnavailable(f"No NVIDIA GPU can be used here: {_reason(error)}") from error
+    return gpus
 
 
 def too_old(library: str, gpu: Gpu) -> BackendUnavailable | None:
@@ -126,15 +132,6 @@ def _reason(error: CudaError) -> str:
             " driver, or install cuda-bindings of the driver's version."
         )
     return f"CUDA says {error}. Look at CUDA_VISIBLE_DEVICES and nvidia-smi."
-
-
-def _gpu(index: int, driver: str) -> Gpu:
-    from cuda.bindings import runtime
-
-    properties = check(runtime.cudaGetDeviceProperties(index))
-    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-    capability = f"{properties.major}.{properties.minor}"
-    return Gpu(index, name.rstrip("\0"), capability, int(properties.totalGlobalMem), driver)
 
 
 def _version(number: int) -> str:

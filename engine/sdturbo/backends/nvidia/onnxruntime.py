@@ -149,7 +149,7 @@ class OrtGpuBackend:
                 return compiled
             raise BackendUnavailable(
                 f"onnxruntime {self.version} refuses {graph.name} on {self.device}: {error}. If it is out of memory, free"
-                " some or load with image_to_image=False. Otherwise `sdturbo doctor` names what is missing."
+                " some or load with image_to_image=False. Otherwise `sdturbo doctor` names the missing part."
             ) from error
 
     def _require_provider(self, compiled: InferenceSession, graph: Path) -> None:
