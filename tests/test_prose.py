@@ -1,8 +1,10 @@
 """The documents and the help texts: short sentences, plain words, and nothing named that is not there."""
 
 import ast
+import io
 import re
 import shlex
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,11 @@ _UNCLEAR = re.compile(
     r" an? (?:second|minute|line|picture|prompt|batch|stage|step|channel|request|machine|load|pair|replica|process|GPU)\b",
     re.IGNORECASE,
 )
+
+
+CODE = sorted(path for folder in ("engine", "export", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
+RUNTIME = sorted((ROOT / "engine" / "sdturbo").rglob("*.py"))
+_CITATION = re.compile(r'([\w./]*\b(?:README|CONTRIBUTING)(?:\.md)?), "([^"]+)"')  # a page and one of its headings
 
 
 def read(name: str) -> str:
@@ -200,3 +207,58 @@ def test_files_of_the_readmes_tree_exist():
             seen += 1
         folders.append(names)
     assert seen > 15
+
+
+def headings(name: str) -> list[str]:
+    return [heading.lstrip("# ") for heading in _HEADING.findall(_CODE.sub("", read(name)))]
+
+
+def test_headings_that_the_code_cites_exist():
+    citations = [
+        citation
+        for path in CODE
+        for citation in _CITATION.findall(re.sub(r"\s+(?:# )?", " ", path.read_text(encoding="utf-8")))
+    ]
+    assert len(citations) > 2
+    assert [(page, heading) for page, heading in citations if heading not in headings(page)] == []
+
+
+def comments_and_docstrings(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and "pyright:" not in token.string:
+            yield token.string
+
+
+def test_comments_and_docstrings_of_the_runtime_are_plain():
+    texts = [(path.name, text) for path in RUNTIME for text in comments_and_docstrings(path)]
+    assert len(texts) > 300
+    assert [(name, words) for name, text in texts if (words := _UNCLEAR.findall(text))] == []
+    assert [(name, text) for name, text in texts if ";" in text] == []
+    assert [(name, long) for name, text in texts if (long := too_long(text))] == []
+
+
+def test_texts_of_the_runtime_have_no_semicolons():
+    strings = [
+        (path.name, node.value)
+        for path in RUNTIME
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(strings) > 1000
+    assert [(name, text) for name, text in strings if re.search(r";\s+\S|\w;\s*$", text)] == []
+
+
+def test_local_names_of_the_runtime_say_what_they_hold():
+    vague = {"found", "one", "some", "told", "kept", "many"}
+    names = [
+        (path.name, node.id)
+        for path in RUNTIME
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    assert len(names) > 500
+    assert [(name, local) for name, local in names if local in vague] == []

@@ -32,7 +32,7 @@ class BundleError(SDTurboError):
 
 
 class BackendUnavailable(SDTurboError):
-    """The named backend, device or precision cannot run here. Nothing else is used instead."""
+    """A backend, device or precision cannot run here. No other is used in its place."""
 
     exit_code = 4
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdturbo.cpu import available_cpus
@@ -78,7 +78,7 @@ def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
     if offers[0].refuses_all:
         return list(offers)
     if choice.device is not None:
-        devices = _names(offer.device for offer in offers)
+        devices = list(dict.fromkeys(offer.device for offer in offers))
         device = next((name for name in (choice.device, f"{choice.device}:0") if name in devices), None)
         if device is None:
             message = (
@@ -89,7 +89,7 @@ def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
     if choice.precision is None:
         return list(offers)
     matching = [offer for offer in offers if offer.precision == choice.precision]
-    precisions = ", ".join(_names(offer.precision for offer in offers))
+    precisions = ", ".join(dict.fromkeys(offer.precision for offer in offers))
     message = f"The backend {backend!r} has no precision {choice.precision!r} here, expected one of {precisions}."
     return matching or [Offer(backend, offers[0].device, choice.precision, NotOffered(message))]
 
@@ -97,8 +97,3 @@ def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
 def first_running(offers: Sequence[Offer]) -> Offer:
     """The first offer that runs, or else the first."""
     return next((offer for offer in offers if offer.runs), offers[0])
-
-
-def _names(names: Iterable[str]) -> list[str]:
-    """Each name once, in order."""
-    return list(dict.fromkeys(names))

@@ -36,6 +36,9 @@ class Buffer:
     device: Any
 
 
+Buffers = Mapping[str, Buffer]
+
+
 class DeviceQueue(Protocol):
     """Work on a device, done in order. CUDA calls it a stream. One thread at a time."""
 
@@ -58,7 +61,7 @@ class Engine(Protocol):
 
     @property
     def lock(self) -> threading.Lock: ...
-    def bind(self, buffers: Mapping[str, Buffer], queue: Any, /) -> Work:
+    def bind(self, buffers: Buffers, queue: Any, /) -> Work:
         """A function that enqueues one run on these buffers, named after the stage's tensors."""
 
 
@@ -71,12 +74,7 @@ class Recording:
     """
 
     def __init__(
-        self,
-        title: str,
-        launches: Sequence[Work],
-        queue: DeviceQueue,
-        inputs: Mapping[str, Buffer],
-        outputs: Mapping[str, Buffer],
+        self, title: str, launches: Sequence[Work], queue: DeviceQueue, inputs: Buffers, outputs: Buffers
     ) -> None:
         def work() -> None:
             for buffer in inputs.values():
@@ -197,7 +195,7 @@ def device_index(device: str) -> int:
     return int(device.partition(":")[2])
 
 
-def _bind(session: DeviceSession, tensors: Mapping[str, Buffer], output: Buffer, queue: DeviceQueue) -> Work:
+def _bind(session: DeviceSession, tensors: Buffers, output: Buffer, queue: DeviceQueue) -> Work:
     """A launch of the session's stage on other buffers than its own. Its inputs are taken from `tensors` by name."""
     inputs = {spec.name: tensors[spec.name] for spec in session.stage.inputs}
     return session.engine.bind({**inputs, session.stage.outputs[0].name: output}, queue)

@@ -57,11 +57,8 @@ class NullSession:
         return {spec.name: np.stack([_draw(spec, seed) for seed in rows]) for spec in self._stage.outputs}
 
     def _seed(self, inputs: Tensors, row: int) -> int:
-        seed = zlib.crc32(self._stage.name.encode())
-        for spec in self._stage.inputs:
-            value = inputs[spec.name]
-            seed = zlib.crc32((value[row] if "B" in spec.shape else value).tobytes(), seed)
-        return seed
+        values = (inputs[spec.name][row] if "B" in spec.shape else inputs[spec.name] for spec in self._stage.inputs)
+        return zlib.crc32(self._stage.name.encode() + b"".join(value.tobytes() for value in values))
 
 
 class NullDeviceBackend:

@@ -58,12 +58,12 @@ class OrtBackend:
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> OrtSession:
         try:
-            session = self._ort.InferenceSession(str(graph), self._options, providers=[PROVIDER])
+            compiled = self._ort.InferenceSession(str(graph), self._options, providers=[PROVIDER])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendUnavailable(f"onnxruntime {self.version} refuses {graph.name}: {error}") from error
-        shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+        shapes = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
         check_tensors(graph, stage, batch_size, shapes)
-        return OrtSession(session, stage, batch_size)
+        return OrtSession(compiled, stage, batch_size)
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU
@@ -72,12 +72,12 @@ class OrtBackend:
 class OrtSession:
     """Inputs and outputs are bound once. A run copies into and out of the bound arrays under a lock."""
 
-    def __init__(self, session: InferenceSession, stage: Stage, batch_size: int) -> None:
+    def __init__(self, compiled: InferenceSession, stage: Stage, batch_size: int) -> None:
         from onnxruntime import OrtValue
 
-        self._session = session
+        self._compiled = compiled
         self._lock = threading.Lock()
-        self._binding = session.io_binding()
+        self._binding = compiled.io_binding()
         self._inputs = {spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.inputs}
         self._outputs = {spec.name: np.zeros(spec.shape_at(batch_size), spec.dtype) for spec in stage.outputs}
         # OrtValues made from numpy arrays on a CPU share their memory, and must outlive the binding
@@ -89,5 +89,5 @@ class OrtSession:
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         with self._lock:
             copy_inputs(self._inputs, inputs)
-            self._session.run_with_iobinding(self._binding)
+            self._compiled.run_with_iobinding(self._binding)
             return {name: array.copy() for name, array in self._outputs.items()}

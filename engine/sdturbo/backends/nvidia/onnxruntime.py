@@ -42,8 +42,14 @@ def offers(bundle: Bundle | None) -> list[Offer]:
     return provider_offers(NAME, CUDA, bundle)
 
 
-def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OrtGpuBackend:
-    return connect_provider(offer, CUDA)
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None, provider: str = CUDA) -> OrtGpuBackend:
+    """The offered backend. Raises BackendUnavailable if its GPU is full."""
+    import onnxruntime
+
+    onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, from their Python packages
+    index = device_index(offer.device)
+    options = provider_options(provider, index, int(free_memory(index) * MEMORY_SHARE))
+    return OrtGpuBackend(offer.backend, [(provider, options)], "cuda", index, offer.precision)
 
 
 def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Offer]:
@@ -64,16 +70,6 @@ def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Off
         return refusal or (_tf32_refusal(name) if (provider, precision) == (TENSORRT, "fp32") else None)
 
     return gpu_offers(name, f"onnxruntime {onnxruntime.__version__}", by_graph(PRECISIONS, bundle), refusal_of)
-
-
-def connect_provider(offer: Offer, provider: str) -> OrtGpuBackend:
-    """The offered backend. Raises BackendUnavailable if its GPU is full."""
-    import onnxruntime
-
-    onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, from their Python packages
-    index = device_index(offer.device)
-    options = provider_options(provider, index, int(free_memory(index) * MEMORY_SHARE))
-    return OrtGpuBackend(offer.backend, [(provider, options)], "cuda", index, offer.precision)
 
 
 def _tf32_refusal(name: str) -> BackendUnavailable | None:
@@ -141,9 +137,9 @@ class OrtGpuBackend:
         try:
             return self._ort.InferenceSession(str(graph), session_options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            graphs = {"trt_cuda_graph_enable", "enable_cuda_graph"}
-            if any(options.get(key) == "1" for _, options in providers for key in graphs):
-                plain = [(name, {k: v for k, v in options.items() if k not in graphs}) for name, options in providers]
+            switches = {"trt_cuda_graph_enable", "enable_cuda_graph"}
+            if any(options.get(key) == "1" for _, options in providers for key in switches):
+                plain = [(name, {k: v for k, v in options.items() if k not in switches}) for name, options in providers]
                 compiled = self._compile(graph, plain)
                 log.warning("%s runs without a CUDA graph: %s", graph.name, error)
                 return compiled

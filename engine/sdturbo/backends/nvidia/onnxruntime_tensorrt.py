@@ -7,7 +7,8 @@ would not notice an upgrade of TensorRT under a cache. `tensorrt.py` checks the 
 from __future__ import annotations
 
 from sdturbo.backends.choice import Offer
-from sdturbo.backends.nvidia.onnxruntime import TENSORRT, OrtGpuBackend, connect_provider, provider_offers
+from sdturbo.backends.nvidia.onnxruntime import TENSORRT, OrtGpuBackend, provider_offers
+from sdturbo.backends.nvidia.onnxruntime import connect as connect_provider
 from sdturbo.bundle import Bundle
 
 NAME = "cuda-tensorrt"
@@ -18,4 +19,4 @@ def offers(bundle: Bundle | None) -> list[Offer]:
 
 
 def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OrtGpuBackend:
-    return connect_provider(offer, TENSORRT)
+    return connect_provider(offer, num_threads, bundle, TENSORRT)

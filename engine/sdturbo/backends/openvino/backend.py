@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 NAME = "openvino"
 INT8 = "int8"
-FORM = 2  # of the changes to a graph before its compilation. Another number leaves blobs of older forms alone
+CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
+PREPARATION = 2  # number of our changes to a graph before its compilation, for the cache's keys
 
 log = logging.getLogger("sdturbo")
 
@@ -51,7 +52,7 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Ope
 
     core = openvino.Core()
     device = next(device for device in DEVICES if device.name == offer.device)
-    arithmetics = device.available(_capabilities(core, device))
+    arithmetics = device.available(core.get_property(device.openvino_name, CAPABILITIES))
     hints = {arithmetic.precision: arithmetic.hint for arithmetic in arithmetics} | {INT8: arithmetics[0].hint}
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hints[offer.precision],
@@ -67,7 +68,7 @@ def _offers_of(device: Device, core: Core, bundle: Bundle | None) -> list[Offer]
     floats = [arithmetic.precision for arithmetic in device.arithmetics]
     precisions = [INT8, *floats] if bundle is not None and bundle.precision == INT8 else [*floats, INT8]
     try:
-        capabilities = _capabilities(core, device)
+        capabilities: list[str] = core.get_property(device.openvino_name, CAPABILITIES)
     except RuntimeError as error:
         refusal = BackendUnavailable(
             f"OpenVINO has no device {device.name} here ({error}). Install its driver, or use another device."
@@ -77,11 +78,6 @@ def _offers_of(device: Device, core: Core, bundle: Bundle | None) -> list[Offer]
         Offer(NAME, device.name, precision, _graph_refusal(precision, bundle) or _lack(device, precision, capabilities))
         for precision in precisions
     ]
-
-
-def _capabilities(core: Core, device: Device) -> list[str]:
-    """OpenVINO's OPTIMIZATION_CAPABILITIES. Raises RuntimeError if it does not know the device."""
-    return core.get_property(device.openvino_name, "OPTIMIZATION_CAPABILITIES")
 
 
 def _graph_refusal(precision: str, bundle: Bundle | None) -> BackendUnavailable | None:
@@ -146,7 +142,7 @@ class OpenVinoBackend:
             return None
         return cache_key(
             {
-                "form": FORM,
+                "preparation": PREPARATION,
                 "graph": digest,
                 "library": self.version,
                 "cpu": [self._core.get_property(self._place, "FULL_DEVICE_NAME"), cpu_flags()],
