@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def golden_distance(pipe: Pipeline) -> float:
     """PSNR (peak signal-to-noise ratio) in dB between the bundle's golden picture and that of `pipe`.
 
-    It must be at least `pipe.bundle.golden.min_psnr`.
     Raises OutputError if the pipeline draws no picture, BundleError if the golden file holds none.
     """
     golden = pipe.bundle.golden

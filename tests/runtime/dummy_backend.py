@@ -7,7 +7,10 @@ NAME, DEVICE = "dummy", "dummy:0"
 
 
 class DummyBackend(NullBackend):
-    name, device, precision = NAME, DEVICE, "fp16"
+    name, precision = NAME, "fp16"
+
+    def __init__(self):
+        super().__init__(DEVICE)
 
 
 def offers(bundle):

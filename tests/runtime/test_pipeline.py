@@ -23,6 +23,7 @@ class Spy(NullBackend):
     """The null backend; `before` and `after` each run may look at a stage's inputs and change its outputs."""
 
     def __init__(self, before=lambda stage, inputs: None, after=lambda stage, output: output):
+        super().__init__()
         self.calls = []
         self.before, self.after = before, after
 

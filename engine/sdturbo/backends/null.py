@@ -31,18 +31,24 @@ def offers(bundle: Bundle | None) -> list[Offer]:
     return [Offer(NAME, device, PRECISION) for device in DEVICES]
 
 
-def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> NullBackend | NullDeviceBackend:
-    return NullBackend() if offer.device == "cpu" else NullDeviceBackend(offer.device)
+def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> NullBackend:
+    return NullBackend(offer.device)
 
 
 class NullBackend:
-    name, version, device, precision = NAME, "1", "cpu", PRECISION
+    name, version, precision = NAME, "1", PRECISION
 
-    def session(self, graph: Path, stage: Stage, batch_size: int) -> NullSession:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._records = device in DEVICES[1:]
+
+    def session(self, graph: Path, stage: Stage, batch_size: int) -> Session:
+        if self._records:
+            return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullQueue())
         return NullSession(stage, batch_size)
 
-    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
-        return None
+    def program(self, sessions: Mapping[str, Any], steps: range) -> Program | None:
+        return DeviceProgram(sessions, steps, NullQueue()) if self._records else None
 
 
 class NullSession:
@@ -59,19 +65,6 @@ class NullSession:
     def _seed(self, inputs: Tensors, row: int) -> int:
         values = (inputs[spec.name][row] if "B" in spec.shape else inputs[spec.name] for spec in self._stage.inputs)
         return zlib.crc32(self._stage.name.encode() + b"".join(value.tobytes() for value in values))
-
-
-class NullDeviceBackend:
-    name, version, precision = NAME, "1", PRECISION
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
-        return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullQueue())
-
-    def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
-        return DeviceProgram(sessions, steps, NullQueue())
 
 
 class NullQueue:

@@ -34,9 +34,10 @@ def external_locations(path: Path) -> set[str]:
         for field, first, last in _submessages(data, start, end):
             child = children.get(field)
             if child == "entry":
-                key, value = _entry(data, first, last)
-                if key == "location":
-                    locations.add(value)
+                # a StringStringEntryProto: field 1 is the key, field 2 the value
+                entry = {number: data[i:j].decode() for number, i, j in _submessages(data, first, last)}
+                if entry.get(1) == "location":
+                    locations.add(entry.get(2, ""))
             elif child:
                 todo.append((child, first, last))
     return locations
@@ -77,9 +78,3 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
             return value, position
         shift += 7
     raise ValueError("a number runs past the end of the file")
-
-
-def _entry(data: bytes, start: int, end: int) -> tuple[str, str]:
-    """A StringStringEntryProto: (key, value)."""
-    parts = {field: data[first:last].decode() for field, first, last in _submessages(data, start, end)}
-    return parts.get(1, ""), parts.get(2, "")

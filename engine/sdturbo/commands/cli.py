@@ -228,14 +228,9 @@ def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, engine: 
     """Time whole requests and their parts on this machine."""
     from sdturbo.commands.bench import measure
 
+    load = functools.partial(_load, bundle, engine, image_to_image=False)
     with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
-        figures = measure(
-            lambda: _load(bundle, engine, image_to_image=False),
-            runs=runs,
-            num_inference_steps=steps,
-            throughput=throughput,
-            tick=tick,
-        )
+        figures = measure(load, runs=runs, num_inference_steps=steps, throughput=throughput, tick=tick)
     if not as_json:
         connected = f"{figures['backend']} {figures['backend_version']}, {figures['precision']}"
         click.echo(f"{figures['model']} with {figures['decoder']} on {connected}")
