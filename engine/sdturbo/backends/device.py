@@ -51,6 +51,7 @@ class DeviceQueue(Protocol):
 
     def record(self, work: Work) -> Work:
         """A function that enqueues again, at once, all that `work` enqueues. Raises RuntimeError if that fails."""
+        ...
 
     def synchronize(self) -> None:
         """Wait until everything enqueued is done."""
@@ -63,6 +64,7 @@ class Engine(Protocol):
     def lock(self) -> threading.Lock: ...
     def bind(self, buffers: Buffers, queue: Any, /) -> Work:
         """A function that enqueues one run on these buffers, named after the stage's tensors."""
+        ...
 
 
 class Recording:

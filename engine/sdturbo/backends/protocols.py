@@ -21,6 +21,7 @@ class Session(Protocol):
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Copy in, run, copy out. Tensors have the stage's names, dtypes and shapes. Raises InputError for other inputs."""
+        ...
 
 
 class Program(Protocol):
@@ -31,6 +32,7 @@ class Program(Protocol):
 
         Raises InputError for other inputs.
         """
+        ...
 
 
 class Backend(Protocol):
@@ -47,9 +49,11 @@ class Backend(Protocol):
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> Session:
         """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""
+        ...
 
     def program(self, sessions: Mapping[str, Session], steps: range) -> Program | None:
         """The stages of a request joined into one, from this backend's own sessions. None if nothing is gained by it."""
+        ...
 
 
 class BackendModule(Protocol):
@@ -60,6 +64,8 @@ class BackendModule(Protocol):
 
         bundle: the bundle to run. None asks for any bundle. There is at least one offer, which may refuse everything.
         """
+        ...
 
     def connect(self, offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Backend:
         """The offered backend. num_threads: CPU threads, None for all. Raises BackendUnavailable."""
+        ...
