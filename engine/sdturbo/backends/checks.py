@@ -51,18 +51,23 @@ def by_graph(precisions: Sequence[str], bundle: Bundle | None) -> list[str]:
 
 
 def graph_refusal(
-    backend: str, precision: str, precisions: Sequence[str], bundle: Bundle | None
+    backend: str, precision: str, precisions: Sequence[str], bundle: Bundle | None, *, graphs: str | None = None
 ) -> BackendUnavailable | None:
-    """The refusal of a precision by a backend that leaves it to the graphs. precisions: those that it can compute."""
-    if bundle is None or bundle.precision == precision:
+    """The refusal of a precision by a backend that leaves it to the graphs.
+
+    precisions: those of the graphs that the backend takes. graphs: their precision for this one, by default the same.
+    """
+    graphs = graphs or precision
+    if bundle is None or bundle.precision == graphs:
         return None
     if bundle.precision not in precisions:
         return BackendUnavailable(
-            f"The backend {backend!r} has no precision {bundle.precision!r} here, expected {' or '.join(precisions)}."
+            f"The backend {backend!r} takes bundles whose graphs are in {' or '.join(precisions)}, not in {bundle.precision}."
+            f" Use another backend, or build a bundle with `sdturbo-export build --precision {graphs}`."
         )
     return BackendUnavailable(
         f"The backend {backend!r} computes this bundle in {bundle.precision}, as its graphs say, not in {precision!r}. Leave"
-        f" the precision out, or build a bundle with `sdturbo-export build --precision {precision}`."
+        f" the precision out, or build a bundle with `sdturbo-export build --precision {graphs}`."
     )
 
 

@@ -44,7 +44,7 @@ _registered = {  # fastest first: README.md, "What runs where"
 
 
 def register(name: str, module: str, *, automatic: bool = True) -> None:
-    """Add a backend, as the last. module: the full name of a `BackendModule`. automatic: whether "auto" may take it.
+    """Add a backend behind the others. module: the full name of a `BackendModule`. automatic: whether "auto" may take it.
 
     Raises InvalidRequest if the name is taken.
     """

@@ -96,7 +96,7 @@ class ScheduleRow:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A picture made at export: its request, its PNG in the bundle, and the least PSNR in dB of a backend."""
+    """A picture made at export. image: its PNG in the bundle. min_psnr: the least peak signal-to-noise ratio in dB."""
 
     prompt: str
     seed: int
@@ -106,7 +106,7 @@ class Golden:
 
 
 def rows_of(schedule: Sequence[ScheduleRow], num_inference_steps: int) -> range:
-    """The rows of the schedule table for a run of that many steps, as values for the graphs' `step` input."""
+    """The rows of the schedule for a run of that many steps, as values for the graphs' `step` input."""
     rows = [i for i, row in enumerate(schedule) if row.num_inference_steps == num_inference_steps]
     return range(rows[0], rows[-1] + 1)
 

@@ -246,10 +246,8 @@ def bundle_path(bundle: Path | None) -> Path:
     from sdturbo.bundle import EMBEDDED
 
     if bundle is None:
-        click.echo(
-            "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo. `make engines MODEL=…` builds others.",
-            err=True,
-        )
+        note = "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo. `make engines MODEL=…` builds others."
+        click.echo(note, err=True)
     return bundle or EMBEDDED
 
 

@@ -73,7 +73,7 @@ def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Off
 
 
 def _tf32_refusal(name: str) -> BackendUnavailable | None:
-    """The refusal of fp32, which would be TF32, unless that is off for the whole process.
+    """The refusal of fp32, which would be TF32 (TensorFloat-32) unless that is off for the whole process.
 
     The TensorRT provider builds with TF32. It has no option against it: github.com/microsoft/onnxruntime/issues/26029.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.checks import check_tensors, copy_inputs, not_installed
+from sdturbo.backends.checks import check_tensors, copy_inputs, graph_refusal, not_installed
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "openvino"
 INT8 = "int8"
+GRAPHS = ("fp32", INT8)  # precisions of the graphs that it takes
 CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 PREPARATION = 2  # number of our changes to a graph before its compilation, for the cache's keys
 
@@ -74,28 +75,12 @@ def _offers_of(device: Device, core: Core, bundle: Bundle | None) -> list[Offer]
             f"OpenVINO has no device {device.name} here ({error}). Install its driver, or use another device."
         )
         return [Offer(NAME, device.name, precision, refusal) for precision in precisions]
-    return [
-        Offer(NAME, device.name, precision, _graph_refusal(precision, bundle) or _lack(device, precision, capabilities))
-        for precision in precisions
-    ]
 
+    def refusal_of(precision: str) -> BackendUnavailable | None:
+        graphs = INT8 if precision == INT8 else "fp32"
+        return graph_refusal(NAME, precision, GRAPHS, bundle, graphs=graphs) or _lack(device, precision, capabilities)
 
-def _graph_refusal(precision: str, bundle: Bundle | None) -> BackendUnavailable | None:
-    """The refusal of a precision that no device makes of the bundle's graphs."""
-    if bundle is None:
-        return None
-    if bundle.precision not in ("fp32", INT8):
-        return BackendUnavailable(
-            f"The backend {NAME!r} takes bundles whose graphs are in fp32 or int8, not in {bundle.precision}. Build one"
-            " without --precision."
-        )
-    if (precision == INT8) != (bundle.precision == INT8):
-        remedy = "--precision int8" if precision == INT8 else "no --precision"
-        return BackendUnavailable(
-            f"This bundle's graphs are in {bundle.precision}, so the backend {NAME!r} cannot compute it in {precision}."
-            f" Leave the precision out, or build a bundle with {remedy}."
-        )
-    return None
+    return [Offer(NAME, device.name, precision, refusal_of(precision)) for precision in precisions]
 
 
 def _lack(device: Device, precision: str, capabilities: Sequence[str]) -> BackendUnavailable | None:
