@@ -1,1 +1,1 @@
-"""Measurements of this product, of its peers, and of what the machine could do at most. Each module is a command."""
+"""Measurements of this product, of its peers, and of the machine's ceiling. Each module is a command."""

@@ -1,7 +1,7 @@
-"""What this machine can do at most: its best convolution and its best matrix product, by any engine that runs here.
+"""The ceiling of this machine: its best convolution and its best matrix product, by any engine that runs here.
 
-Small graphs of products alone, of the shapes that dominate SD-Turbo, run as the stages are run. Rates are operations a
-second, a multiply-add being two.
+Small graphs of products alone, of the shapes that dominate SD-Turbo, run as the stages are run. Rates are operations per
+second. A multiply-add is two operations.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def ceilings(precision: str, threads: int, seconds: float = 2.0) -> dict[str, fl
 
     Raises BackendUnavailable if this machine has no such arithmetic.
     """
-    found = list(_backends(precision, threads))
+    libraries = list(_backends(precision, threads))
     best = {"conv": 0.0, "matmul": 0.0}
     for kind, shapes in (("conv", CONVS), ("matmul", MATMULS)):
         for width, size in shapes:
             model, stage = chain(kind, width, size, quantized=precision == "int8")
-            best[kind] = max(best[kind], *(rate(model, stage, backend, seconds) for backend in found))
+            best[kind] = max(best[kind], *(rate(model, stage, backend, seconds) for backend in libraries))
     return best
 
 
 def chain(kind: str, width: int, size: int, *, quantized: bool) -> tuple[onnx.ModelProto, Stage]:
-    """A graph of DEPTH equal products between a narrow entry and exit: convolutions of `width` channels at size², 3×3;
+    """A graph of DEPTH equal products between a narrow entry and exit. They are 3×3 convolutions of `width` channels at size²,
     or matrices of `width` rows and `size` columns times size²."""
     random = np.random.default_rng(0)
     channels = width if kind == "conv" else size
@@ -78,15 +78,15 @@ def chain(kind: str, width: int, size: int, *, quantized: bool) -> tuple[onnx.Mo
     initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
     used = {name for node in nodes for name in node.input}
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
-    kept = [tensor for tensor in initializers if tensor.name in used]
-    graph = helper.make_graph(nodes, kind, ends[:1], ends[1:], kept)
+    read = [tensor for tensor in initializers if tensor.name in used]
+    graph = helper.make_graph(nodes, kind, ends[:1], ends[1:], read)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     specs = [(TensorSpec(name, "float32", tuple(shape)),) for name in ("x", "y")]
     return model, Stage(kind, specs[0], specs[1], {})
 
 
 def rate(model: onnx.ModelProto, stage: Stage, backend: Backend, seconds: float) -> float:
-    """Operations a second of the best run within about `seconds`, of three at least."""
+    """Operations per second of the best run within about `seconds`, of three at least."""
     work = flops(count(model))
     x = np.random.default_rng(1).standard_normal(stage.inputs[0].shape_at(1), np.float32)
     with tempfile.TemporaryDirectory() as folder:

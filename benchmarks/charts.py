@@ -75,12 +75,12 @@ def _scaling(figure: Any, document: Row, rows: Sequence[Row]) -> None:
     varied = [axis for axis in AXES if len({row["key"][axis] for row in rows}) > 1] or list(AXES[:1])
     for axes, axis in zip(figure.subplots(1, len(varied), squeeze=False)[0], varied, strict=True):
         for engine in sorted({(row["key"]["backend"], row["key"]["precision"]) for row in rows}):
-            others = {"backend": engine[0], "precision": engine[1], **fixed}
-            del others[axis]
+            shared = {"backend": engine[0], "precision": engine[1], **fixed}
+            del shared[axis]
             line = sorted(
                 (row["key"][axis], row["parts_ms"]["total"]["median"] / row["key"]["batch_size"])
                 for row in rows
-                if others.items() <= row["key"].items()
+                if shared.items() <= row["key"].items()
             )
             axes.plot(*zip(*line, strict=True), marker="o", label=" ".join(engine)) if line else None
         axes.set_xlabel(axis.replace("_", " "))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_of(bundle: Bundle, model: str) -> Checkpoint:
-    """The checkpoint `model`. Raises InvalidRequest if the bundle was not built from its very files, or with LoRAs."""
+    """The checkpoint `model`. Raises InvalidRequest if the bundle was built from other files, or with LoRAs."""
     from sdturbo_export.weights.resolve import resolve
 
     checkpoint = resolve(model, ROOT / "build" / "checkpoints")

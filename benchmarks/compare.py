@@ -1,7 +1,7 @@
 """This product beside its peers: same checkpoint, prompts, seeds, steps and threads, one ratio per pair. `make bench-peers`.
 
 A peer and one of our engines are loaded at the same time and draw A B A B. A peer that cannot be installed or run is a row
-that says why.
+with the reason.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from sdturbo_export.exchange import new_directory
 
 PROMPT = "a red house by a lake"
 REFERENCE = PEERS[0]
-EQUAL = 100.0  # dB that stand for equal pictures: JSON has no infinity
+EQUAL = 100.0  # decibels that stand for equal pictures, because JSON has no infinity
 
 Engine = tuple[str, str]
 
 
-def pairs(found: Sequence[Engine], peers: Sequence[PeerSpec]) -> list[tuple[PeerSpec, Engine]]:
+def pairs(ours: Sequence[Engine], peers: Sequence[PeerSpec]) -> list[tuple[PeerSpec, Engine]]:
     """Our first engine against every peer, and ONNX Runtime in fp32 against the peer that runs on it too."""
     plain = ("onnxruntime", "fp32")
-    made = [(peer, found[0]) for peer in peers]
-    return made + [(peer, plain) for peer in peers if peer.name == "optimum-onnx" and plain in found[1:]]
+    fastest = [(peer, ours[0]) for peer in peers]
+    return fastest + [(peer, plain) for peer in peers if peer.name == "optimum-onnx" and plain in ours[1:]]
 
 
 def compare(
@@ -91,7 +91,7 @@ def compare(
 
 
 def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], directory: Path) -> tuple[Path, float]:
-    """(The peer's own form of the checkpoint, milliseconds that its conversion took), made once a checkpoint."""
+    """(The peer's own form of the checkpoint, milliseconds that its conversion took), made once for each checkpoint."""
     target = directory / "models" / f"{peer.environment.name}-{request['checkpoint_id']}"
     note = target.with_name(f"{target.name}.json")
     if not (target.is_dir() and note.is_file()):
@@ -99,18 +99,18 @@ def converted(peer: PeerSpec, python: Path, request: Mapping[str, Any], director
         log = directory / f"{peer.environment.name}.log"
         with new_directory(target) as partial:
             with Worker(python, peer.worker, peer.arguments, request["threads"], log) as worker:
-                taken = worker.ask("prepare", checkpoint=request["checkpoint"], model=str(partial))
-            note.write_text(json.dumps(taken), encoding="utf-8")
+                answer = worker.ask("prepare", checkpoint=request["checkpoint"], model=str(partial))
+            note.write_text(json.dumps(answer), encoding="utf-8")
     return target, json.loads(note.read_text(encoding="utf-8"))["ms"]
 
 
 def checkpoint_id(bundle: Bundle) -> str:
-    """Names what the bundle was built from: other bundles of it meet the same conversions."""
+    """A name for the weights that the bundle was built from. All bundles of them use the same conversions."""
     return hashlib.sha256(json.dumps(bundle.model, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def reference_picture(request: Mapping[str, Any], directory: Path) -> Path:
-    """What diffusers draws of PROMPT with seed 0 in fp32, made once a checkpoint and step count."""
+    """diffusers' picture of PROMPT with seed 0 in fp32, made once for each checkpoint and step count."""
     target = directory / f"reference-{request['checkpoint_id']}-{request['steps']}.png"
     if not target.is_file():
         python = python_of(REFERENCE.environment, directory)
@@ -122,9 +122,14 @@ def reference_picture(request: Mapping[str, Any], directory: Path) -> Path:
 
 
 def run(
-    bundle_path: Path, checkpoint: Path, store: Path, directory: Path, peers: Sequence[PeerSpec], **settings: int
+    bundle_path: Path,
+    checkpoint: Path,
+    results_directory: Path,
+    directory: Path,
+    peers: Sequence[PeerSpec],
+    **settings: int,
 ) -> dict[str, Any]:
-    """Compare with every peer; store and return the rows. settings: threads, steps, runs."""
+    """Compare with every peer. Store and return the rows. directory: of the environments. settings: threads, steps, runs."""
     check_threads([settings["threads"]])
     directory.mkdir(parents=True, exist_ok=True)
     bundle = Bundle.load(bundle_path)
@@ -133,7 +138,7 @@ def run(
         "threads": settings["threads"],
         "steps": settings["steps"],
     }
-    rows = Results(store, "peers", results.name_of(bundle), {**request, "runs": settings["runs"]})
+    rows = Results(results_directory, "peers", results.name_of(bundle), {**request, "runs": settings["runs"]})
     request |= {
         "bundle": str(bundle_path.resolve()),
         "checkpoint": str(checkpoint.resolve()),
@@ -157,8 +162,8 @@ def run(
                 row = rows.add(key, compare(peer, engine, request, settings["runs"], directory, reference))
             except PeerUnavailable as error:
                 row = rows.add(key, {"error": str(error)})
-        said = row.get("error") or f"{row['ratio']:.2f} times our time"
-        print(f"{peer.name} beside {' '.join(engine)}: {said}", file=sys.stderr)
+        result = row.get("error") or f"{row['ratio']:.2f} times our time"
+        print(f"{peer.name} beside {' '.join(engine)}: {result}", file=sys.stderr)
     return rows.finish()
 
 
@@ -173,18 +178,20 @@ def main() -> int:
     parser.add_argument(
         "--model", required=True, help="the checkpoint of the bundle: tiny, small, seeded or a directory"
     )
-    parser.add_argument("--runs", type=int, default=5, help="pairs a peer")
+    parser.add_argument("--runs", type=int, default=5, help="pairs per peer")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--peers", nargs="+", default=names, help=f"of: {', '.join(names)}")
-    parser.add_argument("--directory", type=Path, default=ROOT / "build" / "peers", help="where environments are kept")
+    parser.add_argument(
+        "--directory", type=Path, default=ROOT / "build" / "peers", help="directory of the environments"
+    )
     results.add_option(parser)
     arguments = parser.parse_args()
 
     def measure() -> dict[str, Any]:
         unknown = [name for name in arguments.peers if name not in names]
         if unknown:
-            raise InvalidRequest(f"Got peers {unknown}; expected some of {names}.")
+            raise InvalidRequest(f"Got peers {unknown}. Expected some of {names}.")
         checkpoint = checkpoint_of(Bundle.load(arguments.bundle), arguments.model).path
         return run(
             arguments.bundle,

@@ -1,7 +1,7 @@
-"""What encoding a picture costs: PNG by Pillow and by ISA-L with each of PNG's simple filters, JPEG and WebP.
+"""The cost of encoding a picture: PNG by Pillow and by ISA-L with each of PNG's simple filters, JPEG and WebP.
 
-Pictures of the embedded model, and the same with film grain, which compresses worse. CPU time of the one thread that
-encodes, so that whatever else runs here weighs little. Prints a table, and one JSON document as its last line.
+The pictures are the embedded model's, and the same with film grain, which compresses worse. Measured is the CPU time of the
+thread that encodes, so that other programs weigh little. Prints a table, and one JSON document as its last line.
 
     python -m benchmarks.encoders
 """
@@ -30,7 +30,7 @@ from sdturbo_serve.encoding import QUALITY, Format, encode
 PROMPTS = ("a red house by a lake under a blue sky", "a green tree in the snow at night")
 GRAIN = 4.0  # standard deviation, of 255
 SETS = ("plain", "grain")
-FILTERS = ("none", "sub", "up")  # PNG's types 0 to 2; Paeth alone costs more than all the rest
+FILTERS = ("none", "sub", "up")  # PNG's types 0 to 2. Paeth alone costs more than all the rest.
 
 Encoder = Callable[[Image.Image], bytes]
 
@@ -60,30 +60,30 @@ def encoders() -> dict[str, Encoder]:
     def isal(picture: Image.Image, kind: str, level: int) -> bytes:
         return isal_zlib.compress(filtered(np.asarray(picture, np.uint8), kind), level)
 
-    found: dict[str, Encoder] = {
+    ways: dict[str, Encoder] = {
         f"the server's {name}": partial(encode, output_format=name) for name in get_args(Format)
     }
-    found |= {f"Pillow png level {level}": partial(pillow, name="PNG", compress_level=level) for level in (0, 1, 3, 6)}
-    found |= {
+    ways |= {f"Pillow png level {level}": partial(pillow, name="PNG", compress_level=level) for level in (0, 1, 3, 6)}
+    ways |= {
         f"ISA-L level {level}, {kind}": partial(isal, kind=kind, level=level) for level in range(4) for kind in FILTERS
     }
-    found |= {
+    ways |= {
         f"Pillow webp method {method}": partial(pillow, name="WEBP", quality=QUALITY["webp"], method=method)
         for method in (2, 4)
     }
-    return found
+    return ways
 
 
 def cost(encoder: Encoder, pictures: list[Image.Image], runs: int) -> dict[str, float]:
-    """Median milliseconds of CPU a picture, and its kilobytes, over `pictures`."""
-    took: list[float] = []
+    """Median CPU milliseconds per picture, and mean kilobytes per file, over `pictures`."""
+    times: list[float] = []
     for _ in range(runs + 1):
         for picture in pictures:
             start = time.thread_time()
             encoder(picture)
-            took.append((time.thread_time() - start) * 1e3)
+            times.append((time.thread_time() - start) * 1e3)
     size = float(np.mean([len(encoder(picture)) for picture in pictures]))
-    return {"ms": float(np.median(took[len(pictures) :])), "kb": size / 1e3}
+    return {"ms": float(np.median(times[len(pictures) :])), "kb": size / 1e3}
 
 
 def grainy(picture: Image.Image, seed: int) -> Image.Image:
@@ -95,7 +95,7 @@ def grainy(picture: Image.Image, seed: int) -> Image.Image:
 def measure(runs: int) -> dict[str, Any]:
     pipe = Pipeline.load(EMBEDDED, image_to_image=False)
     drawn = [pipe(prompt, seed=i).images[0] for i, prompt in enumerate(PROMPTS)]
-    sets = dict(zip(SETS, (drawn, [grainy(one, i) for i, one in enumerate(drawn)]), strict=True))
+    sets = dict(zip(SETS, (drawn, [grainy(picture, i) for i, picture in enumerate(drawn)]), strict=True))
     rows = [
         {"encoder": name} | {kind: cost(encoder, pictures, runs) for kind, pictures in sets.items()}
         for name, encoder in encoders().items()

@@ -1,7 +1,7 @@
 """Work counted from ONNX graphs with static shapes: multiplications and additions, and the bytes that must move.
 
-A multiply-add is two operations. Counted are convolutions, matrix products and attention; what stands between them is taken
-to be fused into them. Knows nothing about machines.
+A multiply-add is two operations. Counted are convolutions, matrix products and attention. Nodes between them are taken to be
+fused into them. The module knows nothing about machines.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ PRODUCTS = {
     "QLinearMatMul": (0, 3),
     "Gemm": (0, 1),
 }
-# what may stand between a product and the Softmax it belongs to
+# nodes that may stand between a product and the Softmax it belongs to
 _ELEMENTWISE = {"Add", "Mul", "Div", "Sub", "Where", "IsNaN", "Cast", "Reshape", "Transpose", "Softmax"}
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One product. weights, activations: numbers of elements read or written; the scores of an attention stay on the chip."""
+    """One product. weights, activations: numbers of elements read or written, without an attention's scores, which stay on
+    the chip."""
 
     name: str
     kind: str  # conv, matmul (one operand is a weight) or attention
@@ -44,7 +45,7 @@ class Operation:
 
 
 def operations(path: Path) -> list[Operation]:
-    """The products of the graph at `path`; its weights are not read. Raises ValueError for what cannot be counted."""
+    """The products of the graph at `path`. Its weights are not read. Raises ValueError for a node that cannot be counted."""
     return count(onnx.load(str(path), load_external_data=False))
 
 
@@ -56,22 +57,22 @@ def count(model: onnx.ModelProto) -> list[Operation]:
     shapes = _shapes(model)
     weights = _constants(graph)
     scores = _scores(graph.node)
-    found: list[Operation] = []
+    products: list[Operation] = []
     for node in graph.node:
         if any(
             attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute
         ):
             raise ValueError(f"{node.name or node.op_type} holds a graph of its own, which is not counted")
         if node.op_type == "Attention":
-            found.append(_attention(node, shapes))
+            products.append(_attention(node, shapes))
         elif node.op_type in PRODUCTS:
-            found.append(_product(node, shapes, weights, scores))
-    return found
+            products.append(_product(node, shapes, weights, scores))
+    return products
 
 
-def flops(found: Iterable[Operation], kind: str | None = None) -> int:
-    """Their sum, of one kind or of all."""
-    return sum(one.flops for one in found if kind in (None, one.kind))
+def flops(products: Iterable[Operation], kind: str | None = None) -> int:
+    """The floating-point operations of one kind or of all."""
+    return sum(product.flops for product in products if kind in (None, product.kind))
 
 
 def _product(node: onnx.NodeProto, shapes: Shapes, weights: set[str], scores: set[str]) -> Operation:
@@ -107,18 +108,18 @@ def _attention(node: onnx.NodeProto, shapes: Shapes) -> Operation:
 
 
 def _shapes(model: onnx.ModelProto) -> Shapes:
-    found: Shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
 
     def read(graph: onnx.GraphProto) -> None:
         for value in (*graph.input, *graph.value_info, *graph.output):
             sizes = value.type.tensor_type.shape.dim
             if value.type.tensor_type.HasField("shape") and all(size.HasField("dim_value") for size in sizes):
-                found.setdefault(value.name, tuple(size.dim_value for size in sizes))
+                shapes.setdefault(value.name, tuple(size.dim_value for size in sizes))
 
     read(model.graph)
-    if any(name not in found for node in model.graph.node for name in node.output if name):
+    if any(name not in shapes for node in model.graph.node for name in node.output if name):
         read(onnx.shape_inference.infer_shapes(model, data_prop=True).graph)
-    return found
+    return shapes
 
 
 def _shape(name: str, shapes: Shapes) -> tuple[int, ...]:
@@ -146,21 +147,24 @@ def _scores(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     scores: set[str] = set()
     for node in producer.values():
         if node.op_type == "Softmax":
-            scores |= _walk(node.input[0], lambda name: producer[name].input if _passes(producer.get(name)) else ())
-            scores |= _walk(
-                node.output[0], lambda name: [out for one in consumers[name] if _passes(one) for out in one.output]
+            scores |= _reachable(
+                node.input[0], lambda name: producer[name].input if _passes(producer.get(name)) else ()
+            )
+            scores |= _reachable(
+                node.output[0],
+                lambda name: [out for consumer in consumers[name] if _passes(consumer) for out in consumer.output],
             )
     return scores
 
 
-def _walk(start: str, step: Callable[[str], Iterable[str]]) -> set[str]:
-    found, todo = set[str](), [start]
+def _reachable(start: str, step: Callable[[str], Iterable[str]]) -> set[str]:
+    reached, todo = set[str](), [start]
     while todo:
         name = todo.pop()
-        if name and name not in found:
-            found.add(name)
+        if name and name not in reached:
+            reached.add(name)
             todo += step(name)
-    return found
+    return reached
 
 
 def _passes(node: onnx.NodeProto | None) -> bool:

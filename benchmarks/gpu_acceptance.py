@@ -1,12 +1,12 @@
-"""Does this machine's NVIDIA GPU do what sdturbo promises? Engines, parity, latency, memory and a soak, in one report.
+"""Check sdturbo's promises on this machine's NVIDIA GPU: engines, parity, latency, memory and a soak, in one report.
 
     python benchmarks/gpu_acceptance.py --model seeded            # on a machine with a GPU, under 30 minutes
     python benchmarks/gpu_acceptance.py --model seeded --batch-size 1 --batch-size 4       # every batch size is measured
     python benchmarks/gpu_acceptance.py --model small --dry       # anywhere: the same lines, figures that need a GPU left open
 
 Prints the report, saves it as text and JSON, and prints one JSON document as its last line. Exit code 0 if no line failed,
-1 otherwise. A dry run uses the null backend's device in the place of CUDA; its figures are no figures of a GPU, and neither
-pass nor fail. Has not been run on a GPU yet.
+1 otherwise. A dry run uses the null backend's device in the place of CUDA. Its figures are no figures of a GPU, and neither
+pass nor fail. This has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ GROWTH = 16e6  # bytes that 1,000 requests may add to the GPU's memory, or 64 MB
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """ok None: neither pass nor fail, a figure to know or one that needs a GPU."""
+    """One check. ok None: neither pass nor fail, for a figure without a limit or one that needs a GPU."""
 
     what: str
-    found: str
+    measured: str
     expected: str = ""
     ok: bool | None = None
 
     def __str__(self) -> str:
         verdict = {True: "pass", False: "FAIL", None: "    "}[self.ok]
-        return f"{verdict}  {self.what:<44} {self.found}{f'  ({self.expected})' if self.expected else ''}"
+        return f"{verdict}  {self.what:<44} {self.measured}{f'  ({self.expected})' if self.expected else ''}"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How much is run. backend, device: ("null", "null:0") in a dry run."""
+class Extent:
+    """How much is run, and where. backend, device: ("null", "null:0") in a dry run. runs: timed. soak: requests."""
 
     backend: str
     device: str
@@ -75,60 +75,62 @@ class Plan:
         return EngineChoice(self.backend, self.device)
 
     def verdict(self, ok: bool) -> bool | None:
-        """A figure's verdict; in a dry run it has none."""
+        """A figure's verdict. In a dry run it has none."""
         return None if self.dry else bool(ok)
 
     def figure(self, text: str) -> str:
         return NEEDS_GPU if self.dry else text
 
 
-def machine(plan: Plan) -> Iterator[Line]:
+def machine(extent: Extent) -> Iterator[Line]:
     yield Line("sdturbo", sdturbo.__version__)
-    if plan.dry:
+    if extent.dry:
         yield Line("GPU", NEEDS_GPU)
         yield Line("TensorRT", NEEDS_GPU)
         return
-    gpu = _gpu(plan)
+    gpu = _gpu(extent)
     yield Line(
         "GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.1f} GB, CUDA {gpu.driver}"
     )
-    yield Line("backend", f"{plan.backend} {backends.connect(plan.choice).version}")
+    yield Line("backend", f"{extent.backend} {backends.connect(extent.choice).version}")
 
 
-def compile_plans(bundle: Bundle, plan: Plan, store: Path) -> Iterator[Line]:
-    """Compile what is missing; each plan was compared with the graph on the CPU when it was made."""
+def compile_plans(bundle: Bundle, extent: Extent, timing_caches: Path) -> Iterator[Line]:
+    """Compile the missing plans. Each plan was compared with the graph on the CPU when it was made."""
     from sdturbo.bundle.plans import read_plans
     from sdturbo_export.tensorrt.trt_plans import compile_plans as compile_all
 
     start = time.perf_counter()
-    compiled = compile_all(bundle, device=plan.device, store=store, say=lambda line: print(line, file=sys.stderr))
+    compiled = compile_all(
+        bundle, device=extent.device, timing_caches=timing_caches, say=lambda line: print(line, file=sys.stderr)
+    )
     yield Line("plans compiled in", f"{time.perf_counter() - start:.0f} s")
-    for one in read_plans(compiled):
-        yield _parity(one.stage, one.batch_size, one.relative_l2, bundle, plan, f", plan {one.median_ms:.2f} ms")
+    for plan in read_plans(compiled):
+        yield _parity(plan.stage, plan.batch_size, plan.relative_l2, bundle, extent, f", plan {plan.median_ms:.2f} ms")
 
 
-def parity(bundle: Bundle, plan: Plan) -> Iterator[Line]:
+def parity(bundle: Bundle, extent: Extent) -> Iterator[Line]:
     """Each stage against the graph on the CPU, where no plan was compared when it was made."""
     from sdturbo_export.tensorrt.trt_plans import references
 
-    backend = backends.connect(plan.choice, bundle)
+    backend = backends.connect(extent.choice, bundle)
     for size in bundle.batch_sizes:
         for visit in references(bundle, size):
             session = backend.session(bundle.graph(visit.stage, size), bundle.stages[visit.stage], size)
             (output,) = session.run(visit.inputs).values()
-            yield _parity(visit.stage, size, relative_l2(output, visit.output), bundle, plan)
+            yield _parity(visit.stage, size, relative_l2(output, visit.output), bundle, extent)
 
 
-def _parity(stage: str, size: int, distance: float, bundle: Bundle, plan: Plan, more: str = "") -> Line:
+def _parity(stage: str, size: int, distance: float, bundle: Bundle, extent: Extent, more: str = "") -> Line:
     bound = BOUNDS[bundle.precision]
-    found = plan.figure(f"relative L2 {distance:.1e}{more}")
+    measured = extent.figure(f"relative L2 distance {distance:.1e}{more}")
     expected = f"<= {bound:.0e} to ONNX Runtime's CPU"
-    return Line(f"parity, {stage} at batch size {size}", found, expected, plan.verdict(distance <= bound))
+    return Line(f"parity, {stage} at batch size {size}", measured, expected, extent.verdict(distance <= bound))
 
 
-def stages(bundle: Bundle, plan: Plan, size: int) -> Iterator[Line]:
-    """Each stage alone at a batch size, copies in and out included; then joined, launched plainly and as one CUDA graph."""
-    backend = backends.connect(plan.choice, bundle)
+def stages(bundle: Bundle, extent: Extent, size: int) -> Iterator[Line]:
+    """Each stage alone at a batch size, with its copies in and out. Then all joined, launched plainly and as one CUDA graph."""
+    backend = backends.connect(extent.choice, bundle)
     sessions: dict[str, Any] = {
         name: backend.session(bundle.graph(name, size), bundle.stages[name], size) for name in PROGRAM_STAGES
     }
@@ -137,92 +139,99 @@ def stages(bundle: Bundle, plan: Plan, size: int) -> Iterator[Line]:
     at = f" at batch size {size}"
     for visit in walk.visits(run_of(sessions), until="decoder"):
         session, inputs = sessions[visit.stage], visit.inputs
-        yield Line(f"latency, {visit.stage}{at}", plan.figure(_times(lambda s=session, i=inputs: s.run(i), plan.runs)))
+        yield Line(
+            f"latency, {visit.stage}{at}", extent.figure(_times(lambda s=session, i=inputs: s.run(i), extent.runs))
+        )
     first = walk.inputs("text_encoder", 0) | {"latents": walk.inputs("denoiser", 0)["latents"]}
     program = backend.program(sessions, bundle.steps(1))
     if not isinstance(program, DeviceProgram):
-        raise BackendUnavailable(f"The backend {plan.backend!r} does not keep a request on its device.")
+        raise BackendUnavailable(f"The backend {extent.backend!r} does not keep a request on its device.")
     yield Line(f"stages joined and replayed as one{at}", str(program.replays), "True", program.replays)
     expected = program.run(first)
     plain = program.run(first, replay=False)
     distance = relative_l2(plain["latents"], walk.outputs["denoiser"])
-    yield Line(f"joined against stage by stage{at}", f"relative L2 {distance:.1e}", "<= 1e-3", distance <= 1e-3)
+    yield Line(
+        f"joined against stage by stage{at}", f"relative L2 distance {distance:.1e}", "<= 1e-3", distance <= 1e-3
+    )
     again = program.run(first)
     same = all(np.array_equal(expected[name], again[name]) for name in expected)
     yield Line(f"run 1 equals run 2{at}", str(same), "True", same)
     for replay, text in ((False, "without CUDA graph"), (True, "with CUDA graph")):
         yield Line(
             f"latency, three stages {text}{at}",
-            plan.figure(_times(lambda r=replay: program.run(first, replay=r), plan.runs)),
+            extent.figure(_times(lambda r=replay: program.run(first, replay=r), extent.runs)),
         )
 
 
-def requests(bundle: Bundle, plan: Plan) -> Iterator[Line]:
+def requests(bundle: Bundle, extent: Extent) -> Iterator[Line]:
     """Whole requests from prompt to pixels: golden picture, latency against the limit, memory, soak."""
-    before = _free(plan)
+    before = _free(extent)
     start = time.perf_counter()
-    pipe = Pipeline.load(bundle.path, plan.backend, device=plan.device, image_to_image=False)
-    yield Line("load time", plan.figure(f"{time.perf_counter() - start:.1f} s"))
-    yield Line("GPU memory taken", plan.figure(f"{(before - _free(plan)) / 1e9:.2f} GB"))
+    pipe = Pipeline.load(bundle.path, extent.backend, device=extent.device, image_to_image=False)
+    yield Line("load time", extent.figure(f"{time.perf_counter() - start:.1f} s"))
+    yield Line("GPU memory taken", extent.figure(f"{(before - _free(extent)) / 1e9:.2f} GB"))
     psnr, least = golden_distance(pipe), bundle.golden.min_psnr
-    yield Line("golden picture", plan.figure(f"{psnr:.1f} dB"), f">= {least:.0f} dB", plan.verdict(psnr >= least))
-    times = _samples(lambda i: pipe(f"picture number {i}", seed=i, output_type="np"), plan.runs)
-    name = "" if plan.dry else _gpu(plan).name
+    yield Line("golden picture", extent.figure(f"{psnr:.1f} dB"), f">= {least:.0f} dB", extent.verdict(psnr >= least))
+    times = _samples(lambda i: pipe(f"picture number {i}", seed=i, output_type="np"), extent.runs)
+    name = "" if extent.dry else _gpu(extent).name
     limit, floor = _known(LIMITS, name) or LIMIT, _known(ROOFLINES, name)
     full = sum(size for _, size in bundle.files.values()) > FULL_SIZE
-    ok = plan.verdict(float(np.median(times)) <= limit) if full else None
+    ok = extent.verdict(float(np.median(times)) <= limit) if full else None
     expected = f"median <= {limit:.0f} ms" + ("" if full else ", for the full-size model")
-    yield Line("latency, whole request, one step", plan.figure(_summary(times)), expected, ok)
+    yield Line("latency, whole request, one step", extent.figure(_summary(times)), expected, ok)
     for size in bundle.batch_sizes[1:]:
-        batch = _samples(lambda i, n=size: pipe(_prompts(i, n), seed=i, output_type="np"), max(3, plan.runs // size))
-        yield Line(f"latency, whole request of {size} pictures", plan.figure(_summary(batch)))
-    yield from _streamed(pipe, plan)
-    yield Line("roofline of this GPU", plan.figure(f"{floor:.2f} ms" if floor else "not known for this GPU"))
-    free, resident = _free(plan), _resident()
-    for i in range(plan.soak):
+        batch = _samples(lambda i, n=size: pipe(_prompts(i, n), seed=i, output_type="np"), max(3, extent.runs // size))
+        yield Line(f"latency, whole request of {size} pictures", extent.figure(_summary(batch)))
+    yield from _streamed(pipe, extent)
+    yield Line("roofline of this GPU", extent.figure(f"{floor:.2f} ms" if floor else "not known for this GPU"))
+    free, resident = _free(extent), _resident()
+    for i in range(extent.soak):
         pipe(f"picture number {i}", seed=i, output_type="np")
-    grown, host = free - _free(plan), _resident() - resident
-    what = f"soak, {plan.soak} requests: memory of the"
+    grown, host = free - _free(extent), _resident() - resident
+    what = f"soak, {extent.soak} requests: memory of the"
     yield Line(
-        f"{what} GPU", plan.figure(f"{grown / 1e6:+.1f} MB"), f"<= {GROWTH / 1e6:.0f} MB", plan.verdict(grown <= GROWTH)
+        f"{what} GPU",
+        extent.figure(f"{grown / 1e6:+.1f} MB"),
+        f"<= {GROWTH / 1e6:.0f} MB",
+        extent.verdict(grown <= GROWTH),
     )
-    yield Line(f"{what} process", f"{host / 1e6:+.1f} MB", "<= 64 MB", plan.verdict(host <= 64e6))
+    yield Line(f"{what} process", f"{host / 1e6:+.1f} MB", "<= 64 MB", extent.verdict(host <= 64e6))
 
 
-def _streamed(pipe: Pipeline, plan: Plan) -> Iterator[Line]:
-    """Requests under way at the same time: that they are what calls draw, and pictures a second of both."""
-    given: list[Request] = [{"prompt": f"picture number {i}", "seed": i, "output_type": "np"} for i in range(8)]
+def _streamed(pipe: Pipeline, extent: Extent) -> Iterator[Line]:
+    """Requests under way at the same time: the same pictures as those of calls, and pictures per second of both."""
+    requests: list[Request] = [{"prompt": f"picture number {i}", "seed": i, "output_type": "np"} for i in range(8)]
     most = 0
-    for one, request in zip(pipe.stream(given), given, strict=True):
-        if isinstance(one, SDTurboError):
-            raise one
-        most = max(most, int(np.abs(one.images.astype(int) - pipe(**request).images).max()))
+    for result, request in zip(pipe.stream(requests), requests, strict=True):
+        if isinstance(result, SDTurboError):
+            raise result
+        most = max(most, int(np.abs(result.images.astype(int) - pipe(**request).images).max()))
     yield Line("streamed against called", f"pixels differ by {most} of 255", "<= 1", most <= 1)
-    rates = pictures_per_second(pipe, runs=plan.runs, num_inference_steps=1)
+    rates = pictures_per_second(pipe, runs=extent.runs, num_inference_steps=1)
     for name, rate in rates.items():
-        yield Line(f"throughput, {name}", plan.figure(f"{rate:.1f} pictures/s"))
+        yield Line(f"throughput, {name}", extent.figure(f"{rate:.1f} pictures/s"))
 
 
 def _prompts(i: int, count: int) -> list[str]:
     return [f"picture {j} of request {i}" for j in range(count)]
 
 
-def acceptance(path: Path, plan: Plan, store: Path) -> Iterator[Line]:
-    """Every line of the report. A machine that cannot run it ends it; of what breaks later, a line tells, and it goes on."""
+def acceptance(path: Path, extent: Extent, timing_caches: Path) -> Iterator[Line]:
+    """Every line of the report. A machine that cannot run it ends it. A later failure is a line, and the report goes on."""
     bundle = Bundle.load(path)
     yield Line("model", f"{bundle.model['name']}, {bundle.precision}, bundle {bundle.bundle_id}")
-    if reason := backends.offer_for(plan.choice).reason:
+    if reason := backends.offer_for(extent.choice).reason:
         yield Line("machine", reason, "no error", False)
         return
-    yield from _guarded("machine", lambda: machine(plan))
-    if plan.backend == "tensorrt":
-        yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), plan, store))
+    yield from _guarded("machine", lambda: machine(extent))
+    if extent.backend == "tensorrt":
+        yield from _guarded("plans", lambda: compile_plans(Bundle.load(path), extent, timing_caches))
     else:
-        yield from _guarded("parity", lambda: parity(bundle, plan))
+        yield from _guarded("parity", lambda: parity(bundle, extent))
     for size in bundle.batch_sizes:
-        yield from _guarded("stages", lambda at=size: stages(Bundle.load(path), plan, at))
+        yield from _guarded("stages", lambda at=size: stages(Bundle.load(path), extent, at))
         gc.collect()  # the stages' engines, before the next ones are loaded
-    yield from _guarded("requests", lambda: requests(Bundle.load(path), plan))
+    yield from _guarded("requests", lambda: requests(Bundle.load(path), extent))
 
 
 def _guarded(name: str, part: Callable[[], Iterator[Line]]) -> Iterator[Line]:
@@ -250,21 +259,21 @@ def _summary(times: list[float]) -> str:
     return f"median {np.median(times):.2f} ms, p99 {np.percentile(times, 99):.2f} ms, {len(times)} runs"
 
 
-def _gpu(plan: Plan) -> Any:
+def _gpu(extent: Extent) -> Any:
     from sdturbo.backends.nvidia.gpus import find_gpus
 
-    return find_gpus()[_index(plan)]
+    return find_gpus()[_index(extent)]
 
 
-def _free(plan: Plan) -> int:
-    """Free bytes on the GPU; 0 in a dry run, where nothing is made of it."""
+def _free(extent: Extent) -> int:
+    """Free bytes on the GPU. 0 in a dry run, which has no use for them."""
     from sdturbo.backends.nvidia.gpus import free_memory
 
-    return 0 if plan.dry else free_memory(_index(plan))
+    return 0 if extent.dry else free_memory(_index(extent))
 
 
-def _index(plan: Plan) -> int:
-    return int(plan.device.partition(":")[2] or 0)
+def _index(extent: Extent) -> int:
+    return int(extent.device.partition(":")[2] or 0)
 
 
 def _resident() -> int:
@@ -294,38 +303,40 @@ def _bundle(model: str, path: Path, batch_sizes: list[int]) -> Bundle:
     return bundle
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="seeded")
-    parser.add_argument("--bundle", type=Path, help="an fp16 bundle; built from --model if it is not there")
+    parser.add_argument("--bundle", type=Path, help="an fp16 bundle, built from --model if it is not there")
     parser.add_argument("--backend", default="tensorrt", choices=["tensorrt", "cuda", "cuda-tensorrt"])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--out", type=Path, default=Path("build/gpu-acceptance"), help="directory of the report")
-    parser.add_argument("--batch-size", type=int, action="append", help="of the bundle; again for more. Default: 1")
+    parser.add_argument("--batch-size", type=int, action="append", help="of the bundle. Repeatable. Default: 1")
     parser.add_argument("--dry", action="store_true", help="everything but the calls of CUDA")
-    given = parser.parse_args(arguments)
-    plan = Plan(given.backend, given.device, dry=False, runs=200, soak=1000)
-    if given.dry:
-        plan = Plan("null", "null:0", dry=True, runs=5, soak=20)
-    name = Path(given.model.rstrip("/")).name
+    arguments = parser.parse_args(command_line)
+    extent = Extent(arguments.backend, arguments.device, dry=False, runs=200, soak=1000)
+    if arguments.dry:
+        extent = Extent("null", "null:0", dry=True, runs=5, soak=20)
+    name = Path(arguments.model.rstrip("/")).name
     try:
-        bundle = _bundle(given.model, given.bundle or Path("build") / f"{name}-fp16", given.batch_size or [1])
+        bundle = _bundle(
+            arguments.model, arguments.bundle or Path("build") / f"{name}-fp16", arguments.batch_size or [1]
+        )
     except SDTurboError as error:
         print(f"gpu_acceptance: {error}", file=sys.stderr)
         return error.exit_code
     lines: list[Line] = []
-    for line in acceptance(bundle.path, plan, given.out / "tensorrt"):
+    for line in acceptance(bundle.path, extent, arguments.out / "tensorrt"):
         lines.append(line)
         print(line, flush=True)
     failed = sum(line.ok is False for line in lines)
-    open_lines = sum(line.found == NEEDS_GPU for line in lines)
+    open_lines = sum(line.measured == NEEDS_GPU for line in lines)
     verdict = f"{failed} lines failed, {sum(line.ok is True for line in lines)} passed, {open_lines} need a GPU"
     print(verdict)
-    report = {"model": bundle.model["name"], "bundle_id": bundle.bundle_id, "dry": plan.dry, "verdict": verdict}
-    report |= {"backend": given.backend, "lines": [asdict(line) for line in lines]}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (given.out / "report.txt").write_text("\n".join([*map(str, lines), verdict, ""]), encoding="utf-8")
+    report = {"model": bundle.model["name"], "bundle_id": bundle.bundle_id, "dry": extent.dry, "verdict": verdict}
+    report |= {"backend": arguments.backend, "lines": [asdict(line) for line in lines]}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (arguments.out / "report.txt").write_text("\n".join([*map(str, lines), verdict, ""]), encoding="utf-8")
     print(json.dumps(report))
     return 1 if failed else 0
 

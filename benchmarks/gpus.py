@@ -1,4 +1,4 @@
-"""Peak figures of NVIDIA GPUs, from NVIDIA's own documents. Dense products in fp16 with fp32 accumulation; no sparsity."""
+"""Peak figures of NVIDIA GPUs, from NVIDIA's own documents: dense products in fp16 with fp32 sums, without sparsity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HALF_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """tflops: 10¹² operations a second on tensor cores. bandwidth: 10⁹ bytes a second of device memory."""
+    """tflops: 10¹² operations per second on tensor cores. bandwidth: 10⁹ bytes per second of device memory."""
 
     name: str
     tflops: float
@@ -41,5 +41,5 @@ def memory_seconds(operation: Operation, gpu: Gpu) -> float:
 
 
 def lower_bound(operations: Sequence[Operation], gpu: Gpu) -> float:
-    """Seconds that no implementation of these products can go below: for each the larger of the two."""
-    return sum(max(compute_seconds(one, gpu), memory_seconds(one, gpu)) for one in operations)
+    """The least seconds of any implementation of these products: for each the larger of its two times."""
+    return sum(max(compute_seconds(product, gpu), memory_seconds(product, gpu)) for product in operations)

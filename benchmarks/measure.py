@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Configuration:
-    """What is measured: an engine, and how it is asked. threads: CPU threads."""
+    """An engine to measure, and the requests to it. threads: CPU threads."""
 
     backend: str
     precision: str
@@ -47,10 +47,10 @@ class Configuration:
 
 
 def run(bundle: Path, configuration: Configuration, runs: int, *, cold_first: bool = False) -> dict[str, Any]:
-    """The measurement in a new process with a cache of its own; {"error": words} if there is none.
+    """The measurement in a new process with a cache of its own, or {"error": words}.
 
-    cold_first: load in another process before, with the cache empty (`cold_load_ms`), so that `load_ms` is that of a second
-    load: compiled blobs and hashes from the cache, files from the page cache.
+    cold_first: load in another process before, with the cache empty (`cold_load_ms`). `load_ms` is then that of a second
+    load, with compiled blobs and hashes from the cache and files from the page cache.
     """
     (ROOT / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build", prefix="cache-") as cache:
@@ -74,13 +74,13 @@ def _ask(bundle: Path, configuration: Configuration, runs: int, cache: str) -> d
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Load and time the configuration in this process, with a pipeline of its batch size alone; 0 runs: load, no more."""
+    """Load and time the configuration in this process, with a pipeline of its batch size alone. With 0 runs, only load."""
 
     def load() -> Pipeline:
         bundle = Bundle.load(request["bundle"], trust_unchanged=True)  # as Pipeline.load does
         if request["batch_size"] not in bundle.batch_sizes:
             raise InvalidRequest(
-                f"Got batch size {request['batch_size']}; the bundle has {', '.join(map(str, bundle.batch_sizes))}."
+                f"Got batch size {request['batch_size']}. The bundle has {', '.join(map(str, bundle.batch_sizes))}."
             )
         bundle = dataclasses.replace(bundle, batch_sizes=(request["batch_size"],))
         choice = EngineChoice(request["backend"], precision=request["precision"], num_threads=request["threads"])

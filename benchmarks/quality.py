@@ -1,7 +1,8 @@
-"""How near every backend and precision draws to PyTorch in fp32: PSNR and SSIM over many prompts. `make bench-quality`.
+"""The distance of every backend and precision to PyTorch in fp32, over many prompts. `make bench-quality`.
 
-The reference is diffusers' own pipeline on the checkpoint, with the same prompts and seeds. Only a trained model's pictures
-say what a precision does to pictures; with seeded weights the figures are those of a texture.
+It is given as PSNR (peak signal-to-noise ratio) and SSIM (structural similarity). The reference is diffusers' own pipeline on
+the checkpoint, with the same prompts and seeds. Only a trained model shows the effect of a precision on pictures. With seeded
+weights the figures are those of a texture.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ if TYPE_CHECKING:
     from sdturbo_export.weights.checkpoint import Checkpoint
 
 Picture = NDArray[np.uint8]
-EQUAL_DB = 99.0  # stands for equal pictures: JSON has no infinity
+EQUAL_DB = 99.0  # stands for equal pictures, because JSON has no infinity
 LEAST = 32  # prompts
 KEY = ("backend", "precision")
 
 
-def psnr(found: Picture, expected: Picture) -> float:
-    """PSNR in dB of two uint8 pictures of one shape, at most EQUAL_DB."""
-    return min(difference(found, expected)[0], EQUAL_DB)
+def psnr(picture: Picture, expected: Picture) -> float:
+    """PSNR in decibels of two uint8 pictures of one shape, at most EQUAL_DB."""
+    return min(difference(picture, expected)[0], EQUAL_DB)
 
 
-def ssim(found: Picture, expected: Picture) -> float:
-    """Structural similarity of two uint8 (H, W, 3) pictures, 1 for equal ones: Wang et al. 2004, Gaussian window, sigma 1.5."""
+def ssim(picture: Picture, expected: Picture) -> float:
+    """SSIM of two uint8 (H, W, 3) pictures, 1 for equal ones: Wang et al. 2004, Gaussian window, sigma 1.5."""
     from skimage.metrics import structural_similarity
 
     similarity: Any = structural_similarity(
-        found, expected, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
+        picture, expected, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
     )
     return float(similarity)
 
@@ -58,7 +59,7 @@ def prompts(count: int) -> list[str]:
     file = files("sdturbo_export").joinpath("tiny/held_out_captions.txt")
     captions = file.read_text(encoding="utf-8").splitlines()
     if not LEAST <= count <= len(captions):
-        raise InvalidRequest(f"Got {count} prompts; expected {LEAST} to {len(captions)}.")
+        raise InvalidRequest(f"Got {count} prompts. Expected {LEAST} to {len(captions)}.")
     return [captions[i * len(captions) // count] for i in range(count)]
 
 
@@ -76,22 +77,22 @@ def reference(checkpoint: Checkpoint, texts: Sequence[str], steps: int) -> list[
 def distances(pipe: Pipeline, texts: Sequence[str], expected: Sequence[Picture], steps: int) -> dict[str, Any]:
     """PSNR and SSIM of every prompt's picture, with the median and the worst of each."""
     row: dict[str, Any] = {"psnr_db": [], "ssim": []}
-    for seed, (text, picture) in enumerate(zip(texts, expected, strict=True)):
-        found = pipe(text, seed=seed, num_inference_steps=steps, output_type="np").images[0]
-        row["psnr_db"].append(psnr(found, picture))
-        row["ssim"].append(ssim(found, picture))
+    for seed, (text, reference) in enumerate(zip(texts, expected, strict=True)):
+        picture = pipe(text, seed=seed, num_inference_steps=steps, output_type="np").images[0]
+        row["psnr_db"].append(psnr(picture, reference))
+        row["ssim"].append(ssim(picture, reference))
     for name in ("psnr_db", "ssim"):
         row[f"median_{name}"], row[f"worst_{name}"] = statistics.median(row[name]), min(row[name])
     return row
 
 
-def run(bundle: Bundle, checkpoint: Checkpoint, store: Path, count: int, steps: int) -> dict[str, Any]:
-    """Every engine that runs here, stored as it is measured; returns the stored document."""
+def run(bundle: Bundle, checkpoint: Checkpoint, results_directory: Path, count: int, steps: int) -> dict[str, Any]:
+    """Measure every engine that runs here. Returns the stored document."""
     if not 1 <= steps <= MAX_STEPS:
-        raise InvalidRequest(f"Got {steps} steps; expected 1 to {MAX_STEPS}.")
+        raise InvalidRequest(f"Got {steps} steps. Expected 1 to {MAX_STEPS}.")
     texts = prompts(count)
     settings = {"bundle_id": bundle.bundle_id, "steps": steps, "prompts": texts}
-    rows = Results(store, "quality", results.name_of(bundle), settings)
+    rows = Results(results_directory, "quality", results.name_of(bundle), settings)
     missing = [engine for engine in suite.engines(bundle) if rows.find(dict(zip(KEY, engine, strict=True))) is None]
     expected = reference(checkpoint, texts, steps) if missing else []
     for backend, precision in missing:

@@ -1,8 +1,8 @@
 """The server on Ray Serve under load: a replica killed with SIGKILL, and a new bundle, while clients go on asking.
 
-Needs the server running on this machine's Ray with two replicas or more (make serve-ray), and for the new bundle its config
+Needs the server running on this machine's Ray with two replicas or more (make serve-ray). The new bundle needs its config
 file written anew (`--update ray.yaml`, deployed with `serve deploy`). Prints a JSON line for each figure, and one JSON
-document as its last line; exits with 1 if one does not hold.
+document as its last line. Exits with 1 if a figure does not hold.
 
     python -m benchmarks.ray_load --url http://127.0.0.1:8000 --seconds 60 --update build/ray-new.yaml
 """
@@ -30,7 +30,7 @@ from benchmarks.verdicts import Verdict, judge
 
 
 class Load:
-    """Clients that ask one request after another. answers: (what came, seconds it took, bundle_id)."""
+    """Clients that ask one request after another. answers: (status or error, seconds, bundle_id)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -50,62 +50,62 @@ class Load:
                 self.answers.append((what, time.perf_counter() - start, bundle))
 
     def report(self) -> dict[str, Any]:
-        took = [seconds for _, seconds, _ in self.answers]
+        times = [seconds for _, seconds, _ in self.answers]
         return {
             "answers": dict(Counter(what for what, _, _ in self.answers)),
             "failed": sum(what not in ("200", "429") for what, _, _ in self.answers),
             "bundles": sorted({bundle for _, _, bundle in self.answers if bundle}),
             "last_bundle": next((bundle for _, _, bundle in reversed(self.answers) if bundle), None),
-            "p50_s": float(np.median(took)),
-            "max_s": max(took),
+            "p50_s": float(np.median(times)),
+            "max_s": max(times),
         }
 
 
 @contextmanager
 def load(url: str, clients: int) -> Generator[Load]:
-    found = Load(url)
-    threads = [threading.Thread(target=found.ask_on, args=(i,)) for i in range(clients)]
+    running = Load(url)
+    threads = [threading.Thread(target=running.ask_on, args=(i,)) for i in range(clients)]
     for thread in threads:
         thread.start()
     try:
-        yield found
+        yield running
     finally:
-        found.end.set()
+        running.end.set()
         for thread in threads:
             thread.join()
 
 
 def replicas() -> set[int]:
     """Process ids of the replicas on this machine, which Ray names so."""
-    found: set[int] = set()
-    for one in Path("/proc").glob("[0-9]*/cmdline"):
+    process_ids: set[int] = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if one.read_bytes().startswith(b"ray::ServeReplica:sdturbo:"):
-                found.add(int(one.parent.name))
+            if file.read_bytes().startswith(b"ray::ServeReplica:sdturbo:"):
+                process_ids.add(int(file.parent.name))
         except OSError:  # it has just ended
             continue
-    return found
+    return process_ids
 
 
 def replica_killed(url: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Kill one replica; the rest of `seconds` are for another to take its place."""
+    """Kill one replica. Another takes its place in the rest of `seconds`."""
     before = replicas()
     if len(before) < 2:
-        raise SystemExit(f"{len(before)} replicas run on this machine; two or more are needed")
-    with load(url, clients) as found:
+        raise SystemExit(f"{len(before)} replicas run on this machine. Two or more are needed.")
+    with load(url, clients) as running:
         time.sleep(min(5.0, seconds / 4))
         os.kill(min(before), signal.SIGKILL)
         time.sleep(seconds)
-    return {"replicas": [len(before), len(replicas())], **found.report()}
+    return {"replicas": [len(before), len(replicas())], **running.report()}
 
 
 def rolling_update(url: str, clients: int, seconds: float, config: str) -> dict[str, Any]:
-    """`serve deploy` of another config file; it must have come to an end within `seconds`."""
-    with load(url, clients) as found:
+    """`serve deploy` of another config file, which must end within `seconds`."""
+    with load(url, clients) as running:
         time.sleep(min(5.0, seconds / 4))
         subprocess.run([sys.executable, "-m", "ray.serve.scripts", "deploy", config], check=True, timeout=120)
         time.sleep(seconds)
-    return found.report()
+    return running.report()
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What every suite's command does with its measurements: tables, charts, one JSON line; a known error in a sentence."""
+"""The end of every suite's command: tables, charts and one JSON line of its measurements, or a known error in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdturbo.errors import SDTurboError
 
 
 def report(name: str, measure: Callable[[], dict[str, Any]], pictures: Path | None = None) -> int:
-    """Print the document that `measure` returns; its charts go to `pictures`. Returns the command's exit code."""
+    """Print the document that `measure` returns. Its charts go to `pictures`. Returns the command's exit code."""
     try:
         document = measure()
     except SDTurboError as error:

@@ -1,5 +1,7 @@
-"""Stored results: one JSON file a suite, with machine, versions and date. A row is on disk as soon as it is measured, and an
-interrupted run of the same settings goes on where it was stopped."""
+"""Stored results: one JSON file per suite and bundle, with machine, versions and date.
+
+A row is on disk as soon as it is measured. An interrupted run of the same settings goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ Json = dict[str, Any]
 
 
 def machine() -> Json:
-    """What a figure depends on: CPU, memory, versions. The same on every run of the same installation."""
+    """CPU, memory and versions, which figures depend on. They are the same in every run of the same installation."""
     report = doctor.report()
     keys = ("cpu", "memory_gb", "platform", "python", "sdturbo")
     return {key: report[key] for key in keys} | {"packages": {k: v for k, v in report["packages"].items() if v}}
 
 
 class Results:
-    """Rows of one run, each under a key. While it runs they lie in `<name>.partial.json`; `finish` gives them their name."""
+    """Rows of one run, each under a key. While it runs they lie in `<name>.partial.json`. `finish` gives them their name."""
 
     def __init__(self, directory: Path, suite: str, name: str, settings: Mapping[str, Any]) -> None:
         """Go on with the unfinished run of the same settings on the same machine, or begin a new one."""
@@ -39,9 +41,9 @@ class Results:
         self.path = directory / f"{stem}.json"
         self._partial = directory / f"{stem}.partial.json"
         head: Json = {"suite": suite, "name": name, "settings": json.loads(json.dumps(settings)), "machine": machine()}
-        found = self._read(head)
-        self.resumed = found is not None
-        self.document: Json = found or {
+        unfinished = self._read(head)
+        self.resumed = unfinished is not None
+        self.document: Json = unfinished or {
             **head,
             "commit": _commit(),
             "started": _now(),
@@ -50,14 +52,14 @@ class Results:
         }
 
     def find(self, key: Mapping[str, Any]) -> Json | None:
-        """The row measured under `key`; one that failed is tried again."""
+        """The row measured under `key`. None for a row that failed, which is tried again."""
         return next((row for row in self.document["rows"] if row["key"] == dict(key) and "error" not in row), None)
 
     def add(self, key: Mapping[str, Any], row: Mapping[str, Any]) -> Json:
         """Store a row on disk now, in the place of an older one of the same key."""
         key = dict(key)
-        kept = [old for old in self.document["rows"] if old["key"] != key]
-        self.document["rows"] = [*kept, {"key": key, **row}]
+        others = [other for other in self.document["rows"] if other["key"] != key]
+        self.document["rows"] = [*others, {"key": key, **row}]
         self._write(self._partial)
         return self.document["rows"][-1]
 
@@ -82,17 +84,17 @@ class Results:
 
 
 def name_of(bundle: Bundle) -> str:
-    """What results of a bundle are stored under: its model, and its precision where that is not fp32."""
+    """The name of a bundle's results: its model, and its precision where that is not fp32."""
     name = bundle.model["name"]
     return name if bundle.precision == "fp32" else f"{name}-{bundle.precision}"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """The option that says where results are stored."""
+    """Add the option for the directory of stored results."""
     parser.add_argument("--results", type=Path, default=DIRECTORY, help="directory of stored results")
 
 
-def stored(directory: Path = DIRECTORY) -> Iterator[Json]:
+def finished_runs(directory: Path = DIRECTORY) -> Iterator[Json]:
     """Every finished run, by file name."""
     for path in sorted(directory.glob("*.json")):
         if not path.name.endswith(".partial.json"):

@@ -1,10 +1,10 @@
-"""What each exact rewrite of the exporter gains on each backend: the graph without it and with it, run in turns.
+"""The gain of each exact rewrite of the exporter on each backend: the graph without it and with it, run in turns.
 
     python benchmarks/rewrites.py                          # modules of SD-Turbo's sizes
     python benchmarks/rewrites.py --model build/checkpoints/small-0     # a checkpoint's stages, each rewrite left out in turn
 
-The ratio is time with / time without, the median over pairs that ran one after the other, so that a loaded machine slows
-both. Prints one JSON document as its last line.
+The ratio is time with / time without, the median over pairs that ran one after the other. A loaded machine slows both.
+Prints one JSON document as its last line.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from sdturbo import backends
 from sdturbo.backends import EngineChoice
 from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.rewrites import rewrite, rewrite_names, rewrites_of
-from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.stages import StageDefinition, example_inputs, graph_module, stage_definitions
 from sdturbo_export.weights.checkpoint import open_checkpoint
 
-# rewrite -> (channels, side of the square picture, groups), decoder and UNet of SD-Turbo and of the toy model; for the gated
-# unit the picture is a row of tokens
+# rewrite -> (channels, side of the square picture, groups), from decoder and UNet of SD-Turbo and of the toy model. For the
+# gated unit the picture is a row of tokens.
 SIZES = {
     "upsample": ((512, 64, 0), (256, 128, 0), (1280, 8, 0), (640, 32, 0), (64, 64, 0), (32, 128, 0)),
     "group-norm": ((512, 64, 32), (128, 256, 32), (320, 64, 32), (64, 128, 8), (16, 512, 8)),
@@ -44,7 +45,7 @@ ENGINES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The same function twice; `make(with_it)` gives a module that the case owns."""
+    """The same function twice. `make(with_it)` gives a module that the case owns."""
 
     rewrite: str
     what: str
@@ -53,7 +54,7 @@ class Case:
 
 
 def module_cases() -> Iterator[Case]:
-    """Each rewrite between convolutions, as it stands in a network: layouts are part of what it costs."""
+    """Each rewrite between convolutions, as it stands in a network, because layouts are part of its cost."""
     for name, sizes in SIZES.items():
         for channels, side, groups in sizes:
 
@@ -78,13 +79,13 @@ def module_cases() -> Iterator[Case]:
 
 def stage_cases(directory: Path) -> Iterator[Case]:
     checkpoint = open_checkpoint(directory)
-    for plan in PLANS:
-        for name in rewrites_of(plan.name, "fp32"):
+    for stage, definition in stage_definitions(checkpoint).items():
+        for name in rewrites_of(stage, "fp32"):
 
-            def make(with_it: bool, plan: Any = plan, name: str = name) -> nn.Module:
-                return graph_module(plan, checkpoint, without=() if with_it else (name,))
+            def make(with_it: bool, definition: StageDefinition = definition, name: str = name) -> nn.Module:
+                return graph_module(definition, without=() if with_it else (name,))
 
-            yield Case(name, plan.name, make, example_inputs(plan, checkpoint, 1))
+            yield Case(name, stage, make, example_inputs(definition, 1))
 
 
 def measure(case: Case, pairs: int, threads: int | None) -> Iterator[dict[str, Any]]:
@@ -110,7 +111,7 @@ def measure(case: Case, pairs: int, threads: int | None) -> Iterator[dict[str, A
                 continue  # `sdturbo doctor` says why
             backend = backends.connect(choice)
             sessions = {with_it: backend.session(graph, stage, 1) for with_it, graph in graphs.items()}
-            found = {with_it: session.run(arrays)["y"].astype(np.float64) for with_it, session in sessions.items()}
+            outputs = {with_it: session.run(arrays)["y"].astype(np.float64) for with_it, session in sessions.items()}
             times: dict[bool, list[float]] = {False: [], True: []}
             for _ in range(pairs):
                 for with_it, session in sessions.items():
@@ -125,7 +126,7 @@ def measure(case: Case, pairs: int, threads: int | None) -> Iterator[dict[str, A
                 "without_ms": min(times[False]),
                 "with_ms": min(times[True]),
                 "ratio": float(np.median(np.divide(times[True], times[False]))),
-                "relative_l2": float(np.linalg.norm(found[True] - found[False]) / np.linalg.norm(found[False])),
+                "relative_l2": relative_l2(outputs[True], outputs[False]),
             }
 
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint directory whose stages are measured instead of modules")
     parser.add_argument("--rewrite", choices=rewrite_names(), help="this one only")
     parser.add_argument("--pairs", type=int, default=7, help="runs of each graph")
-    parser.add_argument("--threads", type=int, help="CPU threads; all by default")
+    parser.add_argument("--threads", type=int, help="CPU threads. All by default")
     arguments = parser.parse_args()
     cases = stage_cases(arguments.model) if arguments.model else module_cases()
     rows: list[dict[str, Any]] = []

@@ -1,5 +1,5 @@
-"""The runtime around the engines: what importing costs, what a request costs outside the engines, and whether threads that
-share a pipeline draw the same. Prints one JSON document as its last line.
+"""The runtime around the engines: the time of an import, the time of a request outside the engines, and the pictures of
+threads that share a pipeline. Prints one JSON document as its last line.
 
     python benchmarks/runtime.py --bundle build/tiny
 """
@@ -26,16 +26,16 @@ _IMPORT = (
 
 
 def import_cost(runs: int = 7) -> dict[str, Any]:
-    """Median seconds of `import sdturbo` in a fresh interpreter, and which heavy modules it loaded."""
+    """Median seconds of `import sdturbo` in a fresh interpreter, and the heavy modules that it loaded."""
     outputs = [
         subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True) for _ in range(runs)
     ]
     fields = [output.stdout.split() for output in outputs]
-    return {"seconds": float(np.median([float(one[0]) for one in fields])), "heavy_modules": fields[0][1:]}
+    return {"seconds": float(np.median([float(seconds) for seconds, *_ in fields])), "heavy_modules": fields[0][1:]}
 
 
 def request_overhead(pipe: Pipeline, runs: int) -> dict[str, float]:
-    """Median and p95 milliseconds of a text-to-image request outside the engine stages, each with a new prompt."""
+    """Median and 95th percentile, in milliseconds, of a text-to-image request outside the engine stages. Each prompt is new."""
     times: list[float] = []
     for i in range(runs + 1):
         timings = pipe(f"request number {i}", seed=i).timings
@@ -44,7 +44,7 @@ def request_overhead(pipe: Pipeline, runs: int) -> dict[str, float]:
 
 
 def shared_by_threads(pipe: Pipeline, requests: int, threads: int) -> dict[str, int]:
-    """How many of `requests`, drawn by `threads` threads sharing one pipeline, equal their single-thread twin."""
+    """The number of `requests`, drawn by `threads` threads sharing one pipeline, that equal their single-thread twin."""
 
     def draw(i: int) -> Any:
         return pipe(f"request number {i % 7}", seed=i, output_type="np").images[0]

@@ -1,9 +1,9 @@
-"""The server under load against the bare engine, on loopback: what it adds to a request, what it answers at twice its
-capacity, throughput at saturation, pictures a second while typing, and SIGTERM under load.
+"""The server under load against the bare engine, on loopback: its overhead for a request, its answers at twice its capacity,
+throughput at saturation, pictures per second while typing, and SIGTERM under load.
 
-Prints a JSON line for each figure that must hold, with "pass", and one JSON document as its last line; exits with 1 if one
-does not hold. The figures of Ray are those of benchmarks/ray_load.py. Bounded: `--seconds` of overload, and a fixed number
-of requests elsewhere.
+Prints a JSON line for each figure that must hold, with "pass", and one JSON document as its last line. Exits with 1 if a
+figure does not hold. benchmarks/ray_load.py has the figures of Ray. The time is bounded: `--seconds` of overload, and a fixed
+number of requests elsewhere.
 
     python -m benchmarks.serve_load --bundle build/tiny --seconds 600
 """
@@ -44,11 +44,11 @@ DRAIN_S = 120
 @contextmanager
 def serving(bundle: str, *options: str) -> Generator[tuple[subprocess.Popen[bytes], str]]:
     """A server process on a free loopback port, ready: (process, address)."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    line = [sys.executable, "-m", "sdturbo_serve", "--bundle", bundle, "--port", str(port), *options]
-    process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sdturbo_serve", "--bundle", bundle, "--port", str(port), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(1200):
@@ -72,9 +72,9 @@ def ask(client: httpx2.Client, seed: int, n: int = 1) -> httpx2.Response:
 
 
 def overhead(pipe: Pipeline, url: str, runs: int) -> dict[str, float]:
-    """Milliseconds a request takes beyond the engine's own time for it, and beyond the bare engine's; turn by turn.
+    """Milliseconds of a request beyond the engine's own time for it, and beyond the bare engine's, turn by turn.
 
-    "beyond_engine" is the answer's arrival less the server's own measure of the engine's work, so that a machine's noise
+    "beyond_engine" is the answer's arrival less the server's own measure of the engine's work, so that the machine's noise
     in the engine cancels out. "beyond_bare" is the difference of the two medians.
     """
     bare: list[float] = []
@@ -89,7 +89,7 @@ def overhead(pipe: Pipeline, url: str, runs: int) -> dict[str, float]:
             served.append((time.perf_counter() - start) * 1e3)
             beyond.append(served[-1] - report["timings_ms"]["total"])
             encoding.append(report["encode_ms"])
-    medians = {name: float(np.median(one[1:])) for name, one in (("bare", bare), ("served", served))}
+    medians = {name: float(np.median(times[1:])) for name, times in (("bare", bare), ("served", served))}
     return {
         "bare_p50_ms": medians["bare"],
         "served_p50_ms": medians["served"],
@@ -143,7 +143,7 @@ def overload(
     return {
         "seconds": seconds,
         "clients": clients,
-        "asked_a_second": 2 * capacity,
+        "asked_per_second": 2 * capacity,
         "answers": dict(outcomes),
         "memory_mb": [float(early), float(late)],
         "memory_growth_percent": float((late / early - 1) * 100),
@@ -151,7 +151,7 @@ def overload(
 
 
 def throughput(pipe: Pipeline, url: str, pictures: int, rounds: int = 3) -> dict[str, float]:
-    """Pictures a second of the bare engine in a loop and of the server with 8 clients; best of `rounds`, turn by turn."""
+    """Pictures per second of the bare engine in a loop and of the server with 8 clients, best of `rounds`, turn by turn."""
     bare: list[float] = []
     served: list[float] = []
     with httpx2.Client(base_url=url) as client, ThreadPoolExecutor(8) as pool:
@@ -191,7 +191,7 @@ def typing(url: str, seconds: float) -> dict[str, float]:
         typist.join()
     if frames != sorted(set(frames)):
         raise SystemExit(f"frames came out of order: {frames}")
-    return {"seconds": seconds, "pictures_a_second": len(frames) / seconds}
+    return {"seconds": seconds, "pictures_per_second": len(frames) / seconds}
 
 
 def drain(bundle: str, options: list[str], requests: int) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def drain(bundle: str, options: list[str], requests: int) -> dict[str, Any]:
             time.sleep(1.0)  # all are accepted
             start = time.perf_counter()
             process.send_signal(signal.SIGTERM)
-            statuses = Counter(one.result().status_code for one in answers)
+            statuses = Counter(answer.result().status_code for answer in answers)
         status = process.wait(60)
         return {"answers": dict(statuses), "exit_status": status, "seconds": time.perf_counter() - start}
 
@@ -219,7 +219,7 @@ def verdicts(report: dict[str, Any]) -> list[Verdict]:
         Verdict("right pictures at 2x capacity", overload["answers"].get("right picture", 0), ">=", 1),
         Verdict("memory growth after warm-up, %", overload["memory_growth_percent"], "<=", 2),
         Verdict("throughput at saturation, of the bare engine's", report["throughput"]["ratio"], ">=", 0.95),
-        Verdict("pictures a second while typing", report["typing"]["pictures_a_second"], ">=", 4),
+        Verdict("pictures per second while typing", report["typing"]["pictures_per_second"], ">=", 4),
         Verdict("requests unfinished, and exit status, after SIGTERM", unfinished, "<=", 0),
         Verdict("seconds from SIGTERM to the end", drain["seconds"], "<=", DRAIN_S),
     ]
@@ -236,7 +236,7 @@ def main() -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--runs", type=int, default=20, help="requests whose overhead is timed, and pictures a round")
+    parser.add_argument("--runs", type=int, default=20, help="requests whose overhead is timed, and pictures per round")
     arguments = parser.parse_args()
     options = ["--backend", arguments.backend, "--drain", str(DRAIN_S), "--deadline", "30"]
     pipe = Pipeline.load(arguments.bundle, arguments.backend, image_to_image=False)

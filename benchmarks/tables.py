@@ -17,7 +17,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def document_tables(document: Row, *, beside_charts: bool = False) -> str:
-    """The tables of one stored run. beside_charts: without how it scales, which a chart shows."""
+    """The tables of one stored run. beside_charts: leave out the scaling, which a chart shows."""
     parts = _TABLES[document["suite"]](document)
     if beside_charts and document["suite"] == "bench":
         parts = parts[:1]
@@ -25,7 +25,7 @@ def document_tables(document: Row, *, beside_charts: bool = False) -> str:
 
 
 def provenance(document: Row) -> str:
-    """One sentence: when, on what, with which versions."""
+    """One sentence with date, machine and versions."""
     cpu = document["machine"]["cpu"]
     packages = document["machine"]["packages"]
     versions = ", ".join(

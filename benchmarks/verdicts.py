@@ -1,4 +1,4 @@
-"""What must hold of a run under load: each figure with its limit, and the end that every such command comes to."""
+"""The figures that a run under load must keep, each with its limit, and the end of every such command."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Verdict:
 
 
 def judge(document: dict[str, Any], verdicts: Sequence[Verdict]) -> int:
-    """Print a JSON line for each verdict, and `document` with all of them as the last. Returns the command's exit code."""
-    lines = [one.line() for one in verdicts]
+    """Print a JSON line per verdict, and `document` with all of them as the last line. Returns the command's exit code."""
+    lines = [verdict.line() for verdict in verdicts]
     for line in lines:
         print(json.dumps(line))
     print(json.dumps({**document, "verdicts": lines}))
-    return 0 if all(one.holds for one in verdicts) else 1
+    return 0 if all(verdict.holds for verdict in verdicts) else 1

@@ -1,8 +1,8 @@
-"""Which engines `make engines` builds on this machine: the NVIDIA driver decides. In no package: nothing is installed yet.
+"""The engines that `make engines` builds on this machine, by its NVIDIA driver. In no package: nothing is installed yet.
 
-    python export/machine.py     # prints cpu or tensorrt; why, on standard error
+    python export/machine.py     # prints cpu or tensorrt, and the reason on standard error
 
-Standard library only. Not yet run beside a real driver: tested on what nvidia-smi prints.
+Standard library only. Not yet run beside a real driver: tested on the output of nvidia-smi.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-LEAST_DRIVER = 580  # CUDA 13, which the packages of the extras are for; source: CUDA 13 release notes
+LEAST_DRIVER = 580  # CUDA 13, which the packages of the extras are for (source: CUDA 13 release notes)
 LEAST_CAPABILITY = (7, 5)  # CUDA 13 and TensorRT, as in `sdturbo.backends.nvidia.gpus`
 QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 
 def choose(ask: Callable[[], str | None]) -> tuple[str, str]:
-    """("cpu" or "tensorrt", why). ask: what `QUERY` prints, None where there is no driver."""
-    told = ask()
-    if told is None:
-        return "cpu", "no NVIDIA driver is installed (nvidia-smi is not there, or fails)"
+    """("cpu" or "tensorrt", the reason). ask: gives the output of `QUERY`, None where there is no driver."""
+    answer = ask()
+    if answer is None:
+        return "cpu", "no NVIDIA driver is installed (nvidia-smi is missing, or fails)"
     try:
-        name, capability, driver = (part.strip() for part in told.strip().splitlines()[0].split(","))
+        name, capability, driver = (part.strip() for part in answer.strip().splitlines()[0].split(","))
         version = tuple(int(part) for part in capability.split("."))
         major = int(driver.split(".", maxsplit=1)[0])
     except (IndexError, ValueError):
-        return "cpu", f"nvidia-smi names no GPU: {told.strip()[:200]!r}"
+        return "cpu", f"nvidia-smi names no GPU: {answer.strip()[:200]!r}"
     if major < LEAST_DRIVER:
         return (
             "cpu",
-            f"the NVIDIA driver {driver} is older than {LEAST_DRIVER}, which CUDA 13 needs; update it for the {name}",
+            f"the NVIDIA driver {driver} is older than {LEAST_DRIVER}, which CUDA 13 needs. Update it for the {name}",
         )
     if version < LEAST_CAPABILITY:
         return (

@@ -97,7 +97,7 @@ def clip_files(tmp_path_factory):
     """A directory with CLIP's vocab.json and merges.txt, and the tokenizer.json made of them."""
     directory = tmp_path_factory.mktemp("clip")
     write_vocabulary(directory)
-    text = tokenizer_json(directory / "vocab.json", directory / "merges.txt")
+    text = tokenizer_json(directory)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     return directory
 

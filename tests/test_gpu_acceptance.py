@@ -63,13 +63,13 @@ def test_a_dry_run_has_every_line_and_judges_no_figure_of_a_gpu(script, bundle, 
     status, report = report_of(script, bundle, tmp_path / "out", "--dry", "--batch-size", "1", "--batch-size", "2")
     assert status == 0
     assert [line["what"] for line in report["lines"]] == LINES
-    found = {line["what"]: line for line in report["lines"]}
-    of_a_gpu = [line for line in report["lines"] if line["found"] == script.NEEDS_GPU]
+    by_name = {line["what"]: line for line in report["lines"]}
+    of_a_gpu = [line for line in report["lines"] if line["measured"] == script.NEEDS_GPU]
     assert all(line["ok"] is None for line in of_a_gpu)
     assert {"GPU", "golden picture", "GPU memory taken", LINES[-5]} <= {line["what"] for line in of_a_gpu}
-    assert found["run 1 equals run 2 at batch size 2"]["ok"] is True
-    assert found["stages joined and replayed as one at batch size 1"]["ok"] is True
-    assert found["streamed against called"]["ok"] is True
+    assert by_name["run 1 equals run 2 at batch size 2"]["ok"] is True
+    assert by_name["stages joined and replayed as one at batch size 1"]["ok"] is True
+    assert by_name["streamed against called"]["ok"] is True
     assert report["verdict"] == f"0 lines failed, 7 passed, {len(of_a_gpu)} need a GPU"
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     assert "FAIL" not in (tmp_path / "out/report.txt").read_text()
@@ -78,8 +78,8 @@ def test_a_dry_run_has_every_line_and_judges_no_figure_of_a_gpu(script, bundle, 
 @pytest.fixture
 def short(script, monkeypatch):
     """Fewer runs than on a GPU."""
-    plan = script.Plan
-    monkeypatch.setattr(script, "Plan", lambda *names, dry, runs, soak: plan(*names, dry=dry, runs=3, soak=3))
+    extent = script.Extent
+    monkeypatch.setattr(script, "Extent", lambda *names, dry, runs, soak: extent(*names, dry=dry, runs=3, soak=3))
 
 
 def test_on_a_gpu_plans_are_compiled_and_every_line_is_judged(script, bundle, tmp_path, monkeypatch, short):
@@ -89,10 +89,10 @@ def test_on_a_gpu_plans_are_compiled_and_every_line_is_judged(script, bundle, tm
     status, report = report_of(script, bundle, tmp_path / "out")
     assert [line for line in report["lines"] if line["ok"] is False] == []
     assert status == 0
-    found = {line["what"]: line for line in report["lines"]}
-    assert found["GPU"]["found"].startswith("Imitated GPU, compute capability 8.9")
-    assert "relative L2" in found["parity, denoiser at batch size 2"]["found"]
-    judged = {what for what, line in found.items() if line["ok"]}
+    by_name = {line["what"]: line for line in report["lines"]}
+    assert by_name["GPU"]["measured"].startswith("Imitated GPU, compute capability 8.9")
+    assert "relative L2" in by_name["parity, denoiser at batch size 2"]["measured"]
+    judged = {what for what, line in by_name.items() if line["ok"]}
     assert {"golden picture", "latency, whole request, one step", "soak, 3 requests: memory of the GPU"} <= judged
     assert script.NEEDS_GPU not in json.dumps(report["lines"])
 
@@ -125,7 +125,8 @@ def test_a_run_that_changes_between_replays_fails(script, bundle, monkeypatch):
 
     monkeypatch.setattr(script.DeviceProgram, "run", drift)
     lines = {
-        line.what: line.ok for line in script.stages(bundle, script.Plan("null", "null:0", dry=True, runs=1, soak=1), 1)
+        line.what: line.ok
+        for line in script.stages(bundle, script.Extent("null", "null:0", dry=True, runs=1, soak=1), 1)
     }
     assert lines["run 1 equals run 2 at batch size 1"] is False
     assert lines["joined against stage by stage at batch size 1"] is False
@@ -135,10 +136,10 @@ def test_a_run_that_changes_between_replays_fails(script, bundle, monkeypatch):
 def test_without_plans_each_stage_is_compared_with_the_cpu(script, bundle, monkeypatch, bound, verdict):
     """As on ONNX Runtime's GPU providers; here with its CPU provider in their place."""
     monkeypatch.setitem(script.BOUNDS, bundle.precision, bound)
-    lines = list(script.parity(bundle, script.Plan("onnxruntime", "cpu", dry=False, runs=1, soak=1)))
+    lines = list(script.parity(bundle, script.Extent("onnxruntime", "cpu", dry=False, runs=1, soak=1)))
     assert [line.what for line in lines] == [line for line in LINES if line.startswith("parity")]
     assert [line.ok for line in lines] == [verdict] * 8
-    assert all(line.found == "relative L2 0.0e+00" for line in lines)
+    assert all(line.measured == "relative L2 distance 0.0e+00" for line in lines)
 
 
 def test_a_bundle_without_the_batch_size_is_refused_with_the_command(script, bundle, tmp_path, capsys):
@@ -152,14 +153,14 @@ def test_without_a_gpu_the_run_fails_with_the_reason(script, bundle, tmp_path):
     assert status == 1
     (failed,) = (line for line in report["lines"] if line["ok"] is False)
     assert failed["what"] == "machine"
-    assert "pip install '.[tensorrt]'" in failed["found"]
+    assert "pip install '.[tensorrt]'" in failed["measured"]
 
 
 def test_what_breaks_is_a_line_that_failed_and_the_rest_goes_on(script, bundle, tmp_path, monkeypatch, short):
     _, trt = imitation.install(monkeypatch)
     trt.distort = 0.5
     status, report = report_of(script, bundle, tmp_path / "out")
-    failed = {line["what"]: line["found"] for line in report["lines"] if line["ok"] is False}
+    failed = {line["what"]: line["measured"] for line in report["lines"] if line["ok"] is False}
     assert status == 1
     assert "None of 2 plans of the text_encoder is right" in failed["plans"]
     assert "holds no TensorRT plan" in failed["requests"]

@@ -1,4 +1,4 @@
-"""What shows that the GPU code works on a card, and how fast it is there.
+"""Tools that show whether the GPU code works on a card, and its speed there.
 
 Most modules are commands: `python -m benchmarks.gpu.smoke --help`.
 
@@ -10,6 +10,6 @@ On a card, in this order:
 4. `profile_stages`: the kernels of each stage by time.
 5. `peer`: diffusers in fp16 on the same card.
 
-Without a card run `smoke --imitate`, `rtx_build` and `rtx_layers`. The last two ask NVIDIA's TensorRT for RTX, which compiles
+Without a card run `smoke --imitate`, `rtx_build` and `rtx_layers`. The last two use NVIDIA's TensorRT for RTX, which compiles
 on any x86-64 machine. Nothing here has run on a GPU yet.
 """

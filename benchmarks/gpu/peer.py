@@ -67,20 +67,20 @@ def summarise(times: Sequence[float]) -> dict[str, float]:
     return {"median_ms": float(np.median(times)), "p99_ms": float(np.percentile(times, 99)), "runs": len(times)}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="seeded")
     parser.add_argument("--compile", action="store_true", help="with torch.compile too, minutes")
-    given = parser.parse_args(arguments)
+    arguments = parser.parse_args(command_line)
     try:
-        rows = measure(given.model, compiled=given.compile)
+        rows = measure(arguments.model, compiled=arguments.compile)
     except SDTurboError as error:
         print(f"peer: {error}", file=sys.stderr)
         return error.exit_code
     for row in rows:
         figures = f"median {row['median_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms, {row['runs']} runs"
         print(f"diffusers {row['diffusers']}, torch {row['torch']}, {row['way']}, fp16: {figures}")
-    print(json.dumps({"model": given.model, "rows": rows}))
+    print(json.dumps({"model": arguments.model, "rows": rows}))
     return 0
 
 
@@ -89,7 +89,7 @@ def measure(model: str, *, compiled: bool) -> list[dict[str, Any]]:
     import torch
 
     if not torch.cuda.is_available():
-        raise BackendUnavailable(f"torch {torch.__version__} sees no GPU here; this measures diffusers on one.")
+        raise BackendUnavailable(f"torch {torch.__version__} sees no GPU here. This command measures diffusers on one.")
     import diffusers
 
     from sdturbo_export.weights.resolve import resolve

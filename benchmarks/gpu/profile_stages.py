@@ -1,4 +1,4 @@
-"""Where a stage's time goes on the GPU: its kernels by time, of any backend, seen by torch's profiler in the same process.
+"""The time of a stage on the GPU, kernel by kernel, on any backend, seen by torch's profiler in the same process.
 
     python -m benchmarks.gpu.profile_stages build/seeded-fp16 --backend cuda
 
@@ -53,7 +53,7 @@ def kernels_by_time(events: Iterable[Event], runs: int) -> list[Kernel]:
 
 
 def trace(call: Callable[[], object], runs: int) -> list[Event]:
-    """The events of `runs` calls in this process, whatever library makes them.
+    """The events of `runs` calls in this process, of any library.
 
     Raises BackendUnavailable if torch has no GPU.
     """
@@ -61,7 +61,7 @@ def trace(call: Callable[[], object], runs: int) -> list[Event]:
     from torch.profiler import ProfilerActivity, profile
 
     if not torch.cuda.is_available():
-        raise BackendUnavailable(f"torch {torch.__version__} sees no GPU here; its profiler needs a torch with CUDA.")
+        raise BackendUnavailable(f"torch {torch.__version__} sees no GPU here. Its profiler needs a torch with CUDA.")
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         for _ in range(runs):
             call()
@@ -80,23 +80,23 @@ def describe(stage: str, median_ms: float, kernels: list[Kernel]) -> str:
     return f"{words}\n\n{table(('kernel', 'ms', '%', 'launches'), rows)}\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--backend", default="tensorrt", help="tensorrt, cuda or cuda-tensorrt")
     parser.add_argument("--device", default="cuda:0")
-    given = parser.parse_args(arguments)
+    arguments = parser.parse_args(command_line)
     stages: dict[str, Any] = {}
     try:
-        bundle = Bundle.load(given.bundle)
-        backend = backends.connect(backends.EngineChoice(given.backend, given.device), bundle)
+        bundle = Bundle.load(arguments.bundle)
+        backend = backends.connect(backends.EngineChoice(arguments.backend, arguments.device), bundle)
         size = bundle.batch_sizes[0]
         for name, stage in bundle.stages.items():
             session, inputs = backend.session(bundle.graph(name, size), stage, size), random_inputs(stage, size)
             median = float(np.median(milliseconds(lambda _, s=session, i=inputs: s.run(i), RUNS)))
             kernels = kernels_by_time(trace(lambda s=session, i=inputs: s.run(i), PROFILED), PROFILED)
             if not kernels:
-                raise BackendUnavailable(f"torch's profiler saw no kernel of the {name}; may this user trace the GPU?")
+                raise BackendUnavailable(f"torch's profiler saw no kernel of the {name}. May this user trace the GPU?")
             stages[name] = {"median_ms": median, "kernels": [asdict(kernel) for kernel in kernels]}
             print(describe(name, median, kernels), flush=True)
     except SDTurboError as error:

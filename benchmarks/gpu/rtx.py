@@ -15,7 +15,7 @@ def load_rtx() -> ModuleType:
     """The module `tensorrt_rtx`. Raises BackendUnavailable with the remedy."""
     try:
         return importlib.import_module("tensorrt_rtx")
-    except (ImportError, OSError, RuntimeError) as error:  # what a broken installation raises
+    except (ImportError, OSError, RuntimeError) as error:  # of a broken installation
         raise BackendUnavailable(
             f"TensorRT for RTX does not load here ({error}): `pip install {PACKAGE}`, 97 MB for x86-64."
         ) from error

@@ -4,7 +4,7 @@
     python -m benchmarks.gpu.rtx_build build/seeded-fp16 decoder encoder       # these stages alone
 
 A build shows that NVIDIA's parser takes the graph with its weights, that the strongly typed network is sound, and that our
-calls suit the library. It says nothing about what runs. Prints one JSON document as its last line. Exit code 1 if a build
+calls suit the library. It says nothing about a run. Prints one JSON document as its last line. Exit code 1 if a build
 failed.
 """
 
@@ -25,13 +25,12 @@ from sdturbo.errors import InvalidRequest, SDTurboError
 from sdturbo_export.errors import BuildError
 from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions, trt_from_onnx
 
-WORKSPACE = 1 << 30  # bytes
-OPTIMIZATION_LEVEL = 4  # that of `sdturbo-export trt`
+WORKSPACE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """size: bytes of the plan. progress, backwards: reports of the share that is done, and those below the one before."""
+    """size: bytes of the plan. progress: reports of the share that is done. backwards: those of a smaller share than before."""
 
     stage: str
     batch_size: int
@@ -56,7 +55,7 @@ def builds(bundle: Bundle, stages: Sequence[str]) -> Iterator[Build]:
             shares: list[float] = []
             start, plan, error = time.perf_counter(), b"", None
             try:
-                options = PlanOptions(WORKSPACE, OPTIMIZATION_LEVEL)
+                options = PlanOptions(WORKSPACE_BYTES)
                 plan = trt_from_onnx(bundle.graph(stage, size), options, b"", shares.append).plan
             except BuildError as refusal:
                 error = str(refusal)
@@ -64,18 +63,18 @@ def builds(bundle: Bundle, stages: Sequence[str]) -> Iterator[Build]:
             yield Build(stage, size, time.perf_counter() - start, len(plan), len(shares), backwards, error)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("stages", nargs="*", help="all of the bundle by default")
-    given = parser.parse_args(arguments)
+    arguments = parser.parse_args(command_line)
     done: list[Build] = []
     try:
-        bundle = Bundle.load(given.bundle)
-        if unknown := set(given.stages) - set(bundle.stages):
-            raise InvalidRequest(f"Got stages {', '.join(sorted(unknown))}; expected {', '.join(bundle.stages)}.")
+        bundle = Bundle.load(arguments.bundle)
+        if unknown := set(arguments.stages) - set(bundle.stages):
+            raise InvalidRequest(f"Got stages {', '.join(sorted(unknown))}. Expected {', '.join(bundle.stages)}.")
         load_rtx_as_tensorrt()
-        for build in builds(bundle, given.stages or list(bundle.stages)):
+        for build in builds(bundle, arguments.stages or list(bundle.stages)):
             done.append(build)
             print(build, flush=True)
     except SDTurboError as error:

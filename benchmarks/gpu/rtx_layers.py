@@ -1,4 +1,4 @@
-"""What NVIDIA's compiler makes of ONNX files, without a GPU: fused layers, bytes that they move, attentions, norms in fp32.
+"""The layers that NVIDIA's compiler makes of ONNX files, without a GPU: bytes that they move, attentions, norms in fp32.
 
     python -m benchmarks.gpu.rtx_layers SM89 build/small-fp16/onnx/decoder.onnx
 
@@ -100,8 +100,8 @@ class Summary:
 
     def __str__(self) -> str:
         return (
-            f"{self.layers} layers, {self.size / 1e6:.0f} MB, {self.fp32_size / 1e6:.0f} MB of it in fp32; {self.fused} of"
-            f" {self.attentions} attentions fused; {self.fp32_norms} of {self.norms} norms write fp32"
+            f"{self.layers} layers, {self.size / 1e6:.0f} MB, {self.fp32_size / 1e6:.0f} MB of it in fp32. {self.fused} of"
+            f" {self.attentions} attentions are fused. {self.fp32_norms} of {self.norms} norms write fp32"
         )
 
 
@@ -111,7 +111,7 @@ def parse_layers(log: str) -> list[Layer]:
     lines = listed.partition("\n\n")[0].splitlines()
     layers = [_layer(line) for line in lines if line.startswith("Name: ")]
     if not heading or not layers:
-        raise BuildError("The builder's log lists no layers; expected lines with a name each after `Layers:`.")
+        raise BuildError("The builder's log lists no layers. Expected lines with a name each after `Layers:`.")
     return layers
 
 
@@ -144,23 +144,23 @@ def nodes_of(graph: Path, operators: Collection[str]) -> set[str]:
 def compile_layers(graph: Path, capability: str) -> list[Layer]:
     """The layers that TensorRT for RTX builds of `graph` for a compute capability, "SM89".
 
-    Raises BackendUnavailable without the library, InvalidRequest for a capability that it has not, BuildError with its words.
+    Raises BackendUnavailable without the library, InvalidRequest for a capability that it lacks, BuildError with its words.
     """
     rtx = load_rtx()
     capabilities = rtx.ComputeCapability.__members__
     if capability not in capabilities:
         names = ", ".join(name for name in capabilities if name.startswith("SM"))
-        raise InvalidRequest(f"Got compute capability {capability!r}; TensorRT for RTX compiles for {names}.")
+        raise InvalidRequest(f"Got compute capability {capability!r}. TensorRT for RTX compiles for {names}.")
     if not graph.is_file():
-        raise InvalidRequest(f"Got the graph {graph}, which is no file; expected an ONNX file.")
-    said: list[str] = []
+        raise InvalidRequest(f"Got the graph {graph}, which is no file. Expected an ONNX file.")
+    log_lines: list[str] = []
 
     class Log(rtx.ILogger):
         def __init__(self) -> None:
             rtx.ILogger.__init__(self)  # pybind11 wants the class by its name
 
         def log(self, severity: Any, msg: str) -> None:
-            said.append(msg)
+            log_lines.append(msg)
 
     log = Log()
     builder = rtx.Builder(log)
@@ -175,8 +175,8 @@ def compile_layers(graph: Path, capability: str) -> list[Layer]:
     config.num_compute_capabilities = 1
     config.set_compute_capability(capabilities[capability], 0)
     if builder.build_serialized_network(network, config) is None:
-        raise BuildError(f"TensorRT for RTX cannot compile {graph.name} for {capability}: {said[-1]}")
-    return parse_layers("\n".join(said))
+        raise BuildError(f"TensorRT for RTX cannot compile {graph.name} for {capability}: {log_lines[-1]}")
+    return parse_layers("\n".join(log_lines))
 
 
 def report(graph: Path, capability: str) -> tuple[Summary, str]:
@@ -192,21 +192,21 @@ def report(graph: Path, capability: str) -> tuple[Summary, str]:
     return summary, table(("layers", "number", "MB"), rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("capability", help="compute capability, such as SM89")
     parser.add_argument("graphs", nargs="+", type=Path, help="ONNX files")
-    given = parser.parse_args(arguments)
+    arguments = parser.parse_args(command_line)
     summaries: dict[str, Summary] = {}
     try:
-        for graph in given.graphs:
-            summaries[str(graph)], groups = report(graph, given.capability)
-            print(f"{graph} for {given.capability}: {summaries[str(graph)]}\n\n{groups}\n", flush=True)
+        for graph in arguments.graphs:
+            summaries[str(graph)], groups = report(graph, arguments.capability)
+            print(f"{graph} for {arguments.capability}: {summaries[str(graph)]}\n\n{groups}\n", flush=True)
     except SDTurboError as error:
         print(f"rtx_layers: {error}", file=sys.stderr)
         return error.exit_code
     graphs = {name: asdict(summary) for name, summary in summaries.items()}
-    print(json.dumps({"capability": given.capability, "graphs": graphs}))
+    print(json.dumps({"capability": arguments.capability, "graphs": graphs}))
     return 0
 
 
@@ -223,7 +223,7 @@ def _tensors(text: str) -> list[Tensor]:
     tensors: list[Tensor] = []
     for name, shape, dtype in _TENSOR.findall(text):
         if dtype not in ELEMENT_BYTES:
-            raise BuildError(f"The builder's log has the datatype {dtype!r}; expected {', '.join(ELEMENT_BYTES)}.")
+            raise BuildError(f"The builder's log has the datatype {dtype!r}. Expected {', '.join(ELEMENT_BYTES)}.")
         count = math.prod(int(size) for size in shape.split(",") if size)
         tensors.append(Tensor(name, dtype, count * ELEMENT_BYTES[dtype]))
     return tensors

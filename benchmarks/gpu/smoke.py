@@ -1,7 +1,7 @@
-"""Does our CUDA code work on this GPU? Memory, streams, CUDA graphs and threads, with three small kernels as stages.
+"""Check our CUDA code on this GPU: memory, streams, CUDA graphs and threads, with three small kernels as stages.
 
-    python -m benchmarks.gpu.smoke                # on a machine with a GPU and NVRTC; no engine library
-    python -m benchmarks.gpu.smoke --imitate      # anywhere, on tests/imitation.py; what needs a GPU is left open
+    python -m benchmarks.gpu.smoke                # on a machine with a GPU and NVRTC, CUDA's compiler, without engine library
+    python -m benchmarks.gpu.smoke --imitate      # anywhere, on tests/imitation.py. Lines that need a GPU are left open
 
 Every result is compared with NumPy bit for bit. Prints one JSON document as its last line. Exit code 1 if a line failed.
 """
@@ -66,7 +66,7 @@ class Trial:
         return {"input_ids": rng.integers(0, TOKENS, ids), "latents": rng.standard_normal(latents, np.float32)}
 
     def expected(self, request: Arrays, size: int, steps: range) -> dict[str, NDArray[Any]]:
-        """What NumPy makes of a request."""
+        """NumPy's outputs for a request."""
 
         def run(name: str, *inputs: NDArray[Any]) -> NDArray[Any]:
             shape = self.stages[name].outputs[0].shape_at(size)
@@ -79,7 +79,7 @@ class Trial:
 
 
 def report(trial: Trial) -> Iterator[Line]:
-    """Every line. What fails in a part is a line of its own, and the other parts go on."""
+    """Every line. A part that fails is one line, and the other parts go on."""
     parts: dict[str, Callable[[Trial], Iterator[Line]]] = {
         "GPU": gpus,
         "stages and requests": requests,
@@ -145,7 +145,7 @@ def threads(trial: Trial) -> Iterator[Line]:
 
 
 def broken_recording(trial: Trial) -> Iterator[Line]:
-    """What CUDA refuses to record is launched plainly, and harms nothing else."""
+    """A stage that CUDA refuses to record is launched plainly, and harms nothing else."""
     sessions = trial.sessions(1)
     program = DeviceProgram(sessions, range(1), CudaStream(0))
     stage = trial.stages["denoiser"]
@@ -201,12 +201,12 @@ def _holds(what: str, holds: bool) -> Line:
     return Line(what, str(holds), "True", holds)
 
 
-def _same(found: Arrays, expected: Arrays) -> bool:
-    return all(np.array_equal(found[name], expected[name]) for name in expected)
+def _same(outputs: Arrays, expected: Arrays) -> bool:
+    return all(np.array_equal(outputs[name], expected[name]) for name in expected)
 
 
 def imitate_cuda() -> Any:
-    """Put tests/imitation.py in the place of cuda-bindings in this process; returns its runtime."""
+    """Put tests/imitation.py in the place of cuda-bindings in this process. Returns its runtime."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     import imitation
 
@@ -221,15 +221,15 @@ def prepare(*, imitate: bool) -> Trial:
     if imitate:
         return Trial(stages, ImitatedKernels(imitate_cuda()), imitated=True)
     if refusal := not_installed("cuda", "cuda.bindings", "cuda", package="cuda-bindings"):
-        raise BackendUnavailable(f"{refusal}; or try `--imitate`.")
+        raise BackendUnavailable(f"{refusal} Or try `--imitate`.")
     return Trial(stages, CudaKernels(find_gpus()[0].compute_capability))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--imitate", action="store_true", help="on an imitation of CUDA, which needs no GPU")
     try:
-        trial = prepare(imitate=parser.parse_args(arguments).imitate)
+        trial = prepare(imitate=parser.parse_args(command_line).imitate)
     except SDTurboError as error:
         print(f"smoke: {error}", file=sys.stderr)
         return error.exit_code

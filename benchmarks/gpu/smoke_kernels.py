@@ -49,8 +49,8 @@ def text_encoder(ids: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def denoiser(latents: NDArray[Any], embeds: NDArray[Any], step: NDArray[Any], count: int) -> NDArray[Any]:
-    halved = np.float32(0.5) * np.resize(latents, count)
-    return halved + np.float32(0.25) * np.resize(embeds, count) + np.float32(step.item())
+    scaled = np.float32(0.5) * np.resize(latents, count)
+    return scaled + np.float32(0.25) * np.resize(embeds, count) + np.float32(step.item())
 
 
 def decoder(latents: NDArray[Any], count: int) -> NDArray[Any]:
@@ -111,7 +111,7 @@ class CudaKernels:
             }
         except CudaError as error:
             raise BackendUnavailable(
-                f"The GPU cuda:0 does not load the kernels: {error}; look at nvidia-smi."
+                f"The GPU cuda:0 does not load the kernels: {error}. Look at nvidia-smi."
             ) from error
 
     def launch(self, name: str, buffers: Sequence[Buffer], stream: CudaStream) -> None:

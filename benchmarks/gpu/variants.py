@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider under other options than the product's: latency of each stage, and how far its output moves.
+"""ONNX Runtime's CUDA provider under other options than the product's: latency of each stage, and distance of its output.
 
     python -m benchmarks.gpu.variants build/seeded-fp16
     python -m benchmarks.gpu.variants build/seeded-fp16 nhwc heuristic        # these beside the product's
@@ -52,7 +52,7 @@ def chosen(names: Sequence[str]) -> dict[str, dict[str, str]]:
     Raises InvalidRequest for an unknown name.
     """
     if unknown := set(names) - set(VARIANTS):
-        raise InvalidRequest(f"Got variants {', '.join(sorted(unknown))}; expected {', '.join(VARIANTS)}.")
+        raise InvalidRequest(f"Got variants {', '.join(sorted(unknown))}. Expected {', '.join(VARIANTS)}.")
     return {name: options for name, options in VARIANTS.items() if not names or name in (PRODUCT, *names)}
 
 
@@ -80,14 +80,14 @@ def measure(
             yield row | figures | {"relative_l2": relative_l2(output, first.setdefault(name, output))}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}; all by default")
-    given = parser.parse_args(arguments)
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}. All by default")
+    arguments = parser.parse_args(command_line)
     rows: list[dict[str, Any]] = []
     try:
-        variants, bundle = chosen(given.variants), Bundle.load(given.bundle)
+        variants, bundle = chosen(arguments.variants), Bundle.load(arguments.bundle)
         connect(bundle, {})  # so that a machine without a GPU ends it
         for row in measure(bundle, variants, connect, RUNS):
             rows.append(row)

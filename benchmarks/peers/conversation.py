@@ -1,4 +1,4 @@
-"""The driver's side of a worker: started in its environment, asked line by line, ended for sure."""
+"""The driver's side of a worker. It is started in its environment, asked line by line, and ended in any case."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Worker:
     def __init__(
         self, python: str | Path, worker: str | Path, arguments: Sequence[str], threads: int, log: Path | None = None
     ) -> None:
-        """log: file for what the worker and its libraries say; None throws it away."""
+        """log: file for the output of the worker and its libraries. None throws it away."""
         counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         with (log or Path(os.devnull)).open("ab") as errors:
             self._process = subprocess.Popen(

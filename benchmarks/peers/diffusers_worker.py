@@ -34,7 +34,7 @@ class Diffusers:
         import torch
 
         size = self.pipe.unet.config.sample_size
-        # drawn in float32 whatever the precision, as every other program here does
+        # drawn in float32 at every precision, as by every other program here
         noise = torch.randn((1, 4, size, size), generator=torch.Generator().manual_seed(seed))
         return self.pipe(prompt, num_inference_steps=steps, guidance_scale=0.0, latents=noise.to(self.dtype)).images[0]
 

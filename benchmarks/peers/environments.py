@@ -1,4 +1,4 @@
-"""Each peer's environment: pinned, built once under build/peers, and an error in words if it cannot be."""
+"""Each peer's environment: pinned, built once under build/peers, with an error in words if the build fails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _TORCH = "torch==2.13.0"
 
 
 class PeerUnavailable(Exception):
-    """A peer cannot be installed or run; the message says why."""
+    """A peer cannot be installed or run. The message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Pinned requirements of a virtual environment, and what must go again: packages that do not import beside the rest."""
+    """Pinned requirements of a virtual environment. remove: packages to take out again, which break beside the rest."""
 
     name: str
     pins: tuple[str, ...]
@@ -68,12 +68,12 @@ PEERS = (
 
 
 def python_of(environment: Environment, directory: Path) -> Path:
-    """The environment's interpreter; built in `directory` if it is not there with these pins. Raises PeerUnavailable."""
+    """The environment's interpreter. It is built in `directory` if it is not there with these pins. Raises PeerUnavailable."""
     root = directory / environment.name
     python = root / "bin" / "python"
-    wanted = "\n".join(environment.pins)
+    pins = "\n".join(environment.pins)
     stamp = root / _STAMP
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == pins:
         return python
     shutil.rmtree(root, ignore_errors=True)
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -81,7 +81,7 @@ def python_of(environment: Environment, directory: Path) -> Path:
     _run([*pip, "install", *environment.pins])
     if environment.remove:
         _run([*pip, "uninstall", "--yes", *environment.remove])
-    stamp.write_text(wanted, encoding="utf-8")
+    stamp.write_text(pins, encoding="utf-8")
     return python
 
 
@@ -89,5 +89,5 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        said = next((line for line in errors if "ERROR" in line), errors[-1])
-        raise PeerUnavailable(f"cannot be installed: {said.strip()}")
+        reason = next((line for line in errors if "ERROR" in line), errors[-1])
+        raise PeerUnavailable(f"cannot be installed: {reason.strip()}")

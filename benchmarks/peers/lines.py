@@ -1,8 +1,8 @@
-"""A worker's side of the conversation: one JSON object a line in, one out. Standard library only.
+"""A worker's side of the conversation: a JSON object per line in, and one out. Standard library only.
 
-{"do": "prepare", "checkpoint", "model"}         convert the checkpoint to what the program loads, once
+{"do": "prepare", "checkpoint", "model"}         convert the checkpoint to the program's form, once
 {"do": "load", "model", "threads", ...}          until the next draw would run at full speed
-{"do": "draw", "prompt", "seed", "steps", "out"} a picture; "out" is a PNG to write, after the clock has stopped
+{"do": "draw", "prompt", "seed", "steps", "out"} a picture. "out" is a PNG to write, after the clock has stopped
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 
 class Peer(Protocol):
-    """What a worker does. `draw` returns a PIL image, and is what the clock sees."""
+    """The work of a worker. `draw` returns a PIL image, and alone is timed."""
 
     def prepare(self, request: Mapping[str, Any]) -> None: ...
     def load(self, request: Mapping[str, Any]) -> None: ...
@@ -24,7 +24,7 @@ class Peer(Protocol):
 
 
 def answer_lines(peer: Peer) -> None:
-    """Answer requests until standard input ends. What libraries print goes to standard error."""
+    """Answer requests until standard input ends. The output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -40,9 +40,9 @@ def _answer(peer: Peer, request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         start = time.perf_counter()
         image = actions[request["do"]]()
-        taken = (time.perf_counter() - start) * 1e3
+        milliseconds = (time.perf_counter() - start) * 1e3
         if request.get("out"):
             image.save(request["out"])
-    except Exception as error:  # whatever the program raises is the answer
+    except Exception as error:  # any error of the program is the answer
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"ms": taken}
+    return {"ms": milliseconds}

@@ -16,7 +16,7 @@ class Ours:
         self.backend, self.precision = backend, precision
 
     def prepare(self, request: Mapping[str, Any]) -> None:
-        """Compile the bundle: what comes of it stays in the user's cache."""
+        """Compile the bundle into the user's cache."""
         self.load(request)
 
     def load(self, request: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""stable-diffusion.cpp. Its noise is of a generator of its own, so its pictures are other pictures."""
+"""stable-diffusion.cpp. Its noise comes from a generator of its own, so it draws other pictures."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,22 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import save_png
-from sdturbo.bundle.description import FORMAT, MANIFEST, PLAIN, TOKENIZER, TensorSpec, identity
+from sdturbo.bundle.description import FORMAT, MANIFEST, PLAIN, TOKENIZER, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.exchange import link_or_copy
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
 from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import HEIGHT, PLANS, WIDTH, StagePlan
+from sdturbo_export.stages import HEIGHT, WIDTH, StageDefinition, stage_definitions
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 if TYPE_CHECKING:
     from sdturbo_export.int8.recipe import Quantized
 
-QUANTIZATION = (
-    "quantization.json"  # how a bundle in int8 was made: each layer's damage, and each judging picture's score
-)
+QUANTIZATION = "quantization.json"  # of a bundle in int8: each layer's damage, and each judging picture's score
 STABILITY_NOTICE = (
     "This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd."
     " All Rights Reserved\n"
@@ -38,9 +37,9 @@ STABILITY_NOTICE = (
 STABILITY_TERMS = """# Licence of the weights
 
 The weights in this bundle derive from a Stability AI model. They are under the Stability AI Community License, whose text
-is at https://stability.ai/license and was not part of the checkpoint this bundle was made from. Whoever passes on this
-bundle, or offers a service with it, supplies that text, keeps NOTICE and shows "Powered by Stability AI". Commercial use
-needs registration with Stability AI; the licence ends above USD 1 million of yearly revenue.
+is at https://stability.ai/license and was not part of the checkpoint this bundle was made from. If you pass on this bundle,
+or offer a service with it, supply that text, keep NOTICE and show "Powered by Stability AI". Commercial use needs
+registration with Stability AI. The licence ends above USD 1 million of yearly revenue.
 """
 
 
@@ -50,9 +49,7 @@ def write_bundle(
     hashes: Mapping[str, str],
     stages: Mapping[str, StoredStage],
     picture: NDArray[np.uint8],
-    precision: str,
-    rewrites: Mapping[str, Sequence[str]],
-    weight_format: str,
+    options: BuildOptions,
     *,
     quantized: Quantized | None = None,
     replaces: Path,
@@ -64,37 +61,40 @@ def write_bundle(
     (directory / "onnx").mkdir(parents=True)
     for stored in stages.values():
         # a file of another bundle is copied: onnx refuses weights with several hard links
-        ours = stored.path in (stored.note.resolve(), (replaces / "onnx").resolve())
+        ours = stored.path in (stored.entry.resolve(), (replaces / "onnx").resolve())
         for name in stored.files:
             (link_or_copy if ours else shutil.copyfile)(stored.path / name, directory / "onnx" / name)
-    vocabulary = checkpoint.path / "tokenizer"
-    text = tokenizer_json(vocabulary / "vocab.json", vocabulary / "merges.txt")
-    (directory / TOKENIZER).write_text(text, encoding="utf-8")
+    (directory / TOKENIZER).write_text(tokenizer_json(checkpoint.path / "tokenizer"), encoding="utf-8")
     write_licence(directory, checkpoint)
     save_png(Image.fromarray(picture), directory / GOLDEN.image)
     if quantized:
-        text = json.dumps(quantized.report, indent=1, ensure_ascii=False)
-        (directory / QUANTIZATION).write_text(text, encoding="utf-8")
-    _write_manifest(directory, checkpoint, hashes, stages, precision, rewrites, weight_format, quantized)
+        report = json.dumps(quantized.report, indent=1, ensure_ascii=False)
+        (directory / QUANTIZATION).write_text(report, encoding="utf-8")
+    manifest = _manifest(checkpoint, hashes, stages, options) | {"files": _files(directory, stages)}
+    if quantized:
+        manifest["quality"] = dict(quantized.quality)
+    manifest["bundle_id"] = identity(manifest)
+    with atomic_write(directory / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
 
-def _write_manifest(
-    directory: Path,
-    checkpoint: Checkpoint,
-    hashes: Mapping[str, str],
-    stages: Mapping[str, StoredStage],
-    precision: str,
-    rewrites: Mapping[str, Sequence[str]],
-    weight_format: str,
-    quantized: Quantized | None,
-) -> None:
+def _files(directory: Path, stages: Mapping[str, StoredStage]) -> dict[str, dict[str, Any]]:
+    """Hash and size of every file in `directory`, by its path in the bundle."""
     known = {f"onnx/{name}": entry for stored in stages.values() for name, entry in stored.files.items()}
     files: dict[str, dict[str, Any]] = {}
-    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = file.relative_to(directory).as_posix()
         digest, size = known.get(name) or (sha256_file(file), file.stat().st_size)
         files[name] = {"sha256": digest, "size": size}
-    manifest: dict[str, Any] = {
+    return files
+
+
+def _manifest(
+    checkpoint: Checkpoint, hashes: Mapping[str, str], stages: Mapping[str, StoredStage], options: BuildOptions
+) -> dict[str, Any]:
+    """The bundle's description without its files and its id."""
+    precision, weight_format = options.precision, options.weight_format
+    return {
         "format": FORMAT,
         "created_by": f"sdturbo-export {version('sdturbo')}",
         "model": {
@@ -111,21 +111,19 @@ def _write_manifest(
         "precision": precision,
         "weight_format": weight_format,
         "sizes": [{"height": HEIGHT, "width": WIDTH}],
-        "batch_sizes": sorted(next(iter(stages.values())).graphs),
+        "batch_sizes": list(options.batch_sizes),
         "schedule": {
             "prediction_type": checkpoint.schedule.prediction_type,
             "rows": [asdict(row) for row in checkpoint.schedule.rows],
         },
         "stages": {
-            plan.name: {
-                "inputs": [_spec(spec) for spec in plan.inputs(checkpoint)],
-                "outputs": [_spec(plan.output(checkpoint))],
-                "graphs": [
-                    _graph(plan, checkpoint, size, f"onnx/{name}") for size, name in stages[plan.name].graphs.items()
-                ],
-                "rewrites": list(rewrites[plan.name]),
+            name: {
+                "inputs": [asdict(spec) for spec in definition.inputs],
+                "outputs": [asdict(definition.output)],
+                "graphs": [_graph(definition, size, f"onnx/{file}") for size, file in stages[name].graphs.items()],
+                "rewrites": list(options.rewrites(name)),
             }
-            for plan in PLANS
+            for name, definition in stage_definitions(checkpoint).items()
         },
         "parity": {
             name: {
@@ -137,30 +135,20 @@ def _write_manifest(
             if stage_precision(name, precision) in BOUNDS
         },
         "golden": asdict(GOLDEN),
-        "files": files,
     }
-    if quantized:
-        manifest["quality"] = dict(quantized.quality)
-    manifest["bundle_id"] = identity(manifest)
-    with atomic_write(directory / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
 
-def _graph(plan: StagePlan, checkpoint: Checkpoint, batch_size: int, file: str) -> dict[str, Any]:
+def _graph(definition: StageDefinition, batch_size: int, file: str) -> dict[str, Any]:
     """A graph's entry: its `GraphName` and its file."""
-    sized = any(spec.is_sized for spec in (*plan.inputs(checkpoint), plan.output(checkpoint)))
+    sized = any(spec.is_sized for spec in (*definition.inputs, definition.output))
     size = {"height": HEIGHT, "width": WIDTH} if sized else {}
     return {"batch_size": batch_size, **size, "form": PLAIN, "file": file}
 
 
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-
-
 def write_licence(directory: Path, checkpoint: Checkpoint) -> None:
-    """LICENSE.md of the weights, and a NOTICE: the checkpoint's own, or the one Stability's licence asks for.
+    """LICENSE.md of the weights, and a NOTICE: the checkpoint's own, or that of Stability's licence.
 
-    A checkpoint without a licence file is taken for a Stability AI model: the stricter reading.
+    A checkpoint without a licence file is taken for a Stability AI model, which is the stricter reading.
     """
     licences = sorted(path for path in checkpoint.path.glob("LICENSE*") if path.is_file())
     licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else STABILITY_TERMS

@@ -1,12 +1,13 @@
-"""The command `sdturbo-export`: build, checkpoint, verify. torch is loaded only by what needs it."""
+"""The command `sdturbo-export`: build, checkpoint, optimum, verify, trt. Only commands that need torch load it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +17,25 @@ from sdturbo.bundle.description import WEIGHT_FORMATS
 from sdturbo.bundle.plans import HARDWARE
 from sdturbo.commands.console import print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
+from sdturbo_export.options import PRECISIONS, BuildOptions
 from sdturbo_export.rewrites import rewrite_names
+
+if TYPE_CHECKING:
+    from sdturbo_export.weights.checkpoint import Checkpoint
 
 MODEL_HELP = "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, or a Hub id."
 
+model_option = click.option("--model", required=True, help=MODEL_HELP)
+new_directory_option = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="New directory to write."
+)
+revision_option = click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
+license_option = click.option(
+    "--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded."
+)
+lora_option = click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, a safetensors file. Repeatable."
+)
 decoder_option = click.option(
     "--decoder",
     type=click.Path(path_type=Path),
@@ -55,13 +71,11 @@ def cli() -> None:
     "  sdturbo-export build --model ./my-checkpoint --precision int8 --calibration prompts.txt --out build/int8\n\n"
     "  sdturbo-export build --model ./my-checkpoint --lora style.safetensors:0.8 --batch-size 1 --batch-size 4 --out b"
 )
-@click.option("--model", required=True, help=MODEL_HELP)
+@model_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
-@click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
-@click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
-@click.option(
-    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, a safetensors file. Repeatable."
-)
+@revision_option
+@license_option
+@lora_option
 @decoder_option
 @click.option(
     "--batch-size",
@@ -74,7 +88,7 @@ def cli() -> None:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
     help="Of the graphs. fp16 is for NVIDIA GPUs. int8 is for CPUs, and is refused if the pictures suffer.",
@@ -84,7 +98,7 @@ def cli() -> None:
     type=click.Choice(WEIGHT_FORMATS),
     default="fp32",
     show_default=True,
-    help="fp16 stores half the bytes. The arithmetic stays fp32 or bf16.",
+    help="fp16 stores 2 bytes per weight instead of 4. The arithmetic stays fp32 or bf16.",
 )
 @click.option(
     "--calibration",
@@ -97,60 +111,22 @@ def cli() -> None:
 @without_option
 @workspace_option
 @json_option
-def build(
-    model: str,
-    out: Path,
-    revision: str | None,
-    accept_license: bool,
-    loras: tuple[str, ...],
-    decoder: Path | None,
-    batch_sizes: tuple[int, ...],
-    precision: str,
-    weight_format: str,
-    calibration: Path | None,
-    allow_low_quality: bool,
-    without: tuple[str, ...],
-    workspace: Path,
-    as_json: bool,
-) -> None:
+def build(model: str, out: Path, workspace: Path, as_json: bool, **options: Any) -> None:
     """Export a model to a bundle of four ONNX graphs. Each graph is compared with PyTorch before the bundle appears."""
     _require_torch("build")
     from sdturbo_export.build import build as build_bundle
-    from sdturbo_export.weights.lora import parse_lora
-    from sdturbo_export.weights.resolve import resolve
 
     ask = (lambda question: click.confirm(question, err=True)) if sys.stdin.isatty() and not as_json else None
-    parsed = [parse_lora(text) for text in loras]
-    checkpoint = resolve(
-        model,
-        workspace / "checkpoints",
-        revision=revision,
-        accept_license=accept_license,
-        ask=ask,
-        loras=parsed,
-        decoder=decoder,
-    )
-    bundle = build_bundle(
-        checkpoint,
-        out,
-        batch_sizes=batch_sizes,
-        precision=precision,
-        weight_format=weight_format,
-        without=without,
-        calibration=calibration,
-        allow_low_quality=allow_low_quality,
-        store=workspace / "stages",
-        say=lambda line: click.echo(line, err=True),
-    )
-    if as_json:
-        print_json({"path": str(out), "bundle_id": bundle.bundle_id, "parity": dict(bundle.parity)})
-    else:
-        click.echo(f"{out}: bundle {bundle.bundle_id}")
+    source = {name: options.pop(name) for name in ("loras", "revision", "accept_license", "decoder")}
+    checkpoint = _resolve(model, workspace, ask=ask, **source)
+    bundle = build_bundle(checkpoint, out, BuildOptions(**options), store=workspace / "stages", say=_say)
+    document = {"path": str(out), "bundle_id": bundle.bundle_id, "parity": dict(bundle.parity)}
+    _print(as_json, document, f"{out}: bundle {bundle.bundle_id}")
 
 
 @cli.command(epilog="Example:\n\n  sdturbo-export checkpoint seeded --out ./seeded --fp16")
 @click.argument("kind", type=click.Choice(["small", "seeded"]))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory to write.")
+@new_directory_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed gives other weights.")
 @click.option("--fp16", is_flag=True, help="Write the fp16 variant.")
 @json_option
@@ -160,37 +136,28 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
     from sdturbo_export.weights.seeded import write_seeded
 
     if out.exists():
-        raise InvalidRequest(f"{out} exists; expected the name of a new directory.")
+        raise InvalidRequest(f"{out} exists. Expected the name of a new directory.")
     write_seeded(out, seed=seed, small=kind == "small", fp16=fp16)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print_json({"path": str(out), "bytes": size}) if as_json else click.echo(f"{out}: {size / 1e6:.0f} MB")
+    _print(as_json, {"path": str(out), "bytes": size}, f"{out}: {size / 1e6:.0f} MB")
 
 
 @cli.command(epilog="Example:\n\n  sdturbo-export optimum --model seeded --out build/seeded-optimum")
-@click.option("--model", required=True, help=MODEL_HELP)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory to write.")
-@click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
-@click.option("--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded.")
+@model_option
+@new_directory_option
+@revision_option
+@license_option
 @without_option
 @workspace_option
 @json_option
-def optimum(
-    model: str,
-    out: Path,
-    revision: str | None,
-    accept_license: bool,
-    without: tuple[str, ...],
-    workspace: Path,
-    as_json: bool,
-) -> None:
+def optimum(model: str, out: Path, without: Sequence[str], workspace: Path, as_json: bool, **source: Any) -> None:
     """Write a model as a directory that ORTStableDiffusionPipeline of optimum-onnx loads."""
     _require_torch("optimum")
     from sdturbo_export.optimum_writer import write_optimum
-    from sdturbo_export.weights.resolve import resolve
 
-    checkpoint = resolve(model, workspace / "checkpoints", revision=revision, accept_license=accept_license)
-    write_optimum(checkpoint, out, without=without, say=lambda line: click.echo(line, err=True))
-    print_json({"path": str(out)}) if as_json else click.echo(str(out))
+    checkpoint = _resolve(model, workspace, **source)
+    write_optimum(checkpoint, out, without=without, say=_say)
+    _print(as_json, {"path": str(out)}, str(out))
 
 
 @cli.command(
@@ -198,44 +165,36 @@ def optimum(
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--model", help=f"Compare with PyTorch: the checkpoint the bundle was made from. {MODEL_HELP}")
-@click.option("--revision", help="Commit of a Hub id.")
-@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="The LoRAs the bundle was made with.")
+@revision_option
+@lora_option
 @decoder_option
 @workspace_option
 @json_option
-def verify(
-    bundle: Path,
-    model: str | None,
-    revision: str | None,
-    loras: tuple[str, ...],
-    decoder: Path | None,
-    workspace: Path,
-    as_json: bool,
-) -> int:
-    """Check a bundle again: hashes, the golden picture on every backend, and with --model each stage against PyTorch."""
-    if model is None and (loras or revision or decoder):
-        raise InvalidRequest("Got --lora, --decoder or --revision without --model; they say what the weights are.")
-    found = Bundle.load(bundle)
+def verify(bundle: Path, model: str | None, workspace: Path, as_json: bool, **source: Any) -> int:
+    """Check a bundle again: hashes, the golden picture on every backend, and with --model each stage against PyTorch.
+
+    LoRAs and decoder are those that the bundle was made with.
+    """
+    if model is None and any(source.values()):
+        raise InvalidRequest("Got --lora, --decoder or --revision without --model. They belong to its weights.")
+    loaded = Bundle.load(bundle)
     checkpoint = None
     if model is not None:
         _require_torch("verify --model")
-        from sdturbo_export.weights.lora import parse_lora
-        from sdturbo_export.weights.resolve import resolve
-
-        parsed = [parse_lora(text) for text in loras]
-        checkpoint = resolve(model, workspace / "checkpoints", revision=revision, loras=parsed, decoder=decoder)
+        checkpoint = _resolve(model, workspace, **source)
     from sdturbo_export.verify import verify_bundle
 
     lines: list[dict[str, Any]] = []
-    for line in verify_bundle(found, checkpoint):
+    for line in verify_bundle(loaded, checkpoint):
         lines.append(line)
         if not as_json:
             click.echo(f"{'ok  ' if line['ok'] else 'FAIL'}  {line['what']}: {line['found']}  ({line['expected']})")
+    passed = all(line["ok"] for line in lines)
     if as_json:
-        print_json({"bundle_id": found.bundle_id, "ok": all(line["ok"] for line in lines), "checks": lines})
+        print_json({"bundle_id": loaded.bundle_id, "ok": passed, "checks": lines})
     elif checkpoint is None:
         click.echo("Not compared with PyTorch: pass --model with the checkpoint the bundle was made from.")
-    return 0 if all(line["ok"] for line in lines) else OutputError.exit_code
+    return 0 if passed else OutputError.exit_code
 
 
 @cli.command(
@@ -274,46 +233,50 @@ def verify(
 @workspace_option
 @json_option
 def trt(
-    bundle: Path,
-    device: str,
-    workspace_gb: float | None,
-    optimization_level: int,
-    tries: int,
-    hardware: str,
-    version_compatible: bool,
-    workspace: Path,
-    as_json: bool,
+    bundle: Path, device: str, workspace_gb: float | None, tries: int, workspace: Path, as_json: bool, **options: Any
 ) -> None:
     """Compile BUNDLE's graphs to TensorRT plans for this machine's GPU and put them into the bundle. Takes minutes."""
     from sdturbo.bundle.plans import read_plans
+    from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions
     from sdturbo_export.tensorrt.trt_plans import compile_plans
 
+    workspace_bytes = None if workspace_gb is None else int(workspace_gb * 2**30)
+    plan_options, caches = PlanOptions(workspace_bytes, **options), workspace / "tensorrt"
     compiled = compile_plans(
-        Bundle.load(bundle),
-        device=device,
-        workspace=None if workspace_gb is None else int(workspace_gb * 2**30),
-        optimization_level=optimization_level,
-        hardware=hardware,
-        version_compatible=version_compatible,
-        tries=tries,
-        store=workspace / "tensorrt",
-        say=lambda line: click.echo(line, err=True),
+        Bundle.load(bundle), plan_options, device=device, tries=tries, timing_caches=caches, say=_say
     )
     plans = read_plans(compiled)
-    if as_json:
-        print_json({"path": str(bundle), "bundle_id": compiled.bundle_id, "plans": [plan.to_json() for plan in plans]})
-    else:
-        click.echo(f"{bundle}: bundle {compiled.bundle_id}, {len(plans)} plans")
+    document = {"path": str(bundle), "bundle_id": compiled.bundle_id, "plans": [plan.to_json() for plan in plans]}
+    _print(as_json, document, f"{bundle}: bundle {compiled.bundle_id}, {len(plans)} plans")
 
 
-def _require_torch(what: str) -> None:
+def _resolve(model: str, workspace: Path, loras: Sequence[str] = (), **source: Any) -> Checkpoint:
+    """The checkpoint `model`. loras: as on the command line. source: more of the arguments of `resolve`."""
+    from sdturbo_export.weights.lora import parse_lora
+    from sdturbo_export.weights.resolve import resolve
+
+    return resolve(model, workspace / "checkpoints", loras=[parse_lora(text) for text in loras], **source)
+
+
+def _require_torch(command: str) -> None:
     missing = [
         name for name in ("torch", "diffusers", "transformers", "onnx") if importlib.util.find_spec(name) is None
     ]
     if missing:
         raise BackendUnavailable(
-            f"`sdturbo-export {what}` needs {', '.join(missing)}, not installed here; `pip install 'sdturbo[export]'`."
+            f"`sdturbo-export {command}` needs {', '.join(missing)}, not installed here. In a clone of sdturbo:"
+            " `pip install '.[export]'`."
         )
+
+
+def _print(as_json: bool, document: dict[str, Any], line: str) -> None:
+    """One of both forms of a command's result."""
+    print_json(document) if as_json else click.echo(line)
+
+
+def _say(line: str) -> None:
+    """A line of progress."""
+    click.echo(line, err=True)
 
 
 def main() -> None:

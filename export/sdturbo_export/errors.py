@@ -1,4 +1,4 @@
-"""What can go wrong between a checkpoint and a bundle. Same rules as `sdturbo.errors`."""
+"""Errors between a checkpoint and a bundle. The rules are those of `sdturbo.errors`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sdturbo.errors import InvalidRequest, SDTurboError
 
 
 class CheckpointError(SDTurboError):
-    """A checkpoint or LoRA cannot be used. `faults` lists everything found wrong with it."""
+    """A checkpoint or LoRA (low-rank adaptation) cannot be used. `faults` lists everything wrong with it."""
 
     exit_code = 3
 
@@ -23,16 +23,22 @@ class LicenceNotAccepted(InvalidRequest):
 
 
 class BuildError(SDTurboError):
-    """The build could not be finished: disk, memory, permissions. What was finished stays for the next run."""
+    """The build could not be finished: disk, memory, permissions. Finished stages stay for the next run."""
 
 
 class ParityError(SDTurboError):
-    """A stage or picture differs from PyTorch by more than its bound; no bundle is published."""
+    """A stage or picture differs from PyTorch by more than its bound. No bundle is published."""
 
     exit_code = 5
 
 
 class QualityError(SDTurboError):
-    """Pictures in a lower precision are too far from those in float32; no bundle is published."""
+    """Pictures in a lower precision are too far from those in float32. No bundle is published."""
 
     exit_code = 5
+
+
+def listed(items: Sequence[str], most: int = 8) -> str:
+    """The first `most` items, and the number of the others."""
+    rest = f"; and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + rest

@@ -1,4 +1,4 @@
-"""Names on a file system: two directories change theirs in one step, so that nobody finds neither; a file gets a second."""
+"""Names on a file system: two directories exchange theirs in one step, and one of them is there at every moment."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def unfinished(path: Path) -> Generator[Path]:
 
 @contextmanager
 def new_directory(path: Path) -> Generator[Path]:
-    """As `unfinished`, for a new directory: it takes its name when the block ends well."""
+    """As `unfinished`, for a new directory. It takes its name when the block ends well."""
     with unfinished(path) as partial:
         yield partial
         partial.replace(path)
 
 
 def partial_name(path: Path) -> Path:
-    """Where the directory `path` lies until it is whole."""
+    """The name of the directory `path` until it is whole."""
     return path.with_name(f".{path.name}.partial")
 
 
 def exchange(new: Path, old: Path) -> None:
-    """`new` and `old`, both there and on one file system, swap names: renameat2(2) of Linux.
+    """Exchange the names of `new` and `old`, both there and on one file system, by renameat2(2) of Linux.
 
-    File systems without it (some network ones) get two renames by way of `.old`. Raises OSError.
+    File systems without it (some network ones) get two renames by way of `.NAME.old`. Raises OSError.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
@@ -56,7 +56,7 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def waiting_name(path: Path) -> Path:
-    """Where an old directory waits while its successor takes its place in two renames."""
+    """The name of an old directory while its successor takes its place in two renames."""
     return path.with_name(f".{path.name}.old")
 
 

@@ -1,8 +1,8 @@
 """A checkpoint as ONNX files with the signatures that optimum-onnx's ORTStableDiffusionPipeline asks for.
 
-Scheduler and post-processing are the pipeline's, so nothing is folded in; the exact rewrites are, except the table of
-timesteps, for the pipeline may ask for any. Batch 1, 512×512. Layout and names of tensors follow optimum-onnx 0.1.0
-(optimum/onnxruntime/modeling_diffusion.py).
+Scheduler and post-processing are the pipeline's, so no graph holds them. The exact rewrites are applied, except the table
+of timesteps, for the pipeline may ask for any timestep. Batch size 1, 512×512. Layout and names of tensors follow
+optimum-onnx 0.1.0 (optimum/onnxruntime/modeling_diffusion.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from sdturbo.bundle.description import LATENT_SCALE
@@ -28,68 +28,72 @@ from sdturbo_export.stages import HEIGHT, WIDTH
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
-PARTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}
-# part -> the stage whose rewrites it takes
-_STAGES = {"text_encoder": "text_encoder", "unet": "denoiser", "vae_decoder": "decoder", "vae_encoder": "encoder"}
 
 
-class _TextEncoder(nn.Module):
-    """input_ids int64 (1, 77) -> last_hidden_state (1, 77, width), pooler_output (1, width)."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A directory of the pipeline, which gets the rewrites of our `stage`.
 
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
+    call: the component and the graph's inputs to its outputs. inputs: examples, for a text encoder of that width.
+    """
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = self.text_encoder(input_ids)
-        return out.last_hidden_state, out.pooler_output
-
-
-class _Unet(nn.Module):
-    """sample (1, 4, H/8, W/8), timestep (), encoder_hidden_states (1, 77, width) -> out_sample (1, 4, H/8, W/8)."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        return self.unet(sample, timestep, prompt_embeds, return_dict=False)[0]
+    component: str
+    stage: str
+    call: Callable[..., Any]
+    inputs: Callable[[int], dict[str, torch.Tensor]]
+    outputs: tuple[str, ...]
 
 
-class _VaeDecoder(nn.Module):
-    """latent_sample (1, 4, H/8, W/8), already divided by the scaling factor -> sample (1, 3, H, W), -1 to 1."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latent_sample, return_dict=False)[0]
+def _latents() -> torch.Tensor:
+    return torch.zeros(1, 4, HEIGHT // LATENT_SCALE, WIDTH // LATENT_SCALE)
 
 
-class _VaeEncoder(nn.Module):
-    """sample (1, 3, H, W), -1 to 1 -> latent_parameters (1, 8, H/8, W/8): mean and logvar."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        return self.vae.quant_conv(self.vae.encoder(sample))
-
-
-_MODULES: Mapping[str, Callable[[Any], nn.Module]] = {
-    "text_encoder": _TextEncoder,
-    "unet": _Unet,
-    "vae_decoder": _VaeDecoder,
-    "vae_encoder": _VaeEncoder,
+PARTS = {
+    "text_encoder": _Part(
+        "text_encoder",
+        "text_encoder",
+        lambda text_encoder, ids: text_encoder(ids, return_dict=False)[:2],
+        lambda _: {"input_ids": torch.zeros(1, MAX_LENGTH, dtype=torch.int64)},
+        ("last_hidden_state", "pooler_output"),
+    ),
+    "unet": _Part(
+        "unet",
+        "denoiser",
+        lambda unet, *inputs: unet(*inputs, return_dict=False)[0],
+        lambda width: {
+            "sample": _latents(),
+            "timestep": torch.tensor(999.0),
+            "encoder_hidden_states": torch.zeros(1, MAX_LENGTH, width),
+        },
+        ("out_sample",),
+    ),
+    "vae_decoder": _Part(
+        "vae",
+        "decoder",
+        lambda vae, latents: vae.decode(latents, return_dict=False)[0],
+        lambda _: {"latent_sample": _latents()},  # already divided by the scaling factor
+        ("sample",),
+    ),
+    "vae_encoder": _Part(
+        "vae",
+        "encoder",
+        lambda vae, sample: vae.quant_conv(vae.encoder(sample)),
+        lambda _: {"sample": torch.zeros(1, 3, HEIGHT, WIDTH)},  # from -1 to 1
+        ("latent_parameters",),  # mean and logarithm of the variance
+    ),
 }
-_OUTPUTS = {
-    "text_encoder": ("last_hidden_state", "pooler_output"),
-    "unet": ("out_sample",),
-    "vae_decoder": ("sample",),
-    "vae_encoder": ("latent_parameters",),
-}
+
+
+class _Graph(nn.Module):
+    """A part's component under its own name, which begins the names of its weights."""
+
+    def __init__(self, part: _Part, component: nn.Module) -> None:
+        super().__init__()
+        self.add_module(part.component, component)
+        self._part = part
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self._part.call(self.get_submodule(self._part.component), *inputs)
 
 
 def write_optimum(
@@ -101,42 +105,27 @@ def write_optimum(
     Raises InvalidRequest if `out` exists or a name is unknown.
     """
     if out.exists():
-        raise InvalidRequest(f"{out} exists; expected the name of a new directory.")
-    rewrites = {part: rewrites_of(stage, "fp32", {*without, "time-tables"}) for part, stage in _STAGES.items()}
+        raise InvalidRequest(f"{out} exists. Expected the name of a new directory.")
+    rewrites = {name: rewrites_of(part.stage, "fp32", {*without, "time-tables"}) for name, part in PARTS.items()}
+    width = checkpoint.configs["text_encoder"]["hidden_size"]
     with new_directory(out) as partial:
-        for part, component in PARTS.items():
-            say(part)
-            (partial / part).mkdir(parents=True)
-            module = _MODULES[part](checkpoint.module(component)).eval()
-            rewrite(module, rewrites[part])
-            with WeightFile(partial / part / WEIGHTS) as weights:
-                onnx_from_torch(
-                    module, _inputs(part, checkpoint), _OUTPUTS[part], partial / part / GRAPH, weights, pack=False
-                )
-            _write_json(partial / part / "config.json", checkpoint.configs[component])
+        for name, part in PARTS.items():
+            say(name)
+            folder = partial / name
+            folder.mkdir(parents=True)
+            module = _Graph(part, checkpoint.module(part.component)).eval()
+            rewrite(module, rewrites[name])
+            with WeightFile(folder / WEIGHTS) as weights:
+                onnx_from_torch(module, part.inputs(width), part.outputs, folder / GRAPH, weights, pack=False)
+            _write_json(folder / "config.json", checkpoint.configs[part.component])
         for name in ("tokenizer", "scheduler"):
             shutil.copytree(checkpoint.path / name, partial / name)
         index = json.loads((checkpoint.path / "model_index.json").read_bytes())
-        kept = {key: value for key, value in index.items() if key not in ("safety_checker", "feature_extractor")}
-        _write_json(partial / "model_index.json", kept | {"requires_safety_checker": False})
+        for absent in ("safety_checker", "feature_extractor"):
+            index.pop(absent, None)
+        _write_json(partial / "model_index.json", index | {"requires_safety_checker": False})
         write_licence(partial, checkpoint)
     return out
-
-
-def _inputs(part: str, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Example inputs under the names that optimum feeds."""
-    latents = torch.zeros(1, 4, HEIGHT // LATENT_SCALE, WIDTH // LATENT_SCALE)
-    width = checkpoint.configs["text_encoder"]["hidden_size"]
-    return {
-        "text_encoder": {"input_ids": torch.zeros(1, MAX_LENGTH, dtype=torch.int64)},
-        "unet": {
-            "sample": latents,
-            "timestep": torch.tensor(999.0),
-            "encoder_hidden_states": torch.zeros(1, MAX_LENGTH, width),
-        },
-        "vae_decoder": {"latent_sample": latents},
-        "vae_encoder": {"sample": torch.zeros(1, 3, HEIGHT, WIDTH)},
-    }[part]
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

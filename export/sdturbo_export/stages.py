@@ -1,14 +1,15 @@
-"""The four stages: what each graph computes, in the words of diffusers (reference) and as it is exported (graph module).
+"""The four stages: the computation of each graph, in the words of diffusers (reference) and as it is exported (graph module).
 
-The reference is diffusers' own modules and scheduler, untouched; parity is measured against it. The graph module folds in
-the arithmetic around the model, so that the runtime only copies. Latents and embeddings cross stage borders in float32,
-whatever the precision inside (`rewrites/half.py`).
+The reference is diffusers' own modules and scheduler, untouched. Parity is measured against it. The graph module folds in
+the arithmetic around the model, so that the runtime only copies. Latents and embeddings cross stage borders in float32 at
+every precision inside (`rewrites/half.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,15 +29,19 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class StagePlan:
-    """How a stage is made. `component` holds its weights; `graph` and `reference` build modules around that component."""
+class StageDefinition:
+    """How a stage of `checkpoint` is made. Its weights are those of `component`.
 
+    graph, reference: make modules around that component. inputs, output: the graph's tensors at any size.
+    """
+
+    checkpoint: Checkpoint
     name: str
     component: str
     graph: Callable[[Any, Checkpoint], nn.Module]
     reference: Callable[[Any, Checkpoint], nn.Module]
-    inputs: Callable[[Checkpoint], tuple[TensorSpec, ...]]
-    output: Callable[[Checkpoint], TensorSpec]
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
 
 
 class TextEncoder(nn.Module):
@@ -163,8 +168,11 @@ class EncoderReference(nn.Module):
     def forward(self, image: torch.Tensor, *noises_and_step: torch.Tensor) -> torch.Tensor:
         *posterior_noise, noise, step = noises_and_step
         encoded: Any = self.vae.encode(2.0 * (image.permute(0, 3, 1, 2).float() / 255.0) - 1.0)
-        drawn = [encoded.latent_dist.mean + encoded.latent_dist.std * one for one in posterior_noise]
-        z = drawn[0] if drawn else encoded.latents
+        z = (
+            encoded.latent_dist.mean + encoded.latent_dist.std * posterior_noise[0]
+            if posterior_noise
+            else encoded.latents
+        )
         latents = z * self.vae.config.scaling_factor
         row = self.rows[int(step)]
         self.scheduler.set_timesteps(row.num_inference_steps)
@@ -178,77 +186,53 @@ def _from_pixels(image: torch.Tensor) -> torch.Tensor:
 
 
 def _cast(module: nn.Module, *tensors: torch.Tensor) -> Tensors:
-    """The tensors in the type of the module's weights; nothing happens to float32 in a float32 module."""
+    """The tensors in the type of the module's weights. Nothing happens to float32 in a float32 module."""
     dtype = next(module.parameters()).dtype
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _latents(name: str = "latents") -> TensorSpec:
-    return TensorSpec(name, "float32", ("B", 4, "H/8", "W/8"))
+def stage_definitions(checkpoint: Checkpoint) -> dict[str, StageDefinition]:
+    """The four stages by name, in the order in which a build makes them."""
+    latents, next_latents, posterior_noise, noise = (
+        TensorSpec(name, "float32", ("B", 4, "H/8", "W/8"))
+        for name in ("latents", "next_latents", "posterior_noise", "noise")
+    )
+    input_ids = TensorSpec("input_ids", "int64", ("B", MAX_LENGTH))
+    width = checkpoint.configs["text_encoder"]["hidden_size"]
+    prompt_embeds = TensorSpec("prompt_embeds", "float32", ("B", MAX_LENGTH, width))
+    image, step = TensorSpec("image", "uint8", ("B", "H", "W", 3)), TensorSpec("step", "int64", ())
+    encoder = TinyEncoder if checkpoint.decoder else Encoder
+    noises = (noise,) if checkpoint.decoder else (posterior_noise, noise)  # in the order in which diffusers draws them
+    define = partial(StageDefinition, checkpoint)
+    definitions = (
+        define("text_encoder", "text_encoder", TextEncoder, TextEncoder, (input_ids,), prompt_embeds),
+        # ONNX names are assigned once: the output is not called `latents` again
+        define("denoiser", "unet", Denoiser, DenoiserReference, (latents, prompt_embeds, step), next_latents),
+        define("decoder", "vae", Decoder, Decoder, (latents,), image),
+        define("encoder", "vae", encoder, EncoderReference, (image, *noises, step), latents),
+    )
+    return {definition.name: definition for definition in definitions}
 
 
-def _embeds(checkpoint: Checkpoint) -> TensorSpec:
-    return TensorSpec("prompt_embeds", "float32", ("B", MAX_LENGTH, checkpoint.configs["text_encoder"]["hidden_size"]))
-
-
-def _encoder(vae: Any, checkpoint: Checkpoint) -> nn.Module:
-    return (TinyEncoder if checkpoint.decoder else Encoder)(vae, checkpoint)
-
-
-def _encoder_inputs(checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
-    """Noises in the order in which diffusers draws them."""
-    posterior = () if checkpoint.decoder else (_latents("posterior_noise"),)
-    return (_IMAGE, *posterior, _latents("noise"), _STEP)
-
-
-_IMAGE = TensorSpec("image", "uint8", ("B", "H", "W", 3))
-_STEP = TensorSpec("step", "int64", ())
-
-PLANS = (
-    StagePlan(
-        "text_encoder",
-        "text_encoder",
-        TextEncoder,
-        TextEncoder,
-        lambda _: (TensorSpec("input_ids", "int64", ("B", MAX_LENGTH)),),
-        _embeds,
-    ),
-    StagePlan(
-        "denoiser",
-        "unet",
-        Denoiser,
-        DenoiserReference,
-        lambda checkpoint: (_latents(), _embeds(checkpoint), _STEP),
-        lambda _: _latents("next_latents"),  # ONNX names are assigned once: not `latents` again
-    ),
-    StagePlan("decoder", "vae", Decoder, Decoder, lambda _: (_latents(),), lambda _: _IMAGE),
-    StagePlan("encoder", "vae", _encoder, EncoderReference, _encoder_inputs, lambda _: _latents()),
-)
-
-
-def graph_module(
-    plan: StagePlan, checkpoint: Checkpoint, *, precision: str = "fp32", without: Collection[str] = ()
-) -> nn.Module:
+def graph_module(definition: StageDefinition, *, precision: str = "fp32", without: Collection[str] = ()) -> nn.Module:
     """The stage as it is exported, with weights of its own: rewritten except by `without`, in fp32 or fp16."""
-    stage = plan.graph(checkpoint.module(plan.component), checkpoint)
-    rewrite(stage, rewrites_of(plan.name, precision, without))
+    stage = definition.graph(definition.checkpoint.module(definition.component), definition.checkpoint)
+    rewrite(stage, rewrites_of(definition.name, precision, without))
     return (Half(stage) if precision == "fp16" else stage).eval()
 
 
-def stage_of(plan: StagePlan, checkpoint: Checkpoint) -> Stage:
-    """The stage as a bundle describes it, at the size that is exported; its graphs are named by whoever asks."""
-    return Stage(plan.name, plan.inputs(checkpoint), (plan.output(checkpoint),), {}).at(HEIGHT, WIDTH)
+def stage_of(definition: StageDefinition) -> Stage:
+    """The stage as a bundle describes it, at the size that is exported, without its graphs."""
+    return Stage(definition.name, definition.inputs, (definition.output,), {}).at(HEIGHT, WIDTH)
 
 
-def example_inputs(
-    plan: StagePlan, checkpoint: Checkpoint, batch_size: int, *, seed: int = 0
-) -> dict[str, torch.Tensor]:
+def example_inputs(definition: StageDefinition, batch_size: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """Inputs of the stage with the statistics of a real run, drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    sigma_max = checkpoint.schedule.rows[0].sigma
-    vocabulary = checkpoint.configs["text_encoder"]["vocab_size"]
+    sigma_max = definition.checkpoint.schedule.rows[0].sigma
+    vocabulary = definition.checkpoint.configs["text_encoder"]["vocab_size"]
     inputs: dict[str, torch.Tensor] = {}
-    for spec in plan.inputs(checkpoint):
+    for spec in definition.inputs:
         shape = spec.at(HEIGHT, WIDTH).shape_at(batch_size)
         if spec.name == "input_ids":
             value: Any = torch.randint(0, vocabulary, shape, generator=generator)
@@ -256,7 +240,7 @@ def example_inputs(
             value = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         elif spec.name == "step":
             value = torch.tensor(1)  # the first of two steps: sigma_next is not zero
-        elif spec.name == "latents" and plan.name == "denoiser":
+        elif spec.name == "latents" and definition.name == "denoiser":
             value = torch.randn(shape, generator=generator) * sigma_max
         else:
             value = torch.randn(shape, generator=generator)

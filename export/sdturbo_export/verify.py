@@ -1,13 +1,13 @@
-"""Is a bundle still what it says it is? Golden picture on every backend; with its checkpoint, every stage and picture
-against PyTorch and diffusers' own pipelines."""
+"""Check a finished bundle again: its golden picture on every backend that runs here.
+
+With its checkpoint, every stage and picture is compared with PyTorch and diffusers' own pipelines.
+"""
 
 from __future__ import annotations
 
 import gc
 import statistics
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from sdturbo.golden import difference, golden_distance
 if TYPE_CHECKING:
     from sdturbo_export.weights.checkpoint import Checkpoint
 
-# what is compared with diffusers: (num_inference_steps, strength or None for text-to-image)
+# the requests that are compared with diffusers: (num_inference_steps, strength or None for text-to-image)
 REQUESTS = ((1, None), (2, None), (3, None), (4, None), (1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))
-LIMITS = {"fp32": (50.0, 2), "fp16": (55.0, 2)}  # by the weights' format: dB and pixel values, fp32 on uint8
+LIMITS = {"fp32": (50.0, 2), "fp16": (55.0, 2)}  # by the weights' format: decibels and pixel values, fp32 on uint8
 PROMPT, SEED = "a lighthouse on a cliff, 灯台, evening", 7
 
 Line = dict[str, Any]
@@ -34,7 +34,8 @@ Line = dict[str, Any]
 def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Line]:
     """Check after check, as {what, ok, found, expected}. The bundle's hashes were checked when it was loaded.
 
-    Raises InvalidRequest if bundle and checkpoint have decoders of different classes, BackendUnavailable if nothing runs.
+    Raises InvalidRequest if bundle and checkpoint have decoders of different classes, and BackendUnavailable if no backend
+    runs here.
     """
     if checkpoint is not None and bundle.decoder.split()[0] != checkpoint.decoder_name.split()[0]:
         raise InvalidRequest(
@@ -53,12 +54,10 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
         loras = [
             {"file": lora.path.name, "sha256": sha256_file(lora.path), "scale": lora.scale} for lora in checkpoint.loras
         ]
-        made_with = bundle.model.get("loras", [])
-        if loras or made_with:
-            names = [
-                ", ".join(f"{one['file']} x {one['scale']:g}" for one in some) or "none" for some in (loras, made_with)
-            ]
-            yield _line("LoRAs", _without_names(loras) == _without_names(made_with), *names)
+        bundle_loras = bundle.model.get("loras", [])
+        if loras or bundle_loras:
+            same = _without_names(loras) == _without_names(bundle_loras)
+            yield _line("LoRAs", same, _listed(loras), _listed(bundle_loras))
     for backend in _backends(bundle):
         yield _golden(bundle, backend)
         if checkpoint is not None:
@@ -73,8 +72,12 @@ def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]
     return [(lora["sha256"], lora["scale"]) for lora in loras]
 
 
+def _listed(loras: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{lora['file']} x {lora['scale']:g}" for lora in loras) or "none"
+
+
 def _backends(bundle: Bundle) -> Iterator[Backend]:
-    """Every device and precision that runs here. Raises BackendUnavailable if none does: nothing would be verified."""
+    """A backend per device and precision that runs here. Raises BackendUnavailable if there is none."""
     offers = _offers(bundle)
     for offer in offers:
         if offer.runs:
@@ -102,41 +105,40 @@ def _golden(bundle: Bundle, backend: Backend) -> Line:
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
     from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
     from sdturbo_export.proof.parity import stage_parity
-    from sdturbo_export.stages import PLANS
+    from sdturbo_export.stages import stage_definitions
 
-    with tempfile.TemporaryDirectory() as workspace:
-        for plan in PLANS:
-            precision = stage_precision(plan.name, backend.precision)
-            if precision not in BOUNDS:
-                continue  # int8: its pictures are judged
-            most = bound(precision, bundle.weight_format)
-            graphs = {size: bundle.graph(plan.name, size) for size in bundle.batch_sizes}
-            distance = stage_parity(plan, checkpoint, graphs, backend, Path(workspace))
-            what = f"{plan.name} against PyTorch, {_name(backend)} {backend.precision}"
-            yield _line(what, distance <= most, f"relative L2 {distance:.1e}", f"<= {most:.0e}")
+    for name, definition in stage_definitions(checkpoint).items():
+        precision = stage_precision(name, backend.precision)
+        if precision not in BOUNDS:
+            continue  # int8: its pictures are judged
+        most = bound(precision, bundle.weight_format)
+        graphs = {size: bundle.graph(name, size) for size in bundle.batch_sizes}
+        distance = stage_parity(definition, graphs, backend)
+        what = f"{name} against PyTorch, {_name(backend)} {backend.precision}"
+        yield _line(what, distance <= most, f"relative L2 distance {distance:.1e}", f"<= {most:.0e}")
 
 
 def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
     """The requests of `REQUESTS` in fp32 against StableDiffusionPipeline and StableDiffusionImg2ImgPipeline."""
     least, most = LIMITS[bundle.weight_format]
     for name, distances in _from_diffusers(bundle, checkpoint):
-        for (steps, strength), (distance, off) in zip(REQUESTS, distances, strict=True):
+        for (steps, strength), (psnr, largest) in zip(REQUESTS, distances, strict=True):
             kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
             yield _line(
                 f"diffusers' picture, {steps} steps, {kind}, {name} fp32",
-                distance >= least and off <= most,
-                f"{distance:.1f} dB, largest difference {off}",
+                psnr >= least and largest <= most,
+                f"{psnr:.1f} dB, largest difference {largest}",
                 f">= {least:.0f} dB, <= {most}",
             )
 
 
 def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
-    """The same requests of a bundle in int8, by the limit that it was built with."""
+    """The same requests to a bundle in int8, held to the limit that it was built with."""
     from sdturbo_export.int8.quality import MIN_PSNR as LEAST
 
     held = bundle.quality.get("passed", False)
     for name, distances in _from_diffusers(bundle, checkpoint):
-        median = statistics.median(distance for distance, _ in distances)
+        median = statistics.median(psnr for psnr, _ in distances)
         yield _line(
             f"diffusers' pictures, median of {len(distances)} requests, {name} int8",
             median >= LEAST or not held,
@@ -148,13 +150,15 @@ def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[
 def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[str, list[tuple[float, int]]]]:
     """For each backend and device, by name: (PSNR in dB, largest difference of a value) of each request.
 
-    In the bundle's own precision.
+    PSNR is the peak signal-to-noise ratio. Pictures are drawn in the bundle's own precision.
     """
     from sdturbo_export.proof.diffusers_reference import draw
 
-    start = _start_image(bundle)
+    noise = np.random.default_rng(SEED).integers(0, 256, (12, 16, 3), np.uint8)
+    larger = (bundle.width + 128, bundle.height + 64)  # so that it is resized
+    start = Image.fromarray(noise).resize(larger, Image.Resampling.BICUBIC)
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
-    gc.collect()  # diffusers' pipelines hold reference cycles; the weights are gigabytes
+    gc.collect()  # diffusers' pipelines hold reference cycles, and the weights are gigabytes
     for offer in _offers(bundle):
         if not offer.runs or offer.precision != bundle.precision:
             continue  # `sdturbo doctor` says why
@@ -170,15 +174,9 @@ def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[st
 
 
 def _name(backend: Backend) -> str:
-    """With its device, where that is not the CPU."""
+    """The backend's name, with its device where that is not the CPU."""
     return backend.name if backend.device == "cpu" else f"{backend.name} {backend.device}"
 
 
-def _start_image(bundle: Bundle) -> Image.Image:
-    """A picture to start from: smooth colours, larger than the frame, so that it is resized."""
-    noise = np.random.default_rng(SEED).integers(0, 256, (12, 16, 3), np.uint8)
-    return Image.fromarray(noise).resize((bundle.width + 128, bundle.height + 64), Image.Resampling.BICUBIC)
-
-
-def _line(what: str, ok: bool, found: str, expected: str) -> Line:
-    return {"what": what, "ok": bool(ok), "found": found, "expected": expected}
+def _line(what: str, ok: bool, result: str, expected: str) -> Line:
+    return {"what": what, "ok": bool(ok), "found": result, "expected": expected}

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from benchmarks import readme
-from benchmarks.results import DIRECTORY, ROOT, Results, stored
+from benchmarks.results import DIRECTORY, ROOT, Results, finished_runs
 from benchmarks.tables import document_tables
 
 PAGE = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def median_of(document, backend, precision):
 
 
 def test_the_readmes_small_table_is_of_the_stored_results_at_equal_precision():
-    found = {(document["suite"], document["name"]): document for document in stored()}
+    found = {(document["suite"], document["name"]): document for document in finished_runs()}
     peers = found["peers", "seeded"]
     wanted = {
         ("Intel's OpenVINO GenAI, as it comes", "bf16"): ratio_of(peers, "openvino-genai", "bf16"),
@@ -63,7 +63,7 @@ def test_the_readmes_small_table_is_of_the_stored_results_at_equal_precision():
 
 
 def test_the_readmes_times_are_those_of_the_stored_results():
-    found = {document["name"]: document for document in stored() if document["suite"] == "bench"}
+    found = {document["name"]: document for document in finished_runs() if document["suite"] == "bench"}
     seconds = [f"{median_of(found['seeded'], 'openvino', name) / 1e3:.1f} s in {name}" for name in ("bf16", "fp32")]
     milliseconds = [f"{median_of(found['tiny'], 'openvino', name):.0f} ms in {name}" for name in ("bf16", "fp32")]
     assert f"`seeded` in one step takes {' and '.join(seconds)}, on OpenVINO" in README
@@ -82,7 +82,7 @@ def test_section_is_made_of_the_results(directory):
     assert "### sdturbo alone: `fake`" in text
     assert "sdturbo 0" in text
     assert "| scaling" not in text  # a chart shows it
-    assert "| scaling" in document_tables(next(stored(directory)))
+    assert "| scaling" in document_tables(next(finished_runs(directory)))
     assert re.search(r"\d{4}-\d\d-\d\d", text)
     changed = readme.with_section(PAGE, text)
     assert changed != PAGE

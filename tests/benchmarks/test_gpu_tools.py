@@ -72,7 +72,7 @@ def test_the_smoke_test_passes_on_an_imitation_of_cuda():
     assert "4 threads, 50 requests each" in judged
     for line in report["lines"]:
         if "latency" in line["what"] or "petabyte" in line["what"]:
-            assert (line["found"], line["ok"]) == (smoke.NEEDS_GPU, None)
+            assert (line["measured"], line["ok"]) == (smoke.NEEDS_GPU, None)
 
 
 def test_a_kernel_that_is_wrong_by_one_bit_fails(trial, monkeypatch):
@@ -104,7 +104,7 @@ def test_what_breaks_in_a_part_is_a_line_and_the_other_parts_go_on(trial, monkey
 def test_a_failed_line_is_the_exit_code(trial, monkeypatch, capsys):
     monkeypatch.setattr(smoke, "prepare", lambda *, imitate: trial)
     assert smoke.main([]) == 0
-    monkeypatch.setattr(smoke, "_same", lambda found, expected: False)
+    monkeypatch.setattr(smoke, "_same", lambda outputs, expected: False)
     assert smoke.main([]) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] > 0
 
@@ -118,7 +118,7 @@ def test_the_products_options_are_the_first_variant():
     assert list(variants.chosen([])) == list(variants.VARIANTS)
     assert list(variants.chosen(["tf32", "nhwc"])) == ["product", "nhwc", "tf32"]
     assert variants.chosen(["product"]) == {"product": {}}
-    with pytest.raises(InvalidRequest, match="Got variants nchw; expected product, nhwc"):
+    with pytest.raises(InvalidRequest, match=r"Got variants nchw\. Expected product, nhwc"):
         variants.chosen(["nchw"])
 
 
@@ -200,4 +200,4 @@ def test_a_build_that_is_refused_fails_and_the_others_go_on(monkeypatch, capsys)
 
 def test_stages_that_the_bundle_has_not_are_refused(capsys):
     assert rtx_build.main([str(EMBEDDED), "unet"]) == InvalidRequest.exit_code
-    assert "Got stages unet; expected text_encoder" in capsys.readouterr().err
+    assert "Got stages unet. Expected text_encoder" in capsys.readouterr().err

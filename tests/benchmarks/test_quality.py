@@ -29,7 +29,7 @@ def test_psnr_and_ssim_against_hand_computed_values():
 def test_prompts_are_many_and_different():
     texts = quality.prompts(quality.LEAST)
     assert len(set(texts)) == quality.LEAST >= 32
-    with pytest.raises(InvalidRequest, match="expected 32 to"):
+    with pytest.raises(InvalidRequest, match="Expected 32 to"):
         quality.prompts(4)
 
 

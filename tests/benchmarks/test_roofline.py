@@ -220,7 +220,7 @@ def test_fake_graphs_hold_no_products(bundle_dir):
 
 
 def test_bundles_without_batch_one_are_refused(make_bundle):
-    with pytest.raises(InvalidRequest, match="expected 1"):
+    with pytest.raises(InvalidRequest, match="Expected 1"):
         roofline.work_of(Bundle.load(make_bundle((2,))))
 
 

@@ -53,7 +53,7 @@ def test_attentions_and_norms_are_counted_by_the_graphs_nodes():
         norms=2,
         fp32_norms=1,
     )
-    assert "1 of 2 attentions fused; 1 of 2 norms write fp32" in str(summary)
+    assert "1 of 2 attentions are fused. 1 of 2 norms write fp32" in str(summary)
 
 
 @pytest.mark.parametrize(("size", "counted"), [(999_999, 0), (1_000_000, 1)])
@@ -67,7 +67,7 @@ def test_a_small_tensor_in_fp32_is_no_fault_of_a_norm(size, counted):
     [
         ("", "lists no layers"),
         ("Layers:\n\nI/O Tensors:\n", "lists no layers"),
-        (LOG.replace("Datatype: Int32", "Datatype: Int2"), "datatype 'Int2'; expected Float"),
+        (LOG.replace("Datatype: Int32", "Datatype: Int2"), "datatype 'Int2'. Expected Float"),
         (LOG.replace("LayerType", "Kind"), "cannot be read: Name: node_conv2d_1_myl0_2, Kind"),
     ],
 )

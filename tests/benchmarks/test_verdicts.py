@@ -39,7 +39,7 @@ def test_a_lost_or_wrong_answer_or_another_exit_status_fails_a_load():
         return {
             "overhead": {"beyond_engine_p50_ms": 3.0, "encode_p50_ms": 2.0, "bare_p50_ms": 60.0},
             "throughput": {"ratio": 0.99},
-            "typing": {"pictures_a_second": 9.0},
+            "typing": {"pictures_per_second": 9.0},
             "overload": {"answers": {"right picture": 9, **answers}, "memory_growth_percent": 0.1},
             "drain": {"answers": {200: 8}, "exit_status": exit_status, "seconds": 2.0},
         }

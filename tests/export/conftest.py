@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from sdturbo_export.build import build
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.weights.checkpoint import open_checkpoint
 from sdturbo_export.weights.seeded import write_seeded
 
@@ -32,7 +33,8 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def half_bundle(small_checkpoint, store, tmp_path_factory):
-    return build(small_checkpoint, tmp_path_factory.mktemp("bundles") / "half", precision="fp16", store=store)
+    out = tmp_path_factory.mktemp("bundles") / "half"
+    return build(small_checkpoint, out, BuildOptions(precision="fp16"), store=store)
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,10 @@ from sdturbo_export.build import build
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.proof.parity import half_output, relative_l2, torch_output
 from sdturbo_export.rewrites.upsample import PhaseUpsample
-from sdturbo_export.stages import PLANS, TinyEncoder, example_inputs, graph_module
+from sdturbo_export.stages import TinyEncoder, example_inputs, graph_module, stage_definitions
 from sdturbo_export.verify import compare_with_diffusers, verify_bundle
 from sdturbo_export.weights.autoencoder_tiny import with_decoder
 
-DECODER, ENCODER = PLANS[2], PLANS[3]
 BLOCKS = {"encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4}
 SMALL = {**BLOCKS, "num_encoder_blocks": (1,) * 4, "num_decoder_blocks": (1,) * 4}
 
@@ -105,17 +104,18 @@ def test_verify_needs_the_decoder_of_the_bundle(tiny_build, tiny_checkpoint, sma
     assert [next(lines)["ok"] for _ in range(2)] == [True, False]
 
 
-@pytest.mark.parametrize("plan", [DECODER, ENCODER], ids=["decoder", "encoder"])
-def test_graph_module_equals_diffusers(tiny_checkpoint, plan):
-    inputs = {name: tensor.numpy() for name, tensor in example_inputs(plan, tiny_checkpoint, 2, seed=2).items()}
-    module = graph_module(plan, tiny_checkpoint)
-    if plan is DECODER:
+@pytest.mark.parametrize("stage", ["decoder", "encoder"])
+def test_graph_module_equals_diffusers(tiny_checkpoint, stage):
+    definition = stage_definitions(tiny_checkpoint)[stage]
+    inputs = {name: tensor.numpy() for name, tensor in example_inputs(definition, 2, seed=2).items()}
+    module = graph_module(definition)
+    if stage == "decoder":
         assert sum(isinstance(one, PhaseUpsample) for one in module.modules()) == 3
     else:
         assert isinstance(module, TinyEncoder)
     with torch.no_grad():
-        found = (module.pixels if plan is DECODER else module)(*(torch.from_numpy(one) for one in inputs.values()))
-    assert relative_l2(found.numpy(), torch_output(plan, tiny_checkpoint, inputs)) < 1e-5
+        found = (module.pixels if stage == "decoder" else module)(*(torch.from_numpy(one) for one in inputs.values()))
+    assert relative_l2(found.numpy(), torch_output(definition, inputs)) < 1e-5
 
 
 def test_its_own_scaling_factor_is_used(small_checkpoint, tiny_checkpoint, tiny_path, tmp_path):
@@ -123,17 +123,17 @@ def test_its_own_scaling_factor_is_used(small_checkpoint, tiny_checkpoint, tiny_
     scaled = with_decoder(small_checkpoint, scaled_path)
     latents = np.random.default_rng(0).standard_normal((1, 4, 64, 64), np.float32)
     with torch.no_grad():
-        found = graph_module(DECODER, scaled).pixels(torch.from_numpy(latents))
-        expected = graph_module(DECODER, tiny_checkpoint).pixels(torch.from_numpy(latents / 0.5))
+        found, expected = (
+            graph_module(stage_definitions(checkpoint)["decoder"]).pixels(torch.from_numpy(scaled_latents))
+            for checkpoint, scaled_latents in ((scaled, latents), (tiny_checkpoint, latents / 0.5))
+        )
     torch.testing.assert_close(found, expected)
 
 
 def test_float16_keeps_its_bound(tiny_checkpoint):
-    latents = np.random.default_rng(0).standard_normal((1, 4, 64, 64), np.float32)
-    distance = relative_l2(
-        half_output(DECODER, tiny_checkpoint, {"latents": latents}),
-        torch_output(DECODER, tiny_checkpoint, {"latents": latents}),
-    )
+    decoder = stage_definitions(tiny_checkpoint)["decoder"]
+    inputs = {"latents": np.random.default_rng(0).standard_normal((1, 4, 64, 64), np.float32)}
+    distance = relative_l2(half_output(decoder, inputs), torch_output(decoder, inputs))
     assert 0 < distance < 1e-2
 
 

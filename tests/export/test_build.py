@@ -25,6 +25,7 @@ from sdturbo_export import stage_store
 from sdturbo_export.build import build
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.onnx_from_torch import WeightFile
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof import distance
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 from sdturbo_export.weights.checkpoint import open_checkpoint
@@ -33,10 +34,10 @@ from sdturbo_export.weights.lora import Lora
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 
 
-def built(checkpoint, out, store, **options):
+def built(checkpoint, out, store):
     """(bundle, names of the stages that were exported anew)."""
     lines = []
-    bundle = build(checkpoint, out, store=store, say=lines.append, **options)
+    bundle = build(checkpoint, out, store=store, say=lines.append)
     exported = [lines[i - 1].split()[1] for i, line in enumerate(lines) if line.strip().startswith("exported")]
     return bundle, exported
 
@@ -126,7 +127,7 @@ def test_full_disk_is_said_and_older_bundle_survives(small_checkpoint, store, tm
 
     monkeypatch.setattr(WeightFile, "put", full)
     with pytest.raises(BuildError, match=r"disk is full.*Free some space"):
-        build(small_checkpoint, tmp_path / "out", store=tmp_path / "other", batch_sizes=(1,))
+        build(small_checkpoint, tmp_path / "out", store=tmp_path / "other")
     assert Bundle.load(tmp_path / "out").bundle_id == old.bundle_id
 
 
@@ -184,7 +185,7 @@ def test_link_to_a_bundle_stays_a_link(small_checkpoint, store, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
 
 
-def test_half_made_bundle_is_cleared_when_the_disk_is_full(small_checkpoint, store, tmp_path, monkeypatch):
+def test_an_unfinished_bundle_is_cleared_when_the_disk_is_full(small_checkpoint, store, tmp_path, monkeypatch):
     def full(partial, *_, **__):
         partial.mkdir()
         (partial / "large").write_bytes(bytes(1000))
@@ -199,7 +200,7 @@ def test_half_made_bundle_is_cleared_when_the_disk_is_full(small_checkpoint, sto
 @pytest.mark.parametrize("sizes", [(), (0,), (1, -2)])
 def test_impossible_batch_sizes_are_refused(small_checkpoint, tmp_path, sizes):
     with pytest.raises(InvalidRequest, match="batch sizes"):
-        build(small_checkpoint, tmp_path / "out", batch_sizes=sizes)
+        build(small_checkpoint, tmp_path / "out", BuildOptions(batch_sizes=sizes))
 
 
 def test_two_builds_do_not_share_a_store(small_checkpoint, tmp_path):
@@ -254,7 +255,7 @@ def test_store_forgets_a_stage_whose_bundle_was_deleted(small_checkpoint, tmp_pa
         partial,
         graphs={1: "text_encoder.onnx"},
         parity=1e-6,
-        inputs_sha256="x",
+        inputs={"input_ids": np.zeros(1, np.int64)},
         output=np.zeros(3, np.float32),
     )
     assert stage_store.find(tmp_path, key) == dataclasses.replace(stored, path=(tmp_path / key).resolve())

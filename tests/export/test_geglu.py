@@ -12,7 +12,7 @@ from torch import nn
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.geglu import TwoLinearGEGLU, two_linear_geglu
-from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.stages import example_inputs, graph_module, stage_definitions
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -35,9 +35,9 @@ def test_module_and_graph_equal_diffusers(bias, tmp_path):
 
 
 def test_denoiser_with_and_without_the_rewrite_are_the_same(small_checkpoint):
-    (plan,) = (plan for plan in PLANS if plan.name == "denoiser")
-    inputs = example_inputs(plan, small_checkpoint, 1, seed=3)
-    modules = [graph_module(plan, small_checkpoint, without=without) for without in ((), ("geglu",))]
+    definition = stage_definitions(small_checkpoint)["denoiser"]
+    inputs = example_inputs(definition, 1, seed=3)
+    modules = [graph_module(definition, without=without) for without in ((), ("geglu",))]
     assert [sum(isinstance(one, GEGLU) for one in module.modules()) for module in modules] == [
         0,
         sum(isinstance(one, TwoLinearGEGLU) for one in modules[0].modules()),

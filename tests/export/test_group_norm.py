@@ -11,7 +11,7 @@ from torch import nn
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.group_norm import REWRITE, ChannelGroupNorm, group_norm_by_channels
-from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.stages import example_inputs, graph_module, stage_definitions
 
 SHAPES = [(1, 32, 8, 16, 16), (2, 64, 32, 5, 9), (1, 48, 1, 7, 3), (1, 32, 8, 40)]  # batch, channels, groups, spatial
 
@@ -60,9 +60,9 @@ def test_graph_equals_torch(shape, tmp_path):
 
 @pytest.mark.parametrize("stage", REWRITE.stages)
 def test_stage_with_and_without_the_rewrite_are_the_same(small_checkpoint, stage):
-    (plan,) = (plan for plan in PLANS if plan.name == stage)
-    inputs = example_inputs(plan, small_checkpoint, 1, seed=3)
-    modules = [graph_module(plan, small_checkpoint, without=without) for without in ((), ("group-norm",))]
+    definition = stage_definitions(small_checkpoint)[stage]
+    inputs = example_inputs(definition, 1, seed=3)
+    modules = [graph_module(definition, without=without) for without in ((), ("group-norm",))]
     assert not any(isinstance(one, nn.GroupNorm) for one in modules[0].modules())
     with torch.no_grad():
         found, expected = ((one.pixels if stage == "decoder" else one)(*inputs.values()) for one in modules)
@@ -71,5 +71,5 @@ def test_stage_with_and_without_the_rewrite_are_the_same(small_checkpoint, stage
 
 def test_float16_graphs_keep_the_norm_that_gpu_engines_know(small_checkpoint):
     assert "group-norm" not in rewrites_of("decoder", "fp16")
-    module = graph_module(PLANS[2], small_checkpoint, precision="fp16")
+    module = graph_module(stage_definitions(small_checkpoint)["decoder"], precision="fp16")
     assert not any(isinstance(one, ChannelGroupNorm) for one in module.modules())

@@ -26,10 +26,12 @@ from sdturbo_export.int8.qdq import activation_grid, insert_qdq, quantize_weight
 from sdturbo_export.int8.ranges import best_range, measure_ranges
 from sdturbo_export.int8.sensitivity import measure_damage
 from sdturbo_export.int8.session import GraphSession
-from sdturbo_export.int8.trajectories import Request, requests
+from sdturbo_export.int8.trajectories import SeededPrompt, seeded
 from sdturbo_export.onnx_from_torch import WeightFile
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import relative_l2
 
+INT8 = BuildOptions(batch_sizes=(1, 2), precision="int8", allow_low_quality=True)
 # two convolutions read `x`, one weight is stored in half; `peak` has values that 8 bits cannot hold beside the others
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]> stage (float[1,4,16,8] x) => (float[1,4,16,8] out)
 {
@@ -72,7 +74,7 @@ def measured_ranges(graph, points):
     return measure_ranges(graph, activations(layers_of(ir.load(graph))), points)
 
 
-def test_weights_keep_seven_bits_a_channel():
+def test_weights_keep_seven_bits_per_channel():
     weight = np.random.default_rng(0).standard_normal((6, 5, 3, 3)).astype(np.float32)
     weight[2] = 0
     weight[3] *= 1000
@@ -196,9 +198,8 @@ def test_prompts_that_judge_do_not_calibrate(small_checkpoint):
     assert prompts_for(small_checkpoint, None) == prompts._general()
 
 
-def test_requests_go_round_the_steps_and_have_seeds_of_their_own():
-    made = requests(["a", "b"], 7, least=5)
-    assert made == [Request("ababa"[i], 7 + i, (1, 2, 3, 4, 1)[i]) for i in range(5)]
+def test_prompts_go_round_the_steps_and_have_seeds_of_their_own():
+    assert seeded(["a", "b"], 7, least=5) == [SeededPrompt("ababa"[i], 7 + i, (1, 2, 3, 4, 1)[i]) for i in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,12 @@ def test_calibration_prompts_that_cannot_be_used(small_checkpoint, tmp_path, con
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InvalidRequest, match=message):
-        build(small_checkpoint, tmp_path / "out", precision="int8", calibration=file, store=tmp_path / "store")
+        build(
+            small_checkpoint,
+            tmp_path / "out",
+            BuildOptions(precision="int8", calibration=file),
+            store=tmp_path / "store",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -227,7 +233,7 @@ def test_calibration_prompts_that_cannot_be_used(small_checkpoint, tmp_path, con
 )
 def test_options_that_do_not_fit_int8_are_refused(small_checkpoint, tmp_path, options):
     with pytest.raises(InvalidRequest, match="int8"):
-        build(small_checkpoint, tmp_path / "out", store=tmp_path / "store", **options)
+        build(small_checkpoint, tmp_path / "out", BuildOptions(**options), store=tmp_path / "store")
 
 
 def test_a_measurement_is_made_once_and_again_when_its_file_is_damaged(tmp_path):
@@ -249,7 +255,7 @@ def little_work():
     with pytest.MonkeyPatch.context() as patch:
         few = Prompts(prompts._general().calibration[:3], prompts._general().judging[:2])
         patch.setattr(build_module, "prompts_for", lambda *_: few)
-        patch.setattr(recipe, "CALIBRATION_REQUESTS", 3)
+        patch.setattr(recipe, "CALIBRATION_PICTURES", 3)
         patch.setattr(recipe, "layers_of", lambda model: layers_of(model)[::10])
         yield
 
@@ -257,8 +263,7 @@ def little_work():
 @pytest.fixture(scope="module")
 def int8_bundle(small_checkpoint, store, little_work, tmp_path_factory):
     out = tmp_path_factory.mktemp("int8") / "small"
-    options = {"batch_sizes": (1, 2), "precision": "int8", "allow_low_quality": True}
-    return build(small_checkpoint, out, store=store, **options)
+    return build(small_checkpoint, out, INT8, store=store)
 
 
 def test_bundle_says_how_it_was_quantised(int8_bundle):
@@ -313,13 +318,11 @@ def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, store, tm
 
     for name in ("measure_ranges", "measure_damage", "trajectory"):
         monkeypatch.setattr(recipe, name, refuse)
-    again = build(
-        small_checkpoint, tmp_path / "again", precision="int8", batch_sizes=(1, 2), allow_low_quality=True, store=store
-    )
+    again = build(small_checkpoint, tmp_path / "again", INT8, store=store)
     assert again.bundle_id == int8_bundle.bundle_id
     monkeypatch.setattr(quality, "MIN_PSNR", 98.0)
     with pytest.raises(QualityError, match="no bundle was written"):
-        build(small_checkpoint, tmp_path / "refused", precision="int8", batch_sizes=(1, 2), store=store)
+        build(small_checkpoint, tmp_path / "refused", dataclasses.replace(INT8, allow_low_quality=False), store=store)
     assert not (tmp_path / "refused").exists()
 
 
@@ -341,7 +344,7 @@ def test_info_tells_the_quality(int8_bundle):
     assert document["quality"] == int8_bundle.quality
 
 
-def test_a_bundle_with_half_a_quality_is_refused(int8_bundle, tmp_path):
+def test_a_bundle_whose_quality_lacks_a_figure_is_refused(int8_bundle, tmp_path):
     manifest = json.loads((int8_bundle.path / "bundle.json").read_text())
     del manifest["quality"]["worst_ssim"]
     (tmp_path / "bundle.json").write_text(json.dumps(manifest))

@@ -10,6 +10,7 @@ import pytest
 from sdturbo import Pipeline, backends
 from sdturbo.errors import BackendUnavailable
 from sdturbo_export.build import build
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.verify import compare_with_diffusers, verify_bundle
 from sdturbo_export.weights.lora import Lora
 
@@ -24,7 +25,9 @@ def pipes(small_bundle):
 @pytest.fixture(scope="module")
 def batched(small_checkpoint, store, tmp_path_factory):
     """A bundle that holds batch sizes 1 and 2."""
-    return build(small_checkpoint, tmp_path_factory.mktemp("batched") / "b", batch_sizes=(1, 2), store=store)
+    return build(
+        small_checkpoint, tmp_path_factory.mktemp("batched") / "b", BuildOptions(batch_sizes=(1, 2)), store=store
+    )
 
 
 def test_every_request_equals_diffusers(small_bundle, small_checkpoint):
@@ -68,16 +71,16 @@ def test_bf16_is_within_its_bound_or_refused(small_bundle, small_checkpoint, bac
     """On a CPU with bf16 instructions OpenVINO keeps the bound; elsewhere asking for bf16 is an error."""
     from sdturbo_export.proof.distance import BOUNDS
     from sdturbo_export.proof.parity import stage_parity
-    from sdturbo_export.stages import PLANS
+    from sdturbo_export.stages import stage_definitions
 
     try:
         connected = backends.connect(backends.EngineChoice(backend, precision="bf16"))
     except BackendUnavailable as error:
         assert "bf16" in str(error)
         return
-    for plan in PLANS:
-        graphs = {1: small_bundle.graph(plan.name, 1)}
-        assert stage_parity(plan, small_checkpoint, graphs, connected, tmp_path) <= BOUNDS["bf16"]
+    for definition in stage_definitions(small_checkpoint).values():
+        graphs = {1: small_bundle.graph(definition.name, 1)}
+        assert stage_parity(definition, graphs, connected, tmp_path) <= BOUNDS["bf16"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

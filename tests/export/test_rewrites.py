@@ -15,12 +15,12 @@ from torch import nn
 from sdturbo.errors import InvalidRequest
 from sdturbo_export import rewrites
 from sdturbo_export.build import build
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import added, rewrite_module, rewrite_names, rewrites_of
 from sdturbo_export.stage_store import sources, stage_key
-from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.stages import example_inputs, graph_module, stage_definitions
 
 NAME = "silu-as-product"
-DECODER = PLANS[2]
 
 
 @pytest.fixture
@@ -83,8 +83,9 @@ def test_a_name_is_given_once(outside, module):
 
 
 def test_one_from_outside_changes_the_graph_module_and_not_its_output(small_checkpoint, outside):
-    inputs = example_inputs(DECODER, small_checkpoint, 1, seed=3)
-    modules = [graph_module(DECODER, small_checkpoint, without=without) for without in ((), (NAME,))]
+    decoder = stage_definitions(small_checkpoint)["decoder"]
+    inputs = example_inputs(decoder, 1, seed=3)
+    modules = [graph_module(decoder, without=without) for without in ((), (NAME,))]
     kinds = [{type(child) for child in module.modules()} & {nn.SiLU, SiluAsProduct} for module in modules]
     assert kinds == [{SiluAsProduct}, {nn.SiLU}]
     with torch.no_grad():
@@ -100,29 +101,32 @@ def test_one_from_outside_is_built_into_its_stage_alone(small_checkpoint, small_
     stages = json.loads((bundle.path / "bundle.json").read_text())["stages"]
     assert [name for name, stage in stages.items() if NAME in stage["rewrites"]] == ["decoder"]
     assert bundle.bundle_id != small_bundle.bundle_id
-    assert build(small_checkpoint, tmp_path / "plain", without=[NAME], store=store).bundle_id == small_bundle.bundle_id
+    assert (
+        build(small_checkpoint, tmp_path / "plain", BuildOptions(without=[NAME]), store=store).bundle_id
+        == small_bundle.bundle_id
+    )
 
 
 def test_the_key_follows_the_file_of_a_rewrite(small_checkpoint, outside, monkeypatch):
-    hashes = small_checkpoint.hashes()
+    hashes, decoder = small_checkpoint.hashes(), stage_definitions(small_checkpoint)["decoder"]
 
-    def key(names):
-        return stage_key(DECODER, small_checkpoint, hashes, [1], "fp32", names, "fp32")
+    def keys():
+        return [stage_key(decoder, hashes, BuildOptions(without=without)) for without in ((), (NAME,))]
 
-    names = rewrites_of("decoder", "fp32")
-    before = key(names), key(names[:-1])
+    before = keys()
     assert before[0] != before[1]
     read = sources._read
     monkeypatch.setattr(sources, "_read", lambda module: read(module) + b"\n" * (module == "silu_as_product"))
-    assert key(names) != before[0]
-    assert key(names[:-1]) == before[1]
+    after = keys()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 def test_the_command_offers_one_from_outside(small_path, outside, command, tmp_path, monkeypatch):
-    asked = {}
+    asked = []
 
-    def record(_, out, **options):
-        asked.update(options)
+    def record(_, out, options, **others):
+        asked.append(options)
         raise InvalidRequest("recorded")
 
     monkeypatch.setattr("sdturbo_export.build.build", record)
@@ -130,5 +134,5 @@ def test_the_command_offers_one_from_outside(small_path, outside, command, tmp_p
     runner = CliRunner()
     assert NAME in runner.invoke(command, ["build", "--help"]).output.replace("\n", "").replace(" ", "")
     assert isinstance(runner.invoke(command, [*arguments, "--without", NAME]).exception, InvalidRequest)
-    assert asked["without"] == (NAME,)
+    assert [options.without for options in asked] == [(NAME,)]
     assert runner.invoke(command, [*arguments, "--without", "sampling"]).exit_code == 2

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -67,6 +68,7 @@ def test_fp16_variant_is_the_rounded_checkpoint(small_path, tmp_path):
 
 
 def test_foreign_vocabulary_is_refused(small_path, tmp_path):
+    shutil.copy(small_path / "tokenizer" / "merges.txt", tmp_path)
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
     with pytest.raises(ValueError):
-        tokenizer_json(tmp_path / "vocab.json", small_path / "tokenizer" / "merges.txt")
+        tokenizer_json(tmp_path)

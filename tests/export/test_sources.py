@@ -2,11 +2,11 @@
 
 import pytest
 
-from sdturbo_export.int8.measurements import key_of, made_from
-from sdturbo_export.rewrites import rewrites_of
-from sdturbo_export.stage_store import sources, stage_key
+from sdturbo_export.int8.measurements import made_from
+from sdturbo_export.options import BuildOptions
+from sdturbo_export.stage_store import key_of, sources, stage_key
 from sdturbo_export.stage_store.sources import source_hashes
-from sdturbo_export.stages import PLANS
+from sdturbo_export.stages import stage_definitions
 
 UNRELATED = ("sdturbo_export.cli", "sdturbo.commands.cli", "sdturbo.pipeline", "sdturbo_serve.app")
 
@@ -92,8 +92,8 @@ def test_a_stages_key_follows_its_sources(small_checkpoint, touch, module, stage
 
     def keys():
         return {
-            plan.name: stage_key(plan, small_checkpoint, hashes, [1], "fp32", rewrites_of(plan.name, "fp32"), "fp32")
-            for plan in PLANS
+            name: stage_key(definition, hashes, BuildOptions())
+            for name, definition in stage_definitions(small_checkpoint).items()
         }
 
     before = keys()

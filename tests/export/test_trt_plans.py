@@ -35,13 +35,13 @@ def bundle(make_bundle, tmp_path, nvidia):
 
 
 @pytest.fixture
-def store(tmp_path):
+def timing_caches(tmp_path):
     return tmp_path / "timings"
 
 
-def test_compiled_plans_draw_the_graphs_pictures(bundle, store):
+def test_compiled_plans_draw_the_graphs_pictures(bundle, timing_caches):
     lines = []
-    compiled = compile_plans(bundle, store=store, say=lines.append)
+    compiled = compile_plans(bundle, timing_caches=timing_caches, say=lines.append)
     plans = read_plans(compiled)
     assert {(plan.stage, plan.batch_size) for plan in plans} == {
         (name, size) for name in bundle.stages for size in (1, 2)
@@ -55,73 +55,73 @@ def test_compiled_plans_draw_the_graphs_pictures(bundle, store):
     assert np.array_equal(found, expected)
     percents = [line.partition(",")[0] for line in lines if "%" in line]
     assert percents[:3] == ["      10 %", "      20 %", "      30 %"]
-    assert sum("relative L2 to the CPU" in line for line in lines) == 8
+    assert sum("relative L2 distance to the CPU" in line for line in lines) == 8
 
 
-def test_an_encoder_with_one_noise_is_compiled_and_compared_too(make_bundle, tmp_path, nvidia, store):
+def test_an_encoder_with_one_noise_is_compiled_and_compared_too(make_bundle, tmp_path, nvidia, timing_caches):
     bundle = Bundle.load(shutil.copytree(make_bundle(posterior=False), tmp_path / "one-noise"))
     assert [spec.name for spec in bundle.stages["encoder"].inputs] == ["image", "noise", "step"]
-    plans = read_plans(compile_plans(bundle, store=store, tries=1))
+    plans = read_plans(compile_plans(bundle, timing_caches=timing_caches, tries=1))
     assert [plan.stage for plan in plans] == list(bundle.stages)
     assert all(plan.relative_l2 < 1e-6 for plan in plans)
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_plans_are_compiled_and_loaded_on_the_gpu_that_was_named(make_bundle, tmp_path, store, nvidia, index):
+def test_plans_are_compiled_and_loaded_on_the_gpu_that_was_named(make_bundle, tmp_path, timing_caches, nvidia, index):
     root = shutil.copytree(make_bundle(), tmp_path / "bundle")
-    compile_plans(Bundle.load(root), device=f"cuda:{index}", store=store)
+    compile_plans(Bundle.load(root), device=f"cuda:{index}", timing_caches=timing_caches)
     Pipeline.load(root, "tensorrt", device=f"cuda:{index}")("a cat")
     assert nvidia[1].used_gpus == {index}
 
 
-def test_layers_are_reported_beside_each_plan(bundle, store):
-    compiled = compile_plans(bundle, store=store)
+def test_layers_are_reported_beside_each_plan(bundle, timing_caches):
+    compiled = compile_plans(bundle, timing_caches=timing_caches)
     for plan in read_plans(compiled):
         report = plan.file.replace(".plan", ".layers.json")
         assert report in compiled.files
         assert json.loads((bundle.path / report).read_text())["Layers"]
 
 
-def test_what_is_compiled_already_is_kept(bundle, store, nvidia):
-    compile_plans(bundle, store=store)
+def test_what_is_compiled_already_is_kept(bundle, timing_caches, nvidia):
+    compile_plans(bundle, timing_caches=timing_caches)
     count = len(nvidia[1].configs)
     lines = []
-    compile_plans(Bundle.load(bundle.path), store=store, say=lines.append)
+    compile_plans(Bundle.load(bundle.path), timing_caches=timing_caches, say=lines.append)
     assert len(nvidia[1].configs) == count
     assert lines.count("      there already") == 8
     nvidia[1].__version__ = "10.17.0.1"
-    assert len(read_plans(compile_plans(Bundle.load(bundle.path), store=store, tries=1))) == 16
+    assert len(read_plans(compile_plans(Bundle.load(bundle.path), timing_caches=timing_caches, tries=1))) == 16
     assert len(nvidia[1].configs) == count + 8
 
 
-def test_the_fastest_try_that_is_right_is_kept(bundle, store, monkeypatch):
+def test_the_fastest_try_that_is_right_is_kept(bundle, timing_caches, monkeypatch):
     measured = iter([(1e-5, 5.0), (1.0, 1.0), (2e-5, 3.0)] * 8)
-    kept = []
+    built = []
     measure = trt_plans._measure
 
-    def pretend(session, inputs, expected, data, timings):
-        one = measure(session, inputs, expected, data, timings)
+    def pretend(session, compiled, reference):
+        layers = measure(session, compiled, reference).layers
         distance, median = next(measured)
-        kept.append(data)
-        return trt_plans._Try(one.data, one.timings, one.layers, distance, median)
+        built.append(compiled.plan)
+        return trt_plans._Try(compiled, layers, distance, median)
 
     monkeypatch.setattr(trt_plans, "_measure", pretend)
-    compiled = compile_plans(bundle, store=store, tries=3)
+    compiled = compile_plans(bundle, timing_caches=timing_caches, tries=3)
     for i, plan in enumerate(read_plans(compiled)):
         assert (plan.relative_l2, plan.median_ms) == (2e-5, 3.0)
-        assert plan_bytes(compiled, plan) == kept[3 * i + 2]
+        assert plan_bytes(compiled, plan) == built[3 * i + 2]
 
 
-def test_plans_that_are_wrong_are_refused_and_leave_the_bundle_as_it_was(bundle, store, nvidia):
+def test_plans_that_are_wrong_are_refused_and_leave_the_bundle_as_it_was(bundle, timing_caches, nvidia):
     nvidia[1].distort = 0.01
     with pytest.raises(ParityError, match=r"None of 2 plans of the text_encoder is right: .* 1.0e-02, 1.0e-02"):
-        compile_plans(bundle, store=store)
+        compile_plans(bundle, timing_caches=timing_caches)
     assert Bundle.load(bundle.path).files == bundle.files
 
 
-def test_the_first_try_takes_the_stored_timings_and_the_others_measure_anew(bundle, store, nvidia):
-    compile_plans(bundle, store=store, tries=2)
-    (cache,) = store.iterdir()
+def test_the_first_try_takes_the_stored_timings_and_the_others_measure_anew(bundle, timing_caches, nvidia):
+    compile_plans(bundle, timing_caches=timing_caches, tries=2)
+    (cache,) = timing_caches.iterdir()
     assert cache.name == "tensorrt-10.16.1.11-cuda0.timings"
     before = [config.timings for config in nvidia[1].configs]
     assert before[1::2] == [b"+"] * 8  # second tries
@@ -131,7 +131,7 @@ def test_the_first_try_takes_the_stored_timings_and_the_others_measure_anew(bund
     manifest = json.loads((bundle.path / "bundle.json").read_text())
     manifest["files"] = {name: one for name, one in manifest["files"].items() if "compiled" not in name}
     (bundle.path / "bundle.json").write_text(json.dumps({**manifest, "compiled": []}))
-    compile_plans(Bundle.load(bundle.path), store=store, tries=1)
+    compile_plans(Bundle.load(bundle.path), timing_caches=timing_caches, tries=1)
     assert nvidia[1].configs[16].timings == b"kept+"
 
 
@@ -152,7 +152,7 @@ def test_the_builder_is_told_the_options(bundle, nvidia):
         levels.NONE,
     )
     assert compatible.limits == {imitation.Trt.MemoryPoolType.WORKSPACE: GB}
-    assert (compatible.builder_optimization_level, plain.builder_optimization_level) == (3, 5)
+    assert (compatible.builder_optimization_level, plain.builder_optimization_level) == (3, 4)
     assert plain.max_aux_streams == 0
 
 
@@ -162,7 +162,7 @@ def test_the_builder_is_told_the_options(bundle, nvidia):
         ("parse", r"cannot read decoder\.1\.onnx: no importer for operator Fancy \(node fancy_1\)"),
         (
             "build",
-            r"cannot compile decoder\.1\.onnx: \[build\] out of memory.*--optimization-level \(now 5\)",
+            r"cannot compile decoder\.1\.onnx: \[build\] out of memory.*--optimization-level \(now 4\)",
         ),
     ],
 )
@@ -214,10 +214,10 @@ def test_room_on_the_gpu_is_looked_at_first(bundle):
         require_room(bundle, stage, 1, card, 12 * GB, 20 * GB)
 
 
-def test_room_on_the_disk_is_looked_at_first(bundle, store, monkeypatch):
+def test_room_on_the_disk_is_looked_at_first(bundle, timing_caches, monkeypatch):
     monkeypatch.setattr(trt_plans.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(BuildError, match=r"The plan of the text_encoder needs .* and 0\.0 GB\s+are free"):
-        compile_plans(bundle, store=store)
+        compile_plans(bundle, timing_caches=timing_caches)
 
 
 def test_the_command_compiles_and_says_what_it_did(bundle, tmp_path, capsys):
@@ -235,9 +235,9 @@ def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys):
 
 
 @pytest.fixture
-def successor(bundle, store, make_bundle, tmp_path):
+def successor(bundle, timing_caches, make_bundle, tmp_path):
     """(a bundle with plans, another with a decoder of another hash that shall replace it)."""
-    compiled = compile_plans(bundle, store=store, tries=1)
+    compiled = compile_plans(bundle, timing_caches=timing_caches, tries=1)
     root = shutil.copytree(make_bundle((1, 2)), tmp_path / "new")
     graph = root / "onnx/decoder.1.onnx"
     model = onnx.load(graph, load_external_data=False)

@@ -17,9 +17,10 @@ from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.build import build
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.upsample import MIN_CHANNELS, REWRITE, PhaseUpsample, phase_upsampling
-from sdturbo_export.stages import PLANS, example_inputs, graph_module
+from sdturbo_export.stages import example_inputs, graph_module, stage_definitions
 from sdturbo_export.weights.lora import Lora
 
 SHAPES = [(1, 32, 8, 8, 32), (2, 32, 5, 9, 48), (1, 64, 1, 3, 32)]  # batch, channels, height, width, channels out
@@ -111,9 +112,9 @@ def test_another_output_size_is_an_error():
 
 @pytest.mark.parametrize("stage", REWRITE.stages)
 def test_stage_with_and_without_the_rewrite_are_the_same(small_checkpoint, stage):
-    (plan,) = (plan for plan in PLANS if plan.name == stage)
-    inputs = example_inputs(plan, small_checkpoint, 1, seed=3)
-    modules = [graph_module(plan, small_checkpoint, without=without) for without in ((), ("upsample",))]
+    definition = stage_definitions(small_checkpoint)[stage]
+    inputs = example_inputs(definition, 1, seed=3)
+    modules = [graph_module(definition, without=without) for without in ((), ("upsample",))]
     assert [sum(isinstance(one, PhaseUpsample) for one in module.modules()) for module in modules] == [3, 0]
     with torch.no_grad():
         found, expected = ((one.pixels if stage == "decoder" else one)(*inputs.values()) for one in modules)
@@ -122,7 +123,9 @@ def test_stage_with_and_without_the_rewrite_are_the_same(small_checkpoint, stage
 
 def test_leaving_it_out_is_part_of_the_stage_and_of_the_bundle(small_checkpoint, small_bundle, store, tmp_path):
     lines = []
-    plain = build(small_checkpoint, tmp_path / "plain", without=["upsample"], store=store, say=lines.append)
+    plain = build(
+        small_checkpoint, tmp_path / "plain", BuildOptions(without=["upsample"]), store=store, say=lines.append
+    )
     exported = [lines[i - 1].split()[1] for i, line in enumerate(lines) if line.strip().startswith("exported")]
     assert exported == ["denoiser", "decoder"]
     assert plain.bundle_id != small_bundle.bundle_id
@@ -140,7 +143,7 @@ def test_leaving_it_out_is_part_of_the_stage_and_of_the_bundle(small_checkpoint,
 
 def test_an_unknown_rewrite_is_refused(small_checkpoint, tmp_path):
     with pytest.raises(InvalidRequest, match=r"sampling.*expected time-tables, upsample, group-norm, geglu"):
-        build(small_checkpoint, tmp_path / "out", without=["sampling"])
+        build(small_checkpoint, tmp_path / "out", BuildOptions(without=["sampling"]))
     assert rewrites_of("text_encoder", "fp32") == ()
 
 
@@ -152,7 +155,10 @@ def test_lora_is_fused_before_the_phases_are_made(small_checkpoint, tmp_path):
     }
     save_file(factors, tmp_path / "style.safetensors")
     styled = dataclasses.replace(small_checkpoint, loras=(Lora(tmp_path / "style.safetensors", 0.5),))
-    found, plain = (graph_module(PLANS[1], one).unet.get_submodule(name).weight for one in (styled, small_checkpoint))
+    found, plain = (
+        graph_module(stage_definitions(one)["denoiser"]).unet.get_submodule(name).weight
+        for one in (styled, small_checkpoint)
+    )
     expected = PhaseUpsample(styled.module("unet").get_submodule(name)).conv.weight
     assert torch.equal(found, expected)
     assert not torch.allclose(found, plain, atol=0.1)

@@ -11,13 +11,19 @@ from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
 from sdturbo_export.build import build
 from sdturbo_export.onnx_from_torch import _half, ir
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import BOUNDS, ROUNDED_WEIGHTS, bound
 from sdturbo_export.verify import LIMITS
 
 
 @pytest.fixture(scope="module")
 def rounded_bundle(small_checkpoint, store, tmp_path_factory):
-    return build(small_checkpoint, tmp_path_factory.mktemp("bundles") / "rounded", weight_format="fp16", store=store)
+    return build(
+        small_checkpoint,
+        tmp_path_factory.mktemp("bundles") / "rounded",
+        BuildOptions(weight_format="fp16"),
+        store=store,
+    )
 
 
 def weight_bytes(bundle):
@@ -66,7 +72,7 @@ def test_its_pictures_are_those_of_float32_weights(rounded_bundle, small_bundle,
 )
 def test_what_makes_no_sense_is_refused(small_checkpoint, tmp_path, options, words):
     with pytest.raises(InvalidRequest, match=words):
-        build(small_checkpoint, tmp_path / "bundle", **options)
+        build(small_checkpoint, tmp_path / "bundle", BuildOptions(**options))
 
 
 def test_only_matrices_and_kernels_within_float16_are_rounded():

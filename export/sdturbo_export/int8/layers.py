@@ -1,4 +1,4 @@
-"""Which nodes of a graph can be computed in 8 bits: convolutions and matrix products with constant weights."""
+"""The nodes of a graph that can be computed in 8 bits: convolutions and matrix products with constant weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Layer:
 
 def layers_of(model: ir.Model) -> tuple[Layer, ...]:
     """Every such node of the graph, in order."""
-    found: list[Layer] = []
+    layers: list[Layer] = []
     for node in model.graph:
         axis = _CHANNEL_AXIS.get(node.op_type)
         if axis is None:
@@ -34,12 +34,12 @@ def layers_of(model: ir.Model) -> tuple[Layer, ...]:
             continue
         stored = constant(weight)
         if constant(activation) is None and stored is not None and len(stored.shape) >= 2:
-            found.append(Layer(node.name, activation.name, weight.name, axis))
-    return tuple(found)
+            layers.append(Layer(node.name, activation.name, weight.name, axis))
+    return tuple(layers)
 
 
 def constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The stored tensor of an initializer, or of one that a Cast gives back in float32; None for what is computed."""
+    """The stored tensor of an initializer, or of one that a Cast gives back in float32. None for a computed value."""
     producer = value.producer()
     if producer is not None and producer.op_type == "Cast" and producer.inputs[0] is not None:
         value = producer.inputs[0]

@@ -1,4 +1,4 @@
-"""Measurements of a build kept in the stage store, by the hash of everything they were made from."""
+"""Measurements of a build in the stage store, by the hash of everything they were made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdturbo.files import atomic_write
-from sdturbo_export.stage_store import StoredStage
+from sdturbo_export.stage_store import StoredStage, key_of
 from sdturbo_export.stage_store.sources import source_hashes
 
 Measured = TypeVar("Measured")
@@ -20,7 +20,7 @@ _SOURCES = ("sdturbo_export.int8.recipe", "sdturbo.backends.ort")
 
 
 def made_from(kind: str, stages: Mapping[str, StoredStage], **parts: Any) -> dict[str, Any]:
-    """What decides a measurement: graphs and weights, prompts and other `parts`, the code, ONNX Runtime."""
+    """Everything that decides a measurement: graphs and weights, prompts and other `parts`, the code, ONNX Runtime."""
     return {
         "kind": kind,
         "stages": {name: sorted(digest for digest, _ in stage.files.values()) for name, stage in stages.items()},
@@ -30,25 +30,20 @@ def made_from(kind: str, stages: Mapping[str, StoredStage], **parts: Any) -> dic
     }
 
 
-def key_of(parts: Mapping[str, Any]) -> str:
-    return f"{parts['kind']}-{hashlib.sha256(_canonical(parts)).hexdigest()[:20]}"
-
-
 def remembered(store: Path, parts: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
-    """The stored result for `parts`, or that of `measure`, stored. A damaged file is measured again."""
+    """The stored result for `parts`. If there is none, or its file is damaged, that of `measure`, which is stored."""
     file = store / f"{key_of(parts)}.json"
     try:
         data = json.loads(file.read_bytes())
-        if data["sha256"] == hashlib.sha256(_canonical(data["result"])).hexdigest():
+        if data["sha256"] == _digest(data["result"]):
             return data["result"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     result = measure()
-    data = {"result": result, "sha256": hashlib.sha256(_canonical(result)).hexdigest()}
     with atomic_write(file) as target:
-        target.write(json.dumps(data, indent=1).encode())
+        target.write(json.dumps({"result": result, "sha256": _digest(result)}, indent=1).encode())
     return result
 
 
-def _canonical(data: Any) -> bytes:
-    return json.dumps(data, sort_keys=True).encode()
+def _digest(result: Any) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which prompts calibrate and which judge: never the same ones."""
+"""The prompts that calibrate and the prompts that judge, which are never the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.resolve import TINY
 
 CALIBRATION_PROMPTS = 16
-MAX_PROMPTS = 256  # of a file: each is a picture to draw
+MAX_PROMPTS = 256  # of a file, for each is a picture to draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Prompts:
 
 
 def prompts_for(checkpoint: Checkpoint, calibration: Path | None) -> Prompts:
-    """The built-in lists, tiny's own for tiny; `calibration`, a text file with a prompt a line, in the place of the first.
+    """The built-in lists, tiny's own for tiny. `calibration`, a text file with one prompt per line, replaces the first.
 
-    Raises InvalidRequest for a file that cannot be read, or holds no prompt, or too many.
+    Raises InvalidRequest for a file that cannot be read, or holds no prompt, too many, or one that judges.
     """
     built_in = _tiny() if checkpoint.source == TINY else _general()
     if calibration is None:
@@ -39,19 +39,20 @@ def _read(file: Path, judging: tuple[str, ...]) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InvalidRequest(
-            f"The calibration prompts cannot be read from {file}: {error}. Expected a text file in UTF-8, a prompt a line."
+            f"The calibration prompts cannot be read from {file}: {error}. Expected a text file in UTF-8 with one"
+            " prompt per line."
         ) from error
-    found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not 1 <= len(found) <= MAX_PROMPTS:
+    prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise InvalidRequest(
-            f"{file} holds {len(found)} different prompts; expected 1 to {MAX_PROMPTS}, a line each, 16 or more for good"
-            " ranges."
+            f"{file} holds {len(prompts)} different prompts. Expected 1 to {MAX_PROMPTS}, one per line. Good ranges need 16"
+            " or more."
         )
-    if shared := sorted(set(found) & set(judging)):
+    if shared := sorted(set(prompts) & set(judging)):
         raise InvalidRequest(
             f"{file} holds {len(shared)} of the prompts that judge the result, such as {shared[0]!r}: take them out."
         )
-    return found
+    return prompts
 
 
 def _tiny() -> Prompts:

@@ -1,4 +1,4 @@
-"""The gate: how far pictures in 8 bits are from the same pictures in float32."""
+"""The gate: the distance of pictures in 8 bits from the same pictures in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sdturbo.golden import difference
 from sdturbo_export.errors import QualityError
-from sdturbo_export.int8.trajectories import Request
+from sdturbo_export.int8.trajectories import SeededPrompt
 
 MIN_PSNR = 28.0  # dB, the median over the prompts
 LEAST_PROMPTS = 32
@@ -26,7 +26,8 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One picture against float32: PSNR in dB, at most 99, and SSIM, 1 for equal pictures."""
+    """One picture against float32: PSNR (peak signal-to-noise ratio) in decibels, at most 99, and SSIM (structural
+    similarity), 1 for equal pictures."""
 
     prompt: str
     seed: int
@@ -35,15 +36,15 @@ class Score:
     ssim: float
 
 
-def score(request: Request, found: Picture, expected: Picture) -> Score:
-    """Compare two uint8 (H, W, 3) pictures of one request."""
-    psnr = round(min(difference(found, expected)[0], _EQUAL_DB), 2)
-    return Score(request.prompt, request.seed, request.steps, psnr, round(ssim(found, expected), 4))
+def score(prompt: SeededPrompt, picture: Picture, expected: Picture) -> Score:
+    """Compare two uint8 (H, W, 3) pictures of one prompt and seed."""
+    psnr = round(min(difference(picture, expected)[0], _EQUAL_DB), 2)
+    return Score(prompt.prompt, prompt.seed, prompt.steps, psnr, round(ssim(picture, expected), 4))
 
 
-def ssim(found: Picture, expected: Picture) -> float:
+def ssim(picture: Picture, other: Picture) -> float:
     """Structural similarity of two uint8 (H, W, 3) pictures: Wang et al. 2004, 11×11 Gaussian window, mean of the channels."""
-    x, y = (torch.from_numpy(picture).permute(2, 0, 1)[:, None].double() for picture in (found, expected))
+    x, y = (torch.from_numpy(picture).permute(2, 0, 1)[:, None].double() for picture in (picture, other))
     offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64)
     weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights /= weights.sum()
@@ -60,8 +61,8 @@ def ssim(found: Picture, expected: Picture) -> float:
 
 
 def summary(scores: Sequence[Score]) -> dict[str, Any]:
-    """What the bundle says of the scores; `passed` is the gate's verdict."""
-    psnr, likeness = [one.psnr_db for one in scores], [one.ssim for one in scores]
+    """The scores as the bundle states them. `passed` is the gate's verdict."""
+    psnr, likeness = [picture.psnr_db for picture in scores], [picture.ssim for picture in scores]
     return {
         "reference": "the same graphs in fp32, onnxruntime",
         "prompts": len(scores),
@@ -74,13 +75,13 @@ def summary(scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def require_quality(found: dict[str, Any], name: str, *, allow_low_quality: bool) -> None:
-    """Raise QualityError for pictures below the gate, unless they are allowed."""
-    if found["passed"] or allow_low_quality:
+def require_quality(quality: dict[str, Any], name: str, *, allow_low_quality: bool) -> None:
+    """Raise QualityError for a `summary` below the gate, unless that is allowed. name: of the checkpoint."""
+    if quality["passed"] or allow_low_quality:
         return
     raise QualityError(
-        f"In int8 the pictures of {name} are {found['median_psnr_db']:.1f} dB from fp32 (median PSNR of {found['prompts']}"
-        f" prompts), below {MIN_PSNR:.0f} dB; no bundle was written."
+        f"In int8 the pictures of {name} are {quality['median_psnr_db']:.1f} dB from fp32 (median PSNR of"
+        f" {quality['prompts']} prompts), below {MIN_PSNR:.0f} dB. No bundle was written."
         " Build without --precision, calibrate with prompts of the model's own kind (--calibration FILE), or pass"
         " --allow-low-quality to build it all the same."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,35 +18,32 @@ from sdturbo_export import stage_store
 from sdturbo_export.errors import BuildError
 from sdturbo_export.exchange import unfinished
 from sdturbo_export.int8.layers import activations, layers_of
-from sdturbo_export.int8.measurements import key_of, made_from, remembered
+from sdturbo_export.int8.measurements import made_from, remembered
 from sdturbo_export.int8.prompts import Prompts
 from sdturbo_export.int8.qdq import insert_qdq, write_graph
 from sdturbo_export.int8.quality import Score, require_quality, score, summary
 from sdturbo_export.int8.ranges import measure_ranges
 from sdturbo_export.int8.sensitivity import measure_damage
-from sdturbo_export.int8.trajectories import Arrays, Request, Trajectory, requests, trajectory
+from sdturbo_export.int8.trajectories import SeededPrompt, Trajectory, seeded, trajectory
 from sdturbo_export.onnx_from_torch import WeightFile
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import INT8_STAGES, relative_l2
-from sdturbo_export.proof.golden import digest, golden_inputs
 from sdturbo_export.proof.parity import engine_output, golden_output
-from sdturbo_export.proof.walk import Walk, run_of
-from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import PLANS, stage_of
-from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.proof.walk import Arrays, Walk, run_of
+from sdturbo_export.stage_store import StoredStage, key_of
+from sdturbo_export.stages import StageDefinition
 
-LIMIT = 0.01  # relative L2 of the stage's output: a layer that does more damage alone stays in float32
-CALIBRATION_REQUESTS = 16  # at least: fewer prompts are drawn with several seeds
-CALIBRATION_SEED = 1000  # the judging requests count from 0
-# requests whose inputs of a stage damage is measured on: of 2 steps, which does most, of 1 and of 3
+LIMIT = 0.01  # relative L2 error of the stage's output: a layer that does more damage alone stays in float32
+CALIBRATION_PICTURES = 16  # at least: fewer prompts are drawn with several seeds
+CALIBRATION_SEED = 1000  # the judging seeds count from 0
+# Pictures whose inputs of a stage damage is measured on: that of 2 steps, which does most, and those of 1 and of 3.
 _POINTS = (1, 0, 2)
 _DRAWING = ("text_encoder", *INT8_STAGES)
-_PLANS = {plan.name: plan for plan in PLANS}
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """The stages in int8; `quality` for bundle.json; `report` for quantization.json."""
+    """The stages in int8, `quality` for bundle.json and `report` for quantization.json."""
 
     stages: Mapping[str, StoredStage]
     quality: Mapping[str, Any]
@@ -56,80 +52,82 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True)
 class Int8Build:
-    """One build. `exact` are its float32 stages; `golden` is carried on with the int8 ones."""
+    """One build. `exact` are its float32 stages. `golden_walk` goes on with the int8 stages."""
 
-    checkpoint: Checkpoint
+    definitions: Mapping[str, StageDefinition]
     exact: Mapping[str, StoredStage]
     tokenizer: PromptTokenizer
     prompts: Prompts
-    golden: Walk
+    golden_walk: Walk
     store: Path
     progress: Progress
 
     def quantize(self, *, allow_low_quality: bool) -> Quantized:
-        """Measure, write and judge; what is in the store from an earlier build is not done again. Raises QualityError."""
+        """Measure, write and judge, or take from the store what an earlier build did. Raises QualityError."""
         measured = self._measure()
         stages = dict(self.exact)
         layers: dict[str, Any] = {}
         for name in INT8_STAGES:
             damage = measured[name]["damage"]
-            kept = [layer for layer, value in damage.items() if value > LIMIT]
-            self.progress.say(f"      {name}: {len(damage) - len(kept)} layers in int8, {len(kept)} stay in fp32")
-            stages[name] = self._stage(name, measured[name], kept)
-            self.golden.outputs[name] = golden_output(_PLANS[name], self.checkpoint, stages[name], "int8", self.golden)
-            layers[name] = {"relative_l2": stages[name].parity, "kept_fp32": kept, "damage": damage}
+            in_fp32 = [layer for layer, value in damage.items() if value > LIMIT]
+            self.progress.say(f"      {name}: {len(damage) - len(in_fp32)} layers in int8, {len(in_fp32)} stay in fp32")
+            stages[name] = stage = self._stage(name, measured[name], in_fp32)
+            self.golden_walk.outputs[name] = golden_output(self.definitions[name], stage, "int8", self.golden_walk)
+            layers[name] = {"relative_l2": stage.parity, "kept_fp32": in_fp32, "damage": damage}
         scores = self._judge(stages)
-        found = summary(scores)
+        quality = summary(scores)
         self.progress.say(
-            f"      median of {len(scores)} prompts: {found['median_psnr_db']} dB, SSIM {found['median_ssim']}"
+            f"      median of {len(scores)} prompts: {quality['median_psnr_db']} dB, SSIM {quality['median_ssim']}"
         )
-        require_quality(found, self.checkpoint.name, allow_low_quality=allow_low_quality)
+        require_quality(quality, self.definitions["decoder"].checkpoint.name, allow_low_quality=allow_low_quality)
         report = {
             "damage_limit": LIMIT,
             "calibration": list(self.prompts.calibration),
             "stages": layers,
-            "pictures": [asdict(one) for one in scores],
+            "pictures": [asdict(picture) for picture in scores],
         }
-        return Quantized({name: stages[name] for name in INT8_STAGES}, found, report)
+        return Quantized({name: stages[name] for name in INT8_STAGES}, quality, report)
 
     def _measure(self) -> dict[str, Any]:
-        """stage -> {ranges: activation -> (lo, hi), damage: layer -> relative L2}."""
-        wanted = requests(self.prompts.calibration, CALIBRATION_SEED, CALIBRATION_REQUESTS)
-        exact = {name: self.exact[name] for name in ("text_encoder", *INT8_STAGES)}
-        parts = made_from("int8-layers", exact, requests=[asdict(one) for one in wanted], points=_POINTS, limit=LIMIT)
-        return remembered(self.store, parts, lambda: self._measure_layers(wanted))
+        """stage -> {ranges: activation -> (lo, hi), damage: layer -> relative L2 error}."""
+        prompts = seeded(self.prompts.calibration, CALIBRATION_SEED, CALIBRATION_PICTURES)
+        exact = {name: self.exact[name] for name in _DRAWING}
+        asked = [asdict(prompt) for prompt in prompts]
+        parts = made_from("int8-layers", exact, prompts=asked, points=_POINTS, limit=LIMIT)
+        return remembered(self.store, parts, lambda: self._measure_layers(prompts))
 
-    def _measure_layers(self, wanted: list[Request]) -> dict[str, Any]:
-        seen = list(self._draw(self.exact, wanted, "fp32"))
+    def _measure_layers(self, prompts: Sequence[SeededPrompt]) -> dict[str, Any]:
+        trajectories = list(self._draw(self.exact, prompts, "fp32"))
         inputs: dict[str, list[Arrays]] = {
-            "denoiser": [step for one in seen for step in one.denoiser],
-            "decoder": [one.decoder for one in seen],
+            "denoiser": [step for drawn in trajectories for step in drawn.denoiser],
+            "decoder": [drawn.decoder for drawn in trajectories],
         }
-        points = {
-            "denoiser": [seen[i].denoiser[len(seen[i].denoiser) // 2] for i in _POINTS],
-            "decoder": [seen[i].decoder for i in _POINTS],
+        at_points = [trajectories[i] for i in _POINTS]
+        points: dict[str, list[Arrays]] = {
+            "denoiser": [drawn.denoiser[len(drawn.denoiser) // 2] for drawn in at_points],
+            "decoder": [drawn.decoder for drawn in at_points],
         }
-        graphs = {name: self.exact[name].path / self.exact[name].graphs[1] for name in INT8_STAGES}
-        found = {name: layers_of(ir.load(graph)) for name, graph in graphs.items()}
-        total, done = sum(map(len, found.values())), itertools.count(1)
+        graphs = {name: self.exact[name].graph(1) for name in INT8_STAGES}
+        layers = {name: layers_of(ir.load(graph)) for name, graph in graphs.items()}
+        total, done = sum(map(len, layers.values())), itertools.count(1)
         measured: dict[str, Any] = {}
-        for name, layers in found.items():
+        for name, graph in graphs.items():
             self.progress.say(
-                f"      {name}: ranges over {len(inputs[name])} runs, then each of {len(layers)} layers alone"
+                f"      {name}: ranges over {len(inputs[name])} runs, then each of {len(layers[name])} layers alone"
             )
-            ranges = measure_ranges(graphs[name], activations(layers), inputs[name])
+            ranges = measure_ranges(graph, activations(layers[name]), inputs[name])
             damage = measure_damage(
-                graphs[name], layers, ranges, points[name], LIMIT, lambda: self.progress.share(next(done) / total)
+                graph, layers[name], ranges, points[name], LIMIT, lambda: self.progress.share(next(done) / total)
             )
             measured[name] = {"ranges": ranges, "damage": damage}
         return measured
 
-    def _stage(self, name: str, measured: Mapping[str, Any], kept: Collection[str]) -> StoredStage:
-        """The stage with every layer but `kept` in int8, at each batch size: from the store, or written to it."""
+    def _stage(self, name: str, measured: Mapping[str, Any], in_fp32: Collection[str]) -> StoredStage:
+        """The stage with every layer but `in_fp32` in int8, at each batch size: from the store, or written to it."""
         exact, ranges = self.exact[name], measured["ranges"]
-        key = key_of(made_from(f"int8-{name}", {name: exact}, ranges=ranges, kept=sorted(kept)))
-        if found := stage_store.find(self.store, key):
-            return found
+        key = key_of(made_from(f"int8-{name}", {name: exact}, ranges=ranges, in_fp32=sorted(in_fp32)))
+        if stored := stage_store.find(self.store, key):
+            return stored
         with unfinished(self.store / key) as partial:
             partial.mkdir()
             with WeightFile(partial / f"{name}.weights") as weights:
@@ -141,53 +139,51 @@ class Int8Build:
                             f"The layers of {graph} have other names than those at batch size 1, where int8 was measured."
                             " Build with batch size 1 alone, and please report this."
                         )
-                    insert_qdq(model, [layer for layer in layers if layer.name not in kept], ranges)
+                    insert_qdq(model, [layer for layer in layers if layer.name not in in_fp32], ranges)
                     write_graph(model, partial / graph, weights)
-            graph = exact.graphs[len(self.golden.seeds)]
-            output = self._golden(name, partial / graph, "int8")
-            expected = self._golden(name, exact.path / graph, "fp32")
+            batch_size, inputs = len(self.golden_walk.seeds), self.golden_walk.inputs(name)
+            output = self._output(name, partial / exact.graphs[batch_size], inputs, "int8")
+            expected = self._output(name, exact.graph(batch_size), inputs, "fp32")
             return stage_store.publish(
                 self.store,
                 key,
                 partial,
                 graphs=exact.graphs,
                 parity=relative_l2(output, expected),
-                inputs_sha256=digest(golden_inputs(self.golden, name)),
+                inputs=inputs,
                 output=output,
             )
 
-    def _golden(self, name: str, graph: Path, precision: str) -> NDArray[Any]:
-        inputs = golden_inputs(self.golden, name)
-        with tempfile.TemporaryDirectory(dir=self.store, prefix=".parity-") as workspace:
-            return engine_output(_PLANS[name], self.checkpoint, graph, inputs, _engine(precision), Path(workspace))
+    def _output(self, name: str, graph: Path, inputs: Arrays, precision: str) -> NDArray[Any]:
+        return engine_output(self.definitions[name], graph, inputs, _backend(precision), self.store)
 
     def _judge(self, stages: Mapping[str, StoredStage]) -> list[Score]:
         """Every judging prompt's picture against that of the float32 stages."""
-        wanted = requests(self.prompts.judging, 0)
-        drawn = {f"exact-{name}": self.exact[name] for name in INT8_STAGES} | {name: stages[name] for name in _DRAWING}
-        parts = made_from("int8-quality", drawn, requests=[asdict(request) for request in wanted])
+        prompts = seeded(self.prompts.judging, 0)
+        drawing = {f"exact-{name}": self.exact[name] for name in INT8_STAGES} | {
+            name: stages[name] for name in _DRAWING
+        }
+        parts = made_from("int8-quality", drawing, prompts=[asdict(prompt) for prompt in prompts])
 
         def measure() -> list[dict[str, Any]]:
-            expected = [one.picture for one in self._draw(self.exact, wanted, "fp32")]
-            found = (one.picture for one in self._draw(stages, wanted, "int8"))
-            return [asdict(score(*three)) for three in zip(wanted, found, expected, strict=True)]
+            expected = [drawn.picture for drawn in self._draw(self.exact, prompts, "fp32")]
+            pictures = (drawn.picture for drawn in self._draw(stages, prompts, "int8"))
+            return [asdict(score(*compared)) for compared in zip(prompts, pictures, expected, strict=True)]
 
-        self.progress.say(f"      pictures of {len(wanted)} prompts in int8 and in fp32")
-        return [Score(**one) for one in remembered(self.store, parts, measure)]
+        self.progress.say(f"      pictures of {len(prompts)} prompts in int8 and in fp32")
+        return [Score(**values) for values in remembered(self.store, parts, measure)]
 
     def _draw(
-        self, stages: Mapping[str, StoredStage], wanted: Sequence[Request], precision: str
+        self, stages: Mapping[str, StoredStage], prompts: Sequence[SeededPrompt], precision: str
     ) -> Iterator[Trajectory]:
-        backend = _engine(precision)
-        described = {name: stage_of(_PLANS[name], self.checkpoint) for name in _DRAWING}
-        sessions = {
-            name: backend.session(stages[name].path / stages[name].graphs[1], described[name], 1) for name in _DRAWING
-        }
-        for request in wanted:
-            ids = self.tokenizer(request.prompt).input_ids
-            walk = Walk(described, self.checkpoint.schedule.rows, request.steps, ids, [request.seed])
+        backend = _backend(precision)
+        described, schedule = self.golden_walk.stages, self.golden_walk.schedule
+        sessions = {name: backend.session(stages[name].graph(1), described[name], 1) for name in _DRAWING}
+        for prompt in prompts:
+            ids = self.tokenizer(prompt.prompt).input_ids
+            walk = Walk(described, schedule, prompt.steps, ids, [prompt.seed])
             yield trajectory(walk.visits(run_of(sessions), until="decoder"))
 
 
-def _engine(precision: str) -> Backend:
+def _backend(precision: str) -> Backend:
     return backends.connect(backends.EngineChoice("onnxruntime", precision=precision))

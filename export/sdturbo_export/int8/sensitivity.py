@@ -1,6 +1,6 @@
-"""Each layer's own damage: it alone in 8 bits, the rest in float32, and the relative L2 error of the stage's output.
+"""Each layer's own damage: the relative L2 error of the stage's output with this layer alone in 8 bits.
 
-One input tells most layers from those that matter; only what comes near the limit on it is measured on the others.
+One input is enough to see that most layers do little. Only layers that come near the limit are measured on the others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from sdturbo_export.int8.layers import Layer
 from sdturbo_export.int8.qdq import Range, insert_qdq
-from sdturbo_export.int8.session import Arrays, GraphSession
+from sdturbo_export.int8.session import GraphSession
 from sdturbo_export.proof.distance import relative_l2
+from sdturbo_export.proof.walk import Arrays
 
 
 def measure_damage(
@@ -25,16 +26,16 @@ def measure_damage(
     limit: float,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """layer -> the largest relative L2 error over `points`, inputs of the stage; over the first alone if half of `limit` is not
-    reached there. tick: called after each layer."""
+    """layer -> the largest relative L2 error over `points`, inputs of the stage. The first point is enough for a layer that
+    does not exceed limit / 2 there. tick: called after each layer."""
     exact = GraphSession(ir.load(graph), graph.parent, fuse=False)
-    expected = [exact.run(point)[0] for point in points]
+    outputs = [exact.run(point)[0] for point in points]
     damage: dict[str, float] = {}
     for layer in layers:
         model = ir.load(graph)
         insert_qdq(model, [layer], ranges)
         session = GraphSession(model, graph.parent, fuse=False)
-        errors = (relative_l2(session.run(point)[0], want) for point, want in zip(points, expected, strict=True))
+        errors = (relative_l2(session.run(point)[0], output) for point, output in zip(points, outputs, strict=True))
         first = next(errors)
         damage[layer.name] = max(itertools.chain([first], errors)) if first > limit / 2 else first
         tick()

@@ -1,8 +1,7 @@
-"""A changed graph on ONNX Runtime, in memory: the weights are read from the stage that it was made from."""
+"""A changed graph on ONNX Runtime, in memory. Its weights are read from the stage that it was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[Any]]
+from sdturbo_export.proof.walk import Arrays
 
 
 class GraphSession:
-    """folder: where the graph's external data lies. Weights made since are held in the graph itself.
+    """folder: with the graph's external data. Weights that were made since are in the graph itself.
 
     fuse: let ONNX Runtime change the graph first, which pays from about ten runs on.
     """
@@ -31,4 +30,4 @@ class GraphSession:
 
     def run(self, inputs: Arrays) -> list[NDArray[Any]]:
         """Every output of the graph, in order."""
-        return self._session.run(None, dict(inputs))
+        return self._session.run(None, inputs)

@@ -1,4 +1,4 @@
-"""What denoiser and decoder really see: the tensors of requests of 1 to 4 steps, drawn by the float32 graphs."""
+"""The tensors that denoiser and decoder see in real pictures of 1 to 4 steps, drawn by the float32 graphs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sdturbo_export.proof.walk import Arrays, Visit
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A picture to draw: prompt, seed and num_inference_steps."""
+class SeededPrompt:
+    """A picture to draw. steps: num_inference_steps."""
 
     prompt: str
     seed: int
@@ -23,21 +23,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The stages' inputs in the course of a request, and its picture: uint8 (H, W, 3)."""
+    """The stages' inputs on the way to a picture, and the picture, uint8 (H, W, 3)."""
 
     denoiser: tuple[Arrays, ...]
     decoder: Arrays
     picture: NDArray[np.uint8]
 
 
-def requests(prompts: Sequence[str], first_seed: int, least: int = 1) -> list[Request]:
-    """A request a prompt, and prompts anew until there are `least`: the seeds count up, the steps go round from 1 to 4."""
+def seeded(prompts: Sequence[str], first_seed: int, least: int = 1) -> list[SeededPrompt]:
+    """Each prompt once, and again until there are `least`. The seeds count up, the steps go round from 1 to 4."""
     count = max(len(prompts), least)
-    return [Request(prompts[i % len(prompts)], first_seed + i, 1 + i % MAX_STEPS) for i in range(count)]
+    return [SeededPrompt(prompts[i % len(prompts)], first_seed + i, 1 + i % MAX_STEPS) for i in range(count)]
 
 
 def trajectory(visits: Iterable[Visit]) -> Trajectory:
-    """What a request's stages saw on its way to the decoder, at batch size 1."""
+    """The trajectory of a walk that ends at the decoder, at batch size 1."""
     *before, decoder = visits
     return Trajectory(
         tuple(visit.inputs for visit in before if visit.stage == "denoiser"), decoder.inputs, decoder.output[0]

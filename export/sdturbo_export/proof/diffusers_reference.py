@@ -1,4 +1,4 @@
-"""Pictures by diffusers' own pipelines on the same checkpoint: what ours are measured against."""
+"""Pictures by diffusers' own pipelines on the same checkpoint, which ours are measured against."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from sdturbo_export.weights.checkpoint import Checkpoint
 
 
 def draw(
-    checkpoint: Checkpoint,
-    prompt: str,
-    seed: int,
-    start: Image.Image,
-    requests: Sequence[tuple[int, float | None]],
+    checkpoint: Checkpoint, prompt: str, seed: int, start: Image.Image, requests: Sequence[tuple[int, float | None]]
 ) -> list[NDArray[np.uint8]]:
     """For each (num_inference_steps, strength) the picture, uint8 (H, W, 3), in fp32 on the CPU.
 
-    strength None is text-to-image; otherwise image-to-image from `start`, resized to the frame with Lanczos.
+    Strength None is text-to-image. A number is image-to-image from `start`, resized to the frame with Lanczos's filter.
     """
     parts: dict[str, Any] = {name: checkpoint.module(name) for name in ("text_encoder", "unet", "vae")}
     parts |= {

@@ -1,4 +1,4 @@
-"""How far an engine's output is from its reference, and how far it may be."""
+"""The distance of an engine's output from its reference, and the largest that is allowed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ BOUNDS = {
     "fp32": 1e-4,
     "fp16": 1e-2,
     "bf16": 3e-2,
-}  # relative L2 a stage; int8 has no such bound: its pictures are judged
-INT8_STAGES = ("denoiser", "decoder")  # of a bundle in int8; the others are in fp32
+}  # relative L2 distance of a stage. int8 is held by its pictures instead.
+ROUNDED_WEIGHTS = 3e-3  # for float32 graphs whose weights are stored in float16, relative error 2^-11
+INT8_STAGES = ("denoiser", "decoder")  # of a bundle in int8. The others are in fp32.
 
 
 def stage_precision(stage: str, precision: str) -> str:
@@ -20,16 +21,13 @@ def stage_precision(stage: str, precision: str) -> str:
     return "fp32" if precision == "int8" and stage not in INT8_STAGES else precision
 
 
-ROUNDED_WEIGHTS = 3e-3  # for float32 graphs whose weights are stored in float16, relative error 2^-11
-
-
 def bound(precision: str, weight_format: str) -> float:
-    """The largest relative L2 of a stage computed in `precision` with weights stored in `weight_format`."""
+    """The largest relative L2 distance of a stage computed in `precision` with weights stored in `weight_format`."""
     return max(BOUNDS[precision], ROUNDED_WEIGHTS if weight_format == "fp16" else 0.0)
 
 
-def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """‖found - expected‖ / ‖expected‖ in float64; infinite if anything is not finite."""
-    difference = np.linalg.norm((found.astype(np.float64) - expected).ravel())
+def relative_l2(output: NDArray[Any], expected: NDArray[Any]) -> float:
+    """‖output - expected‖ / ‖expected‖ in float64. It is infinite if anything is not finite."""
+    difference = np.linalg.norm((output.astype(np.float64) - expected).ravel())
     value = float(difference / np.linalg.norm(expected.astype(np.float64).ravel()))
     return value if np.isfinite(value) else float("inf")

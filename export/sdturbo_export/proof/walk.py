@@ -1,8 +1,8 @@
 """The one walk of a request for everything that proves: text encoder, denoiser per step, decoder, encoder on the picture.
 
 The golden request of a build, the references of TensorRT plans, the trajectories of int8 and the GPU acceptance all take it.
-Every stage gets its inputs by the names that it declares, so that a stage variant with fewer inputs needs nothing here. Knows
-no backend: whoever walks runs the stages.
+Every stage gets its inputs by the names that it declares, so that a stage variant with fewer inputs needs nothing here.
+The walk knows no backend: its caller runs the stages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOISES = ("posterior_noise", "noise")  # of the encoder, in the order in which d
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A stage on the way, its inputs by name and what it made of them. row: of the schedule."""
+    """A stage on the way, with its inputs by name and its output. row: of the schedule."""
 
     stage: str
     row: int
@@ -36,9 +36,9 @@ class Visit:
 
 @dataclass(slots=True)
 class Walk:
-    """A request on its way. Row i of the batch takes seeds[i].
+    """A request on its way. Image i of the batch takes seeds[i].
 
-    input_ids: int64 (B, 77). latents_shape: (1, 4, H/8, W/8). outputs: what each stage gave last.
+    input_ids: int64 (B, 77). outputs: the last output of each stage.
     """
 
     stages: Mapping[str, Stage]
@@ -50,7 +50,7 @@ class Walk:
 
     @property
     def rows(self) -> range:
-        """The rows of the schedule that the denoiser takes."""
+        """The rows of the schedule that the denoiser takes, one per step."""
         return rows_of(self.schedule, self.num_inference_steps)
 
     @property
@@ -60,8 +60,9 @@ class Walk:
         yield from (("denoiser", row) for row in self.rows)
         yield from (("decoder", self.rows[-1]), ("encoder", self.rows[0]))
 
-    def inputs(self, stage: str, row: int) -> Arrays:
-        """The stage's inputs by name, from the outputs of the stages before it."""
+    def inputs(self, stage: str, row: int | None = None) -> Arrays:
+        """The stage's inputs by name, from the outputs of the stages before it. row: the request's first by default."""
+        row = self.rows[0] if row is None else row
         return {spec.name: self._tensor(stage, spec.name, row) for spec in self.stages[stage].inputs}
 
     def visits(self, run: Callable[[str, Arrays], Array], until: str = "encoder") -> Iterator[Visit]:
@@ -73,9 +74,9 @@ class Walk:
             if stage == until:
                 return
 
-    def picture(self, row: int = 0) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) of a row of the batch, also of float32 values (B, 3, H, W) that the decoder gave before rounding."""
-        values = self.outputs["decoder"][row]
+    def picture(self, i: int = 0) -> NDArray[np.uint8]:
+        """Image i of the batch, uint8 (H, W, 3), also from float32 values (B, 3, H, W) of the decoder before rounding."""
+        values = self.outputs["decoder"][i]
         return values if values.dtype == np.uint8 else np.rint(values).astype(np.uint8).transpose(1, 2, 0)
 
     def _tensor(self, stage: str, name: str, row: int) -> Array:
@@ -105,7 +106,7 @@ def bundle_walk(bundle: Bundle, input_ids: NDArray[np.int64], seeds: Sequence[in
 
 
 def run_of(sessions: Mapping[str, Session]) -> Callable[[str, Arrays], Array]:
-    """Runs a stage in its session."""
+    """The `run` of `Walk.visits` that runs each stage in its session."""
 
     def run(stage: str, inputs: Arrays) -> Array:
         (output,) = sessions[stage].run(inputs).values()

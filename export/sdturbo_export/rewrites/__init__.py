@@ -1,8 +1,8 @@
 """Exact changes of a stage before it is exported: one per file, its formula in the docstring, its own test.
 
-A rewrite takes a stage's graph module and changes it in place, after LoRAs were fused into its weights and before the
-float16 form (`half.py`, which the precision asks for and no name leaves out) is made. The reference that parity is measured
-against is left as is. A file declares its rewrite as `REWRITE`, and `_MODULES` names the file: nothing else knows it.
+A rewrite takes a stage's graph module and changes it in place. LoRAs are fused into its weights before that. The float16 form
+(`half.py`, which the precision asks for and no name leaves out) is made after it. The reference that parity is measured
+against is left as it is. A file declares its rewrite as `REWRITE`, and `_MODULES` names the file. Nothing else knows it.
 README.md here has the gain of each.
 """
 
@@ -30,12 +30,16 @@ class Rewrite:
     """The declaration in a rewrite's file. Its name is the file's, with hyphens.
 
     stages: names of the stages that it changes. apply: changes a stage's graph module in place.
-    fp32_only: GPU engines, which fp16 is for, have kernels of their own for the unchanged form.
+    fp32_only: for rewrites whose unchanged form has kernels of its own on the GPU engines that fp16 is for.
     """
 
     stages: tuple[str, ...]
     apply: Callable[[Any], None]
     fp32_only: bool = False
+
+    def applies(self, stage: str, precision: str) -> bool:
+        """Whether a stage in that precision of its graph gets it."""
+        return stage in self.stages and (precision == "fp32" or not self.fp32_only)
 
 
 def rewrite_names() -> tuple[str, ...]:
@@ -48,21 +52,31 @@ def rewrite_module(name: str) -> str:
     return {_name(module): module for module in _MODULES}[name]
 
 
-def rewrites_of(stage: str, precision: str, without: Collection[str] = ()) -> tuple[str, ...]:
-    """Names of the rewrites that `stage` gets in that precision of its graph.
+def require_known(names: Collection[str]) -> None:
+    """Raise InvalidRequest if one of `names` is no rewrite's. Imports no torch."""
+    known = rewrite_names()
+    if unknown := sorted(set(names) - set(known)):
+        raise InvalidRequest(f"Got rewrites {', '.join(unknown)} to leave out. Expected {', '.join(known)}.")
 
-    Raises InvalidRequest if `without` names one that does not exist.
-    """
-    names = rewrite_names()
-    if unknown := sorted(set(without) - set(names)):
-        raise InvalidRequest(f"Got rewrites {', '.join(unknown)} to leave out; expected {', '.join(names)}.")
-    return tuple(name for name in names if name not in without and _applies(_load(name), stage, precision))
+
+def rewrites_of(stage: str, precision: str, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the rewrites that `stage` gets in that precision of its graph, except `without`, which must be known."""
+    require_known(without)
+    return tuple(name for name in rewrite_names() if name not in without and _load(name).applies(stage, precision))
 
 
 def rewrite(module: Any, names: Collection[str]) -> None:
     """Apply the rewrites to everything below the torch module `module`, in place."""
     for name in names:
         _load(name).apply(module)
+
+
+def replace_modules(stage: Any, kind: type, replacement: Callable[[Any], Any]) -> None:
+    """Put `replacement(child)` in the place of every torch module of class `kind` below `stage`."""
+    for module in list(stage.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, kind):
+                setattr(module, name, replacement(child))
 
 
 @contextmanager
@@ -72,10 +86,10 @@ def added(module: str) -> Generator[None]:
     The command offers it to `--without` if `sdturbo_export.cli` is imported within it.
     Raises InvalidRequest if another rewrite has its name.
     """
-    if _name(module) in rewrite_names():
+    name = _name(module)
+    if name in rewrite_names():
         raise InvalidRequest(
-            f"Got the rewrite {_name(module)} of {module}; {rewrite_module(_name(module))} has that name."
-            " Rename the file."
+            f"Got the rewrite {name} of {module}. {rewrite_module(name)} has that name. Rename the file."
         )
     _MODULES.append(module)
     try:
@@ -90,7 +104,3 @@ def _name(module: str) -> str:
 
 def _load(name: str) -> Rewrite:
     return importlib.import_module(rewrite_module(name)).REWRITE
-
-
-def _applies(declared: Rewrite, stage: str, precision: str) -> bool:
-    return stage in declared.stages and (precision == "fp32" or not declared.fp32_only)

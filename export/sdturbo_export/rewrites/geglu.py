@@ -2,7 +2,8 @@
 
     [h, g] = x·W + b, y = h·gelu(g)        becomes        y = (x·W_h + b_h)·gelu(x·W_g + b_g)
 
-The same products; the cut copies 2·4·C numbers a token, and engines fuse the gate into a layer that is its only writer.
+The products are the same. The cut copies 2·4·C numbers per token, and engines fuse the gate into a layer that is its only
+writer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 from torch.nn import functional as F
 
-from sdturbo_export.rewrites import Rewrite
+from sdturbo_export.rewrites import Rewrite, replace_modules
 
 
 class TwoLinearGEGLU(nn.Module):
@@ -28,16 +29,14 @@ class TwoLinearGEGLU(nn.Module):
 
 def two_linear_geglu(stage: nn.Module) -> None:
     """Change every GEGLU below `stage` in place."""
-    for module in list(stage.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, GEGLU):
-                setattr(module, name, TwoLinearGEGLU(child.proj))
+    replace_modules(stage, GEGLU, lambda unit: TwoLinearGEGLU(unit.proj))
 
 
-def _rows(proj: nn.Linear, half: int) -> nn.Linear:
+def _rows(proj: nn.Linear, part: int) -> nn.Linear:
+    """The first (part 0) or second (part 1) group of the layer's outputs, as a layer of its own."""
     rows = nn.Linear(proj.in_features, proj.out_features // 2, bias=proj.bias is not None, device="meta")
     for name, parameter in proj.named_parameters():
-        setattr(rows, name, nn.Parameter(parameter.detach().chunk(2)[half], requires_grad=False))
+        setattr(rows, name, nn.Parameter(parameter.detach().chunk(2)[part], requires_grad=False))
     return rows
 
 

@@ -1,13 +1,13 @@
 """GroupNorm by sums over each channel, so that the picture keeps the layout that convolutions gave it.
 
-torch.onnx writes GroupNorm as InstanceNormalization of a picture reshaped to (B, G, C/G·H·W); a blocked layout has no such
-view, so engines copy the picture to plain layout and back. With m_g, v_g the mean over the C/G channels of group g of the
+torch.onnx writes GroupNorm as InstanceNormalization of a picture reshaped to (B, G, C/G·H·W). A blocked layout has no such
+view, so engines copy the picture to plain layout and back. Let m_g be the mean over the C/G channels of group g of the
 channels' means over H and W:
 
     m = m_g(x)     v = v_g((x - m)²)     s = γ/√(v+ε)     y = x·s + (β - m·s)
 
-Only tensors of C numbers are reshaped. Two passes, not E[x²]-m²: the variance cancels nowhere, also where the engine rounds to
-bfloat16. x - m is squared and nothing else, so that an engine need not write it to memory.
+Only tensors of C numbers are reshaped. Two passes take the place of E[x²]-m², so that the variance cancels nowhere, also where
+the engine rounds to bfloat16. x - m is squared and nothing else, so that an engine need not write it to memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sdturbo_export.rewrites import Rewrite
+from sdturbo_export.rewrites import Rewrite, replace_modules
 
 
 class ChannelGroupNorm(nn.Module):
@@ -42,10 +42,7 @@ class ChannelGroupNorm(nn.Module):
 
 def group_norm_by_channels(stage: nn.Module) -> None:
     """Change every GroupNorm with weights below `stage` in place."""
-    for module in list(stage.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm) and child.affine:
-                setattr(module, name, ChannelGroupNorm(child))
+    replace_modules(stage, nn.GroupNorm, lambda norm: ChannelGroupNorm(norm) if norm.affine else norm)
 
 
 REWRITE = Rewrite(("denoiser", "decoder", "encoder"), group_norm_by_channels, fp32_only=True)

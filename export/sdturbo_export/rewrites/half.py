@@ -1,8 +1,8 @@
-"""A stage in float16 with float32 islands, spelled out in modules and casts: strongly typed engines compute what is written.
+"""A stage in float16 with float32 islands, spelled out in modules and casts, because strongly typed engines add none.
 
 float16: weights and activations. float32: norms, softmax, and the stage's own arithmetic around the model (schedule, pixels,
-posterior). Attention is softmax((√s·Q)(√s·K)ᵀ)·V: scaled before the product, so that no score overflows which the softmax
-would have brought back, and in the form that TensorRT fuses (its guide, "Fused Attention").
+posterior). Attention is softmax((√s·Q)(√s·K)ᵀ)·V. It is scaled before the product, so that no score overflows that the
+softmax would have brought back. TensorRT fuses this form (its guide, "Fused Attention").
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Half(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A norm that reduces in float32 between float16 tensors; the last one of a stage leaves its output in float32."""
+    """A norm that reduces in float32 between float16 tensors. The last norm of a stage leaves its output in float32."""
 
     def __init__(self, norm: nn.GroupNorm | nn.LayerNorm, *, last: bool) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def _attention(
 
 
 def _halve(module: nn.Module) -> None:
-    """Everything below `module` that is floating becomes float16, except the norms' weights."""
+    """Turn every floating tensor below `module` to float16, except the norms' weights."""
     for name, child in module.named_children():
         if isinstance(child, (nn.GroupNorm, nn.LayerNorm)):
             setattr(module, name, _Norm(child, last=name == "final_layer_norm"))

@@ -1,7 +1,8 @@
 """Everything in the UNet that depends on the timestep alone, evaluated once for each row of the schedule.
 
-emb(t) = MLP(sinusoid(t)); every residual block adds W_i·silu(emb(t)) + b_i. Over ten rows that is one table
-float32 (10, ΣC_i); a step gathers its row and each block slices its part. Removes the time MLP and 22 products.
+emb(t) = MLP(sinusoid(t)), where MLP is two linear layers (multilayer perceptron). Every residual block adds
+W_i·silu(emb(t)) + b_i. Over ten rows that is one table float32 (10, ΣC_i). A step gathers its row and each block slices its
+part. The MLP and 22 products go.
 """
 
 from __future__ import annotations

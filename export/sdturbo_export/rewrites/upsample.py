@@ -1,12 +1,12 @@
 """Nearest 2× upsampling and the 3×3 convolution after it, as one 2×2 convolution of the small image: 4/9 of the products.
 
-Output row 2j+a reads rows ⌊(2j+a+k-1)/2⌋ of the small image under weights w_k, k = 0, 1, 2; so with x zero outside,
+Output row 2j+a reads rows ⌊(2j+a+k-1)/2⌋ of the small image under weights w_k, k = 0, 1, 2. So with x zero outside,
 
     y[2j]   =        w_0·x[j-1] + (w_1 + w_2)·x[j]
     y[2j-1] = (w_0 + w_1)·x[j-1] +        w_2·x[j]        for j = 0 … n
 
 Both read the pair (x[j-1], x[j]). The same holds for columns: four phases, one convolution with 4·C_out outputs on the image
-padded by one. Interleaving its (n+1)² outputs gives rows and columns -1 to 2n; those at both ends are cut off. Borders are
+padded by one. Interleaving its (n+1)² outputs gives rows and columns -1 to 2n. Those at both ends are cut off. Borders are
 exact, for the padding of the large image lies in the padding of the small one.
 """
 
@@ -20,15 +20,15 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
-from sdturbo_export.rewrites import Rewrite
+from sdturbo_export.rewrites import Rewrite, replace_modules
 
 MIN_CHANNELS = 32  # below, the interleave moves more than the products save
-# rows: outputs 2j-1 and 2j; columns: the taps x[j-1] and x[j]; depth: w_0, w_1, w_2
+# rows: outputs 2j-1 and 2j, columns: the taps x[j-1] and x[j], depth: w_0, w_1, w_2
 _TAPS = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]], dtype=torch.float64)
 
 
 class PhaseUpsample(nn.Module):
-    """(B, C, n, m) -> (B, C_out, 2n, 2m): what `conv`, 3×3 with padding 1, makes of x upsampled by nearest 2×."""
+    """(B, C, n, m) -> (B, C_out, 2n, 2m): the output of `conv`, 3×3 with padding 1, for x upsampled by nearest 2×."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -43,21 +43,21 @@ class PhaseUpsample(nn.Module):
 
     def forward(self, x: torch.Tensor, output_size: None = None) -> torch.Tensor:
         if output_size is not None:
-            raise ValueError(f"Got output_size {output_size}; this form of upsampling doubles the size.")
+            raise ValueError(f"Got output_size {output_size}. This form of upsampling doubles the size.")
         return F.pixel_shuffle(self.conv(x), 2)[:, :, 1:-1, 1:-1]
 
 
 @torch.no_grad()
 def phase_upsampling(stage: nn.Module) -> None:
     """Change every such pair below `stage` in place, in diffusers' Upsample2D and in sequences (AutoencoderTiny)."""
+    replace_modules(
+        stage, Upsample2D, lambda pair: PhaseUpsample(pair.conv) if _is_plain(pair) and _pays(pair.conv) else pair
+    )
     for module in list(stage.modules()):
         if isinstance(module, nn.Sequential):
             for i, (before, conv) in enumerate(pairwise(list(module))):
                 if isinstance(before, nn.Upsample) and _is_nearest(before) and _pays(conv):
                     module[i], module[i + 1] = nn.Identity(), PhaseUpsample(conv)
-        for name, child in module.named_children():
-            if isinstance(child, Upsample2D) and _is_plain(child) and _pays(child.conv):
-                setattr(module, name, PhaseUpsample(child.conv))
 
 
 def _is_nearest(module: nn.Upsample) -> bool:

@@ -1,6 +1,6 @@
-"""Finished stages, by the hash of everything they were made from: an interrupted or repeated build picks them up.
+"""Finished stages, by the hash of everything they were made from. An interrupted or repeated build uses them again.
 
-A stage's graphs and weights lie in the store until a bundle holds them; then the store keeps a note of where they are.
+A stage's graphs and weights lie in the store until a bundle holds them. Then the store notes where they are.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,86 +18,83 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.files import atomic_write, sha256_file
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrite_module
 from sdturbo_export.stage_store.sources import source_hashes
-from sdturbo_export.stages import StagePlan
-from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.stages import StageDefinition
 
 MANIFEST = "stage.json"
 OUTPUT = "output.npy"
-# Graphs are written by the first, from a checkpoint that the second may have changed; a note is written and read here.
+# The first writes graphs, the second may have changed their checkpoint, and this module writes and reads the entry.
 _SOURCES = ("sdturbo_export.stage_store.graphs", "sdturbo_export.weights.autoencoder_tiny", __name__)
 _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredStage:
-    """`path` holds the stage's graphs and weights, `note` is its entry in the store.
+    """A finished stage. `path` holds its graphs and weights, `entry` is its directory in the store.
 
-    files: name -> (sha256, size). parity: relative L2 to PyTorch. inputs_sha256: the inputs `output` was computed for.
+    graphs: batch size -> file name. files: name -> (sha256, size). parity: relative L2 distance to PyTorch.
+    inputs_sha256: of the inputs that `output` was computed for.
     """
 
     path: Path
-    note: Path
+    entry: Path
     graphs: Mapping[int, str]
     files: Mapping[str, tuple[str, int]]
     parity: float
     inputs_sha256: str
 
+    def graph(self, batch_size: int) -> Path:
+        """The ONNX file for that batch size."""
+        return self.path / self.graphs[batch_size]
+
     def output(self) -> NDArray[Any]:
-        """The stage's output for the golden request's inputs (see `golden`)."""
-        return np.load(self.note / OUTPUT, allow_pickle=False)
+        """The stage's output for the golden request's inputs (see `proof.golden`)."""
+        return np.load(self.entry / OUTPUT, allow_pickle=False)
 
 
-def stage_key(
-    plan: StagePlan,
-    checkpoint: Checkpoint,
-    hashes: Mapping[str, str],
-    batch_sizes: Sequence[int],
-    precision: str,
-    rewrites: Sequence[str],
-    weight_format: str,
-) -> str:
-    """The name of the stage in the store."""
-    component = plan.component
-    parts: Any = {
-        "stage": plan.name,
-        "weights": {name: hashes[name] for name in checkpoint.weights[component]},
-        "config": checkpoint.configs[component],
-        "scheduler": checkpoint.configs["scheduler"],
-        "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
-        "batch_sizes": sorted(batch_sizes),
-        "precision": precision,
-        "rewrites": list(rewrites),
-        "weight_format": weight_format,
-        "sources": source_hashes(*_SOURCES, *map(rewrite_module, rewrites)),
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
+def stage_key(definition: StageDefinition, hashes: Mapping[str, str], options: BuildOptions) -> str:
+    """The name of the stage's entry. hashes: sha256 of each file of weights and of each LoRA."""
+    checkpoint, component, rewrites = definition.checkpoint, definition.component, options.rewrites(definition.name)
+    return key_of(
+        {
+            "kind": definition.name,
+            "weights": {name: hashes[name] for name in checkpoint.weights[component]},
+            "config": checkpoint.configs[component],
+            "scheduler": checkpoint.configs["scheduler"],
+            "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
+            "batch_sizes": options.batch_sizes,
+            "precision": options.exported_precision,
+            "rewrites": rewrites,
+            "weight_format": options.weight_format,
+            "sources": source_hashes(*_SOURCES, *map(rewrite_module, rewrites)),
+            "packages": {name: version(name) for name in _PACKAGES},
+        }
+    )
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The name of an entry that is made from `parts`, which JSON must be able to hold. It begins with their "kind"."""
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"{plan.name}-{digest[:20]}"
+    return f"{parts['kind']}-{digest[:20]}"
 
 
 def find(store: Path, key: str) -> StoredStage | None:
-    """The stored stage if it is there and whole; a damaged one is removed."""
-    path = store / key  # the note
+    """The stored stage if it is there and whole. A damaged entry is removed."""
+    entry = store / key
     try:
-        data = json.loads((path / MANIFEST).read_bytes())
-        stage = StoredStage(
-            Path(data["files_at"]),
-            path,
-            {int(size): name for size, name in data["graphs"].items()},
-            {name: (entry["sha256"], entry["size"]) for name, entry in data["files"].items()},
-            data["parity"],
-            data["inputs_sha256"],
-        )
-        paths = [*(stage.path / name for name in stage.files), path / OUTPUT]
-        digests = [*(digest for digest, _ in stage.files.values()), data["output_sha256"]]
-        whole = [sha256_file(one) for one in paths] == digests
+        data = json.loads((entry / MANIFEST).read_bytes())
+        graphs = {int(size): name for size, name in data["graphs"].items()}
+        files = {name: (digest, size) for name, (digest, size) in data["files"].items()}
+        stage = StoredStage(Path(data["files_at"]), entry, graphs, files, data["parity"], data["inputs_sha256"])
+        paths = [*(stage.path / name for name in files), entry / OUTPUT]
+        digests = [*(digest for digest, _ in files.values()), data["output_sha256"]]
+        if [sha256_file(path) for path in paths] == digests:
+            return stage
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if whole:
-        return stage
-    shutil.rmtree(path, ignore_errors=True)
+        pass
+    shutil.rmtree(entry, ignore_errors=True)
     return None
 
 
@@ -108,30 +105,39 @@ def publish(
     *,
     graphs: Mapping[int, str],
     parity: float,
-    inputs_sha256: str,
+    inputs: Mapping[str, NDArray[Any]],
     output: NDArray[Any],
 ) -> StoredStage:
-    """Move a finished directory into the store under its key."""
-    found = {file.name: (sha256_file(file), file.stat().st_size) for file in sorted(partial.iterdir())}
+    """Move the finished directory `partial` into the store under its key. output: the stage's for `inputs`."""
+    files = {file.name: (sha256_file(file), file.stat().st_size) for file in sorted(partial.iterdir())}
     np.save(partial / OUTPUT, output, allow_pickle=False)
+    entry = store / key
     data = {
-        "files_at": str((store / key).resolve()),
-        "graphs": {str(size): name for size, name in graphs.items()},
-        "files": {name: {"sha256": digest, "size": size} for name, (digest, size) in found.items()},
+        "files_at": str(entry.resolve()),
+        "graphs": graphs,
+        "files": files,
         "parity": parity,
-        "inputs_sha256": inputs_sha256,
+        "inputs_sha256": digest(inputs),
         "output_sha256": sha256_file(partial / OUTPUT),
     }
     (partial / MANIFEST).write_text(json.dumps(data, indent=1))
-    shutil.rmtree(store / key, ignore_errors=True)
-    partial.replace(store / key)
-    return StoredStage(store / key, store / key, graphs, found, parity, inputs_sha256)
+    shutil.rmtree(entry, ignore_errors=True)
+    partial.replace(entry)
+    return StoredStage(entry, entry, graphs, files, parity, digest(inputs))
+
+
+def digest(inputs: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 of a stage's inputs."""
+    summed = hashlib.sha256()
+    for array in inputs.values():
+        summed.update(np.ascontiguousarray(array).data)
+    return summed.hexdigest()
 
 
 def hand_over(stage: StoredStage, directory: Path) -> None:
-    """The stage's files lie in `directory` now, in a bundle: note it, and drop the store's own."""
-    data = json.loads((stage.note / MANIFEST).read_bytes()) | {"files_at": str(directory.resolve())}
-    with atomic_write(stage.note / MANIFEST) as file:
+    """Note that a bundle's `directory` holds the stage's files now, and drop the store's own."""
+    data = json.loads((stage.entry / MANIFEST).read_bytes()) | {"files_at": str(directory.resolve())}
+    with atomic_write(stage.entry / MANIFEST) as file:
         file.write(json.dumps(data, indent=1).encode())
     for name in stage.files:
-        (stage.note / name).unlink(missing_ok=True)
+        (stage.entry / name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The code that decides an entry of the store, found by reading import statements from its first modules on.
+"""The code that decides an entry of the store, read off the import statements from its first modules on.
 
 Imports inside functions count. A module that is loaded by its name, as backends and rewrites are, is in no statement: its key
-names it. Imports for type checkers decide nothing. Nor does a package, unless something is taken from its `__init__`.
+names it. Imports for type checkers decide nothing. Nor does a package, unless a statement takes a name from its `__init__`.
 """
 
 from __future__ import annotations
@@ -42,16 +42,12 @@ def _read(module: str) -> bytes:
 
 
 def _file(module: str) -> Path | None:
-    """The file of the module or of the package's `__init__`; None if there is none. Imports nothing."""
-    top = module.partition(".")[0]
-    spec = find_spec(top)
+    """The file of the module or of the package's `__init__`. None if there is none. Imports nothing."""
+    spec = find_spec(module.partition(".")[0])
     if spec is None:
         return None
-    if spec.submodule_search_locations:
-        root = Path(next(iter(spec.submodule_search_locations))).parent
-    else:
-        root = Path(spec.origin or "").parent
-    path = root.joinpath(*module.split("."))
+    (place, *_) = spec.submodule_search_locations or [spec.origin or ""]
+    path = Path(place).parent.joinpath(*module.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
@@ -80,7 +76,7 @@ def _statements(source: bytes) -> tuple[tuple[str, str | None], ...]:
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below `node` but what stands under `if TYPE_CHECKING`."""
+    """Everything below `node` except the bodies of `if TYPE_CHECKING`."""
     yield node
     children: Iterable[ast.AST] = ast.iter_child_nodes(node)
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":

@@ -1,7 +1,7 @@
 """Plans into a bundle that is in use: at every moment `bundle.json` lists files that are there with the hashes they have.
 
-Plan files get names with their hash in them, so that none is ever overwritten; the manifest is replaced in one step; what
-it no longer lists is deleted last. The bundle's id and its other files do not change.
+Plan files get names with their hash in them, so that none is ever overwritten. The manifest is replaced in one step. Files
+that it no longer lists are deleted last. The bundle's id and its other files do not change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def plan_name(key: PlanKey, stage: str, batch_size: int, data: bytes) -> str:
 
 
 def add_plans(bundle: Bundle, plans: Mapping[Plan, bytes], reports: Mapping[str, bytes]) -> Bundle:
-    """Write plans and further files (path in the bundle -> bytes) and list them; returns the bundle as it is then.
+    """Write plans and further files (path in the bundle -> bytes) and list them. Returns the bundle as it is then.
 
     An older plan of the same stage, batch size and key is dropped. Raises OSError, BundleError.
     """
@@ -47,8 +47,8 @@ def add_plans(bundle: Bundle, plans: Mapping[Plan, bytes], reports: Mapping[str,
 def keep_plans(old: Path, new: Path, say: Callable[[str], None]) -> None:
     """Take over into the whole bundle `new` the plans of the bundle `old`, which it will replace, that are of its graphs.
 
-    A plan is of a graph if stage, batch size and the hash of graph and weights are the same; where it may run is checked when
-    it is loaded, as ever. What is wrong with `old` is said, and then none is kept. say: takes a line. Raises OSError.
+    A plan is of a graph if stage, batch size and the hash of graph and weights are the same. Whether it may run here is
+    checked when it is loaded. If `old` is faulty, its faults are said and no plan is kept. say: takes a line. Raises OSError.
     """
     if not json.loads((old / MANIFEST).read_bytes()).get(COMPILED):
         return
@@ -59,8 +59,15 @@ def keep_plans(old: Path, new: Path, say: Callable[[str], None]) -> None:
         say(f"      its TensorRT plans are not kept: {'; '.join(error.faults)}")
         return
     after = Bundle.load(new)
-    kept = [plan for plan in plans if _is_of(plan, after)]
-    stems = tuple(_stem(plan.file) for plan in kept)
+    graphs = {
+        (name, size): after.graph_sha256(after.graph(name, size)) for name in after.stages for size in after.batch_sizes
+    }
+    fitting = [
+        plan
+        for plan in plans
+        if plan.key.precision == after.precision and graphs.get((plan.stage, plan.batch_size)) == plan.key.onnx_sha256
+    ]
+    stems = tuple(_stem(plan.file) for plan in fitting)
     entries = {
         name: {"sha256": digest, "size": size}
         for name, (digest, size) in before.files.items()
@@ -69,26 +76,17 @@ def keep_plans(old: Path, new: Path, say: Callable[[str], None]) -> None:
     for name in entries:
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(old / name, new / name)
-    _list_plans(new, kept, entries)
-    say(f"      {len(kept)} of {len(plans)} TensorRT plans are of these graphs and stay")
-
-
-def _is_of(plan: Plan, bundle: Bundle) -> bool:
-    return (
-        plan.stage in bundle.stages
-        and plan.batch_size in bundle.batch_sizes
-        and plan.key.precision == bundle.precision
-        and plan.key.onnx_sha256 == bundle.graph_sha256(bundle.graph(plan.stage, plan.batch_size))
-    )
+    _list_plans(new, fitting, entries)
+    say(f"      {len(fitting)} of {len(plans)} TensorRT plans are of these graphs and stay")
 
 
 def _list_plans(root: Path, plans: Collection[Plan], entries: Mapping[str, Any]) -> None:
-    """Write the plans and the entries of their files, which are there, into the manifest; delete what it no longer lists."""
+    """Write the plans and the entries of their files, which are there, into the manifest. Delete files without an entry."""
     manifest = json.loads((root / MANIFEST).read_bytes())
     replaced = {(plan.stage, plan.batch_size, json.dumps(plan.to_json()["key"])) for plan in plans}
-    others = [one for one in manifest.get(COMPILED, []) if _place(one) not in replaced]
+    others = [entry for entry in manifest.get(COMPILED, []) if _place(entry) not in replaced]
     manifest[COMPILED] = others + [plan.to_json() for plan in plans]
-    listed = tuple(_stem(one["file"]) for one in manifest[COMPILED])
+    listed = tuple(_stem(entry["file"]) for entry in manifest[COMPILED])
     files = {
         name: entry
         for name, entry in manifest["files"].items()
@@ -97,11 +95,13 @@ def _list_plans(root: Path, plans: Collection[Plan], entries: Mapping[str, Any])
     manifest["files"] = files | dict(entries)
     with atomic_write(root / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    _delete_unlisted(root, manifest["files"])
+    for file in sorted((root / COMPILED).rglob("*")):  # of an older plan or a killed run
+        if file.is_file() and file.relative_to(root).as_posix() not in manifest["files"]:
+            file.unlink()
 
 
 def _stem(file: str) -> str:
-    """What the names of a plan and of its reports begin with."""
+    """The beginning of the names of a plan and of its reports."""
     return Path(file).with_suffix("").as_posix()
 
 
@@ -109,16 +109,9 @@ def _place(entry: Mapping[str, Any]) -> tuple[str, int, str]:
     return entry["stage"], entry["batch_size"], json.dumps(entry["key"])
 
 
-def _delete_unlisted(root: Path, listed: Sequence[str] | Mapping[str, Any]) -> None:
-    """What an older plan or a killed run left under `compiled`."""
-    for file in sorted((root / COMPILED).rglob("*")):
-        if file.is_file() and file.relative_to(root).as_posix() not in listed:
-            file.unlink()
-
-
 @contextmanager
 def locked(root: Path) -> Generator[None]:
-    """One writer at a time; waits for the other."""
+    """One writer at a time. Waits for the other."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""One ONNX graph to one TensorRT plan, with TensorRT 10 or 11. Precision is what the graph says: networks are strongly typed.
+"""One ONNX graph to one TensorRT plan, with TensorRT 10 or 11. Networks are strongly typed, so the graph has the precision.
 
 Not yet run on a GPU: the calls are tested on an imitation of TensorRT and checked against stubs of both versions.
 """
@@ -22,20 +22,21 @@ Tell = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """workspace: bytes of GPU memory that a layer may use while it runs. optimization_level: 0 to 5, TensorRT's builder's.
+    """workspace_bytes: GPU memory that a layer may use while it runs. None sets no limit.
 
-    hardware: one of `sdturbo.bundle.plans.HARDWARE`. version_compatible: also for later TensorRT of this major version; slower.
+    optimization_level: of TensorRT's builder, 0 to 5. hardware: one of `sdturbo.bundle.plans.HARDWARE`.
+    version_compatible: the plan is slower, and runs with later versions of this TensorRT's major version too.
     """
 
-    workspace: int
-    optimization_level: int = 5
+    workspace_bytes: int | None = None
+    optimization_level: int = 4
     hardware: str = "none"
     version_compatible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A plan, and the timing cache after it: the measurements of kernels that the next build need not repeat."""
+    """A plan, and the timing cache after it: measurements of kernels that the next build need not repeat."""
 
     plan: bytes
     timings: bytes
@@ -45,7 +46,7 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
     """Compile `graph` for the current GPU. timings: an earlier timing cache of this GPU and version, or b"".
 
     tell: takes the share that is done, 0 to 1, from TensorRT's own threads.
-    Raises BuildError with TensorRT's words: an operator it lacks, memory, a faulty graph.
+    Raises BuildError with TensorRT's words if it lacks an operator or memory, or the graph is faulty.
     """
     import tensorrt
 
@@ -60,20 +61,16 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         errors: list[tensorrt.ParserError] = [parser.get_error(i) for i in range(parser.num_errors)]
-        told = "; ".join(f"{error.desc()} (node {error.node_name()})" for error in errors) or messages.last()
-        raise BuildError(f"TensorRT {tensorrt.__version__} cannot read {graph.name}: {told}")
+        words = "; ".join(f"{error.desc()} (node {error.node_name()})" for error in errors) or messages.last()
+        raise BuildError(f"TensorRT {tensorrt.__version__} cannot read {graph.name}: {words}")
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # for the report of layers
-    config.max_aux_streams = 0  # one stream
+    config.max_aux_streams = 0  # one CUDA stream
     config.clear_flag(tensorrt.BuilderFlag.TF32)
-    levels = tensorrt.HardwareCompatibilityLevel
-    config.hardware_compatibility_level = {
-        "none": levels.NONE,
-        "same_compute_capability": levels.SAME_COMPUTE_CAPABILITY,
-        "ampere_plus": levels.AMPERE_PLUS,
-    }[options.hardware]
+    config.hardware_compatibility_level = getattr(tensorrt.HardwareCompatibilityLevel, options.hardware.upper())
     if options.version_compatible:
         config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
     for data in (timings, b""):  # those of another GPU or version are refused
@@ -96,8 +93,8 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
 
 
 def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMonitor:
-    """TensorRT's progress for `phases`. What is raised in it, Ctrl-C too, must not pass through TensorRT: it goes to `stop`,
-    and the build ends at its next step."""
+    """TensorRT's progress for `phases`. An exception in it, Ctrl-C too, must not pass through TensorRT. It goes to `stop`, and
+    the build ends at its next step."""
     import tensorrt
 
     def guarded(call: Callable[..., None], *arguments: object) -> None:
@@ -127,7 +124,7 @@ def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMon
 class Phases:
     """TensorRT's nested phases as one share that is done. Called from several threads.
 
-    A phase's share is (steps done + the share of the phase within it) / steps; what begins outside is a new whole.
+    A phase's share is (steps done + the share of the phase within it) / steps. A phase that begins outside is a new whole.
     """
 
     tell: Tell
@@ -145,9 +142,9 @@ class Phases:
                 return
             phase = self._open[name]
             phase.done = min(step + 1, phase.steps)
-            for child, one in list(self._open.items()):
-                if one.parent == name:
-                    del self._open[child]
+            for inner_name, inner in list(self._open.items()):
+                if inner.parent == name:
+                    del self._open[inner_name]
             share = phase.done / phase.steps
             while phase.parent in self._open:
                 phase = self._open[phase.parent]

@@ -1,5 +1,5 @@
-"""TensorRT plans for a whole bundle: room first, then several tries a graph, each compared with the graph on the CPU and
-timed; the fastest that is right goes into the bundle, with a report of its layers.
+"""TensorRT plans for a whole bundle. Room is checked first. Each graph is built several times, and each try is compared with
+the graph on the CPU and timed. The fastest right try goes into the bundle, with a report of its layers.
 
 Not yet run on a GPU: tested on imitations of CUDA and TensorRT.
 """
@@ -23,7 +23,7 @@ from sdturbo.backends.nvidia.gpus import Gpu, free_memory, make_current
 from sdturbo.backends.nvidia.tensorrt import TrtBackend, TrtEngine, machine_key
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import TOKENIZER, Stage
-from sdturbo.bundle.plans import Plan, PlanKey, read_plans
+from sdturbo.bundle.plans import Plan, read_plans
 from sdturbo.files import atomic_write
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export.errors import BuildError, ParityError
@@ -31,17 +31,18 @@ from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
 from sdturbo_export.proof.walk import Arrays, Visit, bundle_walk
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
-from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions, trt_from_onnx
+from sdturbo_export.tensorrt.trt_from_onnx import Compiled, PlanOptions, trt_from_onnx
 
-MOST_WORKSPACE, LEAST_WORKSPACE = 4 << 30, 256 << 20
+MOST_WORKSPACE_BYTES, LEAST_WORKSPACE_BYTES = 4 << 30, 256 << 20
 RUNS = 20  # timed runs of a try
-WEIGHTS = {"text_encoder": 10, "denoiser": 50, "decoder": 25, "encoder": 15}  # rough shares of the time
+SHARES = {"text_encoder": 10, "denoiser": 50, "decoder": 25, "encoder": 15}  # rough shares of the time
+
+_DEFAULT = PlanOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    data: bytes
-    timings: bytes
+    compiled: Compiled
     layers: str
     relative_l2: float
     median_ms: float
@@ -49,75 +50,77 @@ class _Try:
 
 def compile_plans(
     bundle: Bundle,
+    options: PlanOptions = _DEFAULT,
     *,
     device: str | None = None,
-    workspace: int | None = None,
-    optimization_level: int = 4,
-    hardware: str = "none",
-    version_compatible: bool = False,
     tries: int = 2,
-    store: Path,
+    timing_caches: Path,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Compile every graph of the bundle that has no plan for this machine and these options yet; returns the new bundle.
+    """Compile every graph of the bundle that has no plan for this machine and these options yet. Returns the new bundle.
 
-    workspace: bytes a layer may use on the GPU; None takes what is free beside the weights, 4 GiB at most. tries: builds a
-    graph; TensorRT measures kernels anew in each. store: where timing caches are kept. say: takes lines of progress.
+    options: without workspace_bytes a layer may use the memory that is free beside the weights, 4 GiB at most.
+    tries: builds per graph. TensorRT measures kernels anew in each. timing_caches: the folder for its measurements.
+    say: takes lines of progress.
     Each plan is in the bundle as soon as it is done. Raises BackendUnavailable, BuildError, ParityError.
     """
     backend = backends.connect(EngineChoice("tensorrt", device, bundle.precision))
     assert isinstance(backend, TrtBackend)
-    options = PlanOptions(0, optimization_level, hardware, version_compatible)
     known = {(plan.stage, plan.batch_size, plan.key) for plan in read_plans(bundle)}
-    parts = [(f"{name} at batch size {size}", WEIGHTS[name]) for size in bundle.batch_sizes for name in bundle.stages]
+    parts = {f"{name} at batch size {size}": SHARES[name] for size in bundle.batch_sizes for name in bundle.stages}
     progress = Progress(parts, say)
     for size in bundle.batch_sizes:
         for visit in references(bundle, size):
             stage = bundle.stages[visit.stage]
             with progress.part(f"{stage.name} at batch size {size}"):
                 key = machine_key(backend.version, backend.gpu, bundle, stage.name, size)
-                key = replace(key, hardware=hardware, version_compatible=version_compatible)
+                key = replace(key, hardware=options.hardware, version_compatible=options.version_compatible)
                 if (stage.name, size, key) in known:
                     say("      there already")
                     continue
-                room = require_room(bundle, stage, size, backend.gpu, free_memory(backend.gpu.index), workspace)
-                limited = replace(options, workspace=room)
-                best = _best_try(bundle, stage, size, backend, limited, tries, store, visit, progress)
-                bundle = _publish(bundle, stage.name, size, key, best)
-                say(f"      {best.median_ms:.2f} ms, relative L2 to the CPU {best.relative_l2:.1e}")
+                free = free_memory(backend.gpu.index)
+                room = require_room(bundle, stage, size, backend.gpu, free, options.workspace_bytes)
+                limited = replace(options, workspace_bytes=room)
+                best = _best_try(bundle, size, backend, limited, tries, timing_caches, visit, progress)
+                plan_file = plan_name(key, stage.name, size, best.compiled.plan)
+                plan = Plan(plan_file, stage.name, size, key, best.relative_l2, best.median_ms)
+                report = str(PurePosixPath(plan_file).with_suffix(".layers.json"))
+                bundle = add_plans(bundle, {plan: best.compiled.plan}, {report: best.layers.encode()})
+                say(f"      {best.median_ms:.2f} ms, relative L2 distance to the CPU {best.relative_l2:.1e}")
     return bundle
 
 
 def references(bundle: Bundle, batch_size: int) -> Iterator[Visit]:
-    """Each stage once: inputs of the golden request, one seed per row, and what ONNX Runtime's CPU provider makes of them."""
+    """Each stage once, with the golden request's inputs, one seed per image, and the output of ONNX Runtime's CPU provider."""
     golden = bundle.golden
     tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
     ids = np.repeat(tokenizer(golden.prompt).input_ids, batch_size, axis=0)
     cpu = backends.connect(EngineChoice("onnxruntime", precision=bundle.precision))
 
     def run(name: str, inputs: Arrays) -> NDArray[Any]:
-        stage = bundle.stages[name]
-        (output,) = cpu.session(bundle.graph(name, batch_size), stage, batch_size).run(inputs).values()
+        (output,) = cpu.session(bundle.graph(name, batch_size), bundle.stages[name], batch_size).run(inputs).values()
         return output
 
     seeds = [golden.seed + i for i in range(batch_size)]
     yield from bundle_walk(bundle, ids, seeds, 1).visits(run)
 
 
-def require_room(bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: int, workspace: int | None) -> int:
-    """The workspace in bytes. free: bytes on the GPU.
+def require_room(
+    bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: int, workspace_bytes: int | None
+) -> int:
+    """The bytes that a layer may use. free: bytes on the GPU. workspace_bytes: as asked for.
 
-    Raises BuildError if weights twice (TensorRT's copy and the plan's) and workspace do not fit into it, or the plan not
-    onto the disk.
+    Raises BuildError if the GPU has no room for the weights twice (TensorRT's copy and the plan's) beside it, or the disk
+    none for the plan.
     """
     weights = sum(bundle.files[name][1] for name in bundle.graph_files(bundle.graph(stage.name, batch_size)))
-    room = min(MOST_WORKSPACE, free - 2 * weights) if workspace is None else workspace
-    if room < LEAST_WORKSPACE or free < 2 * weights + room:
-        need = 2 * weights + max(room, LEAST_WORKSPACE)
+    room = min(MOST_WORKSPACE_BYTES, free - 2 * weights) if workspace_bytes is None else workspace_bytes
+    if room < LEAST_WORKSPACE_BYTES or free < 2 * weights + room:
+        need = 2 * weights + max(room, LEAST_WORKSPACE_BYTES)
         raise BuildError(
             f"Compiling the {stage.name} needs about {need / 1e9:.1f} GB on the {gpu.name} (cuda:{gpu.index}), and"
-            f" {free / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB are free. nvidia-smi shows who holds it; or lower"
-            " --workspace-gb (0.25 at least)."
+            f" {free / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB are free. nvidia-smi shows the processes that hold it."
+            " Or lower --workspace-gb (0.25 at least)."
         )
     disk = shutil.disk_usage(bundle.path).free
     if disk < 1.2 * weights:
@@ -130,57 +133,49 @@ def require_room(bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: 
 
 def _best_try(
     bundle: Bundle,
-    stage: Stage,
     batch_size: int,
     backend: TrtBackend,
     options: PlanOptions,
-    tries: int,
-    store: Path,
+    count: int,
+    timing_caches: Path,
     reference: Visit,
     progress: Progress,
 ) -> _Try:
-    """The fastest of several builds whose output is within the precision's bound. The first uses the stored timings."""
+    """The fastest of `count` builds whose output is within the precision's bound. The first uses the cached timings."""
+    stage, bound = bundle.stages[reference.stage], BOUNDS[bundle.precision]
     graph = bundle.graph(stage.name, batch_size)
-    cache = store / f"tensorrt-{backend.version}-{backend.device.replace(':', '')}.timings"
-    stored = cache.read_bytes() if cache.is_file() else b""
-    found: list[_Try] = []
-    for i in range(tries):
+    cache = timing_caches / f"tensorrt-{backend.version}-{backend.device.replace(':', '')}.timings"
+    cached = cache.read_bytes() if cache.is_file() else b""
+    tries: list[_Try] = []
+    for i in range(count):
         make_current(backend.gpu.index)
         compiled = trt_from_onnx(
-            graph, options, b"" if i else stored, lambda done, i=i: progress.share((i + done) / tries)
+            graph, options, b"" if i else cached, lambda done, i=i: progress.share((i + done) / count)
         )
-        session = backend.open(
-            compiled.plan, stage, batch_size, graph, host_code=options.version_compatible
-        )  # our own bytes, just made
-        found.append(_measure(session, reference.inputs, reference.output, compiled.plan, compiled.timings))
+        # these bytes are trusted: we have just made them
+        session = backend.open(compiled.plan, stage, batch_size, graph, host_code=options.version_compatible)
+        tries.append(_measure(session, compiled, reference))
         del session
-    right = [one for one in found if one.relative_l2 <= BOUNDS[bundle.precision]]
+    right = [attempt for attempt in tries if attempt.relative_l2 <= bound]
     if not right:
         raise ParityError(
-            f"None of {tries} plans of the {stage.name} is right: relative L2 to the CPU"
-            f" {', '.join(f'{one.relative_l2:.1e}' for one in found)}, more than {BOUNDS[bundle.precision]:.0e}. The bundle"
-            " is as it was. Try another TensorRT, or --optimization-level 3; please report it with `sdturbo doctor`'s words."
+            f"None of {count} plans of the {stage.name} is right: relative L2 distance to the CPU"
+            f" {', '.join(f'{attempt.relative_l2:.1e}' for attempt in tries)}, more than {bound:.0e}. The bundle is as it was."
+            " Try another TensorRT, or --optimization-level 3. Please report it with the words of `sdturbo doctor`."
         )
-    best = min(right, key=lambda one: one.median_ms)
+    best = min(right, key=lambda attempt: attempt.median_ms)
     with atomic_write(cache) as file:
-        file.write(best.timings)
+        file.write(best.compiled.timings)
     return best
 
 
-def _measure(session: DeviceSession, inputs: Arrays, expected: NDArray[Any], data: bytes, timings: bytes) -> _Try:
+def _measure(session: DeviceSession, compiled: Compiled, reference: Visit) -> _Try:
     engine = session.engine
     assert isinstance(engine, TrtEngine)
-    (output,) = session.run(inputs).values()
+    (output,) = session.run(reference.inputs).values()
     times: list[float] = []
     for _ in range(RUNS):
         start = time.perf_counter()
-        session.run(inputs)
+        session.run(reference.inputs)
         times.append((time.perf_counter() - start) * 1e3)
-    return _Try(data, timings, engine.layers(), relative_l2(output, expected), float(np.median(times)))
-
-
-def _publish(bundle: Bundle, stage: str, batch_size: int, key: PlanKey, best: _Try) -> Bundle:
-    name = plan_name(key, stage, batch_size, best.data)
-    plan = Plan(name, stage, batch_size, key, best.relative_l2, best.median_ms)
-    report = str(PurePosixPath(name).with_suffix(".layers.json"))
-    return add_plans(bundle, {plan: best.data}, {report: best.layers.encode()})
+    return _Try(compiled, engine.layers(), relative_l2(output, reference.output), float(np.median(times)))

@@ -1,7 +1,8 @@
-"""A TAESD-style autoencoder in the place of the checkpoint's own: a directory in the Hub's layout, diffusers' AutoencoderTiny.
+"""An autoencoder in the style of TAESD (tiny autoencoder for Stable Diffusion) in the place of the checkpoint's own.
 
-As in diffusers' pipelines it gets latents / scaling_factor, of its own config (1.0), and its encoder gives the latents
-themselves: no posterior is drawn from, so image-to-image draws one noise, not two.
+It is a directory in the Hub's layout with diffusers' AutoencoderTiny. As in diffusers' pipelines it gets
+latents / scaling_factor, of its own config (1.0). Its encoder gives the latents themselves. There is no posterior to draw
+from, so image-to-image draws one noise, not two.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from sdturbo_export.errors import CheckpointError
 from sdturbo_export.weights.checkpoint import Checkpoint, read_json, tensor_faults, weight_files
 from sdturbo_export.weights.schedule import is_number
 
-FACTOR = 8  # pixels of a side to one latent
-# what a config may leave out: the defaults of diffusers' class
+FACTOR = 8  # pixels of a side per latent
+# the defaults of diffusers' class, which a config may leave out
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -31,12 +32,12 @@ _DEFAULTS: dict[str, Any] = {
 def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     """The checkpoint with the AutoencoderTiny of `directory` as its decoder and encoder.
 
-    Raises CheckpointError with all faults: no such directory, another class, latents of other channels, other tensors.
+    Raises CheckpointError with all faults. There may be no such directory, another class, other channels, other tensors.
     """
     if not directory.is_dir():
         raise CheckpointError(
             directory,
-            ["there is no such directory; expected one with an AutoencoderTiny's config.json and safetensors"],
+            ["there is no such directory. Expected one with config.json and safetensors of an AutoencoderTiny"],
         )
     faults: list[str] = []
     config = _DEFAULTS | read_json(directory / "config.json", faults)
@@ -44,25 +45,22 @@ def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     if faults:
         raise CheckpointError(directory, faults)
     names = weight_files(directory, "decoder", "diffusion_pytorch_model", faults)
-    found = dataclasses.replace(
+    replaced = dataclasses.replace(
         checkpoint,
         configs={**checkpoint.configs, "vae": config},
         weights={**checkpoint.weights, "vae": names},
         decoder=directory,
     )
-    faults += (
-        tensor_faults("decoder", "autoencoder_tiny", config, {name: found.file(name) for name in names})
-        if names
-        else []
-    )
+    if names:
+        faults += tensor_faults("decoder", "autoencoder_tiny", config, {name: replaced.file(name) for name in names})
     if faults:
         raise CheckpointError(directory, faults)
-    return found
+    return replaced
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
-    if (found := config.get("_class_name")) != "AutoencoderTiny":
-        return [f"config.json describes {found or 'no class'}, expected AutoencoderTiny, as in TAESD"]
+    if (class_name := config.get("_class_name")) != "AutoencoderTiny":
+        return [f"config.json describes {class_name or 'no class'}, expected AutoencoderTiny, as in TAESD"]
     faults: list[str] = []
     if config["latent_channels"] != 4:
         faults.append(
@@ -77,9 +75,7 @@ def _config_faults(config: Mapping[str, Any]) -> list[str]:
     for name, base in (("num_encoder_blocks", 2), ("num_decoder_blocks", config["upsampling_scaling_factor"])):
         blocks = config[name]
         if not isinstance(blocks, list) or not isinstance(base, int) or base ** (len(blocks) - 1) != FACTOR:
-            faults.append(
-                f"{name} {blocks!r} with a factor of {base!r} each is no scale of {FACTOR}, which SD-Turbo has"
-            )
+            faults.append(f"{name} {blocks!r} with a factor of {base!r} each give no scale of {FACTOR}, SD-Turbo's")
     if not is_number(config["scaling_factor"]):
         faults.append(f"scaling_factor is {config['scaling_factor']!r}, expected a number above 0")
     return faults

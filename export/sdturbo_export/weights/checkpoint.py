@@ -1,4 +1,4 @@
-"""A checkpoint in the Hub's diffusers layout: found, checked against its own configs, hashed, loaded into modules.
+"""A checkpoint in the Hub's diffusers layout: checked against its own configs, hashed, loaded into modules.
 
 Only safetensors are read. Every fault of a checkpoint is reported at once, before any weight is loaded.
 """
@@ -6,7 +6,7 @@ Only safetensors are read. Every fault of a checkpoint is reported at once, befo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdturbo.files import sha256_file
-from sdturbo_export.errors import CheckpointError
+from sdturbo_export.errors import CheckpointError, listed
 from sdturbo_export.weights.lora import Lora, fuse
 from sdturbo_export.weights.schedule import Schedule, is_number, schedule_from_config, scheduler_faults
-from sdturbo_export.weights.tokenizer_files import tokenizer_json
+from sdturbo_export.weights.tokenizer_files import VOCABULARY_FILES, tokenizer_json
 
 # component -> (class in model_index.json, stem of its weight file)
 COMPONENTS = {
@@ -31,13 +31,12 @@ COMPONENTS = {
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model"),
     "vae": ("AutoencoderKL", "diffusion_pytorch_model"),
 }
-# what a config may leave out: the defaults of transformers' and diffusers' classes
+# the defaults of transformers' and diffusers' classes, which a config may leave out
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "text_encoder": {"vocab_size": 49408, "hidden_size": 512},
     "unet": {"cross_attention_dim": 1280, "in_channels": 4, "out_channels": 4},
     "vae": {"scaling_factor": 0.18215, "latent_channels": 4, "use_quant_conv": True, "use_post_quant_conv": True},
 }
-_MAX_LISTED = 8  # faults of one kind that are named one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,8 @@ class Checkpoint:
     """A checked checkpoint. `weights` maps each component to its safetensors files, relative to `path`.
 
     `loras` are fused, in order, when a module is made. `decoder` is the directory of an AutoencoderTiny that takes the place
-    of the autoencoder `vae` (`autoencoder_tiny.with_decoder`); its files are named decoder/…."""
+    of the autoencoder `vae` (`autoencoder_tiny.with_decoder`). Its files are named decoder/….
+    """
 
     path: Path
     name: str
@@ -62,7 +62,7 @@ class Checkpoint:
 
     @property
     def decoder_name(self) -> str:
-        """What the bundle says of its decoder: "AutoencoderKL", or "AutoencoderTiny" and its directory's name."""
+        """The bundle's name for its decoder: "AutoencoderKL", or "AutoencoderTiny" and its directory's name."""
         return f"AutoencoderTiny {self.decoder.resolve().name}" if self.decoder else "AutoencoderKL"
 
     def file(self, name: str) -> Path:
@@ -92,9 +92,10 @@ class Checkpoint:
             fuse(self.loras, weights)
         is_tiny = component == "vae" and self.decoder is not None
         module = empty_module("autoencoder_tiny" if is_tiny else component, self.configs[component])
-        named = {_module_name(component, key): value.float() for key, value in weights[component].items()}
+        prefix = "text_model." if component == "text_encoder" else ""
+        named = {key.removeprefix(prefix): value.float() for key, value in weights[component].items()}
         if wrong := [name for name, value in named.items() if not value.isfinite().all()]:
-            raise CheckpointError(self.path, [f"{component}: {_listed(wrong)} hold NaN or infinite values"])
+            raise CheckpointError(self.path, [f"{component}: {listed(wrong)} hold NaN or infinite values"])
         module.load_state_dict(named, assign=True)
         for owner in module.modules():  # buffers that no file holds: CLIP's position_ids
             for name, buffer in owner.named_buffers(recurse=False):
@@ -108,19 +109,19 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Check the directory `path` and describe it. Raises CheckpointError with all faults."""
     if not path.is_dir():
-        raise CheckpointError(path, ["there is no such directory; expected a checkpoint in diffusers layout"])
+        raise CheckpointError(path, ["there is no such directory. Expected a checkpoint in diffusers layout"])
     faults: list[str] = []
     index = read_json(path / "model_index.json", faults)
-    configs = {c: _DEFAULTS[c] | read_json(path / c / "config.json", faults) for c in COMPONENTS}
+    configs = {name: _DEFAULTS[name] | read_json(path / name / "config.json", faults) for name in COMPONENTS}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json", faults)
-    vocabulary = [path / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    vocabulary = [path / "tokenizer" / name for name in VOCABULARY_FILES]
     if missing := [f"tokenizer/{file.name} is missing" for file in vocabulary if not file.is_file()]:
         faults += missing
     else:
         try:
-            tokenizer_json(*vocabulary)
+            tokenizer_json(path / "tokenizer")
         except ValueError as error:
-            faults.append(f"tokenizer: vocab.json and merges.txt make no CLIP tokenizer: {error}")
+            faults.append(f"tokenizer: {' and '.join(VOCABULARY_FILES)} make no CLIP tokenizer: {error}")
     if faults:
         raise CheckpointError(path, faults)
     faults += _family_faults(index, configs)
@@ -154,12 +155,8 @@ def expected_shapes(component: str, config: Mapping[str, Any]) -> dict[str, tupl
 
 
 def hub_name(component: str, name: str) -> str:
-    """transformers 5 drops `text_model.` in memory and when it saves; the Hub's files have it."""
+    """The name of a tensor in the Hub's files. transformers 5 drops their `text_model.` in memory and when it saves."""
     return f"text_model.{name}" if component == "text_encoder" and not name.startswith("text_model.") else name
-
-
-def _module_name(component: str, name: str) -> str:
-    return name.removeprefix("text_model.") if component == "text_encoder" else name
 
 
 def _is_buffer(name: str) -> bool:
@@ -167,7 +164,7 @@ def _is_buffer(name: str) -> bool:
 
 
 def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
-    """The file's object; what is wrong with it goes to `faults`."""
+    """The file's object. Its faults go to `faults`."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -182,22 +179,22 @@ def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
 
 
 def _family_faults(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Is this a model of SD-Turbo's family at all? Said in words before hundreds of tensor names are."""
+    """The faults of a model of another family than SD-Turbo's, in words, before hundreds of tensor names."""
     faults: list[str] = []
     if "text_encoder_2" in index:
-        return ["this is an SDXL checkpoint (two text encoders); expected SD-Turbo's layout with one"]
+        return ["this is an SDXL checkpoint (two text encoders). Expected SD-Turbo's layout with one"]
     width = configs["unet"].get("cross_attention_dim")
     if width == 768:
-        faults.append("this is an SD 1.x checkpoint (cross_attention_dim 768); expected SD-Turbo, an SD 2.1 model")
+        faults.append("this is an SD 1.x checkpoint (cross_attention_dim 768). Expected SD-Turbo, an SD 2.1 model")
     elif width != configs["text_encoder"].get("hidden_size"):
         faults.append(
             f"unet: cross_attention_dim is {width}, but the text encoder's hidden_size is"
-            f" {configs['text_encoder'].get('hidden_size')}; they must be equal"
+            f" {configs['text_encoder'].get('hidden_size')}. They must be equal"
         )
     for component, (expected, _) in COMPONENTS.items():
-        found = index.get(component)
-        if not isinstance(found, list) or found[-1:] != [expected]:
-            faults.append(f"model_index.json: {component} is {found!r}, expected class {expected}")
+        entry = index.get(component)
+        if not isinstance(entry, list) or entry[-1:] != [expected]:
+            faults.append(f"model_index.json: {component} is {entry!r}, expected class {expected}")
     if configs["unet"].get("in_channels") != 4 or configs["unet"].get("out_channels") != 4:
         faults.append("unet: in_channels and out_channels must be 4 (not an inpainting or upscaling model)")
     if configs["vae"].get("latent_channels") != 4:
@@ -211,7 +208,7 @@ def _family_faults(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, 
 
 
 def weight_files(directory: Path, label: str, stem: str, faults: list[str]) -> tuple[str, ...]:
-    """The files of weights in `directory`, as label/name: fp32 before the fp16 variant, one file before shards."""
+    """The files of weights in `directory`, as label/name. fp32 goes before the fp16 variant, one file before shards."""
     for variant in ("", ".fp16"):
         single = f"{stem}{variant}.safetensors"
         if (directory / single).is_file():
@@ -219,56 +216,47 @@ def weight_files(directory: Path, label: str, stem: str, faults: list[str]) -> t
         index = directory / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
             named = read_json(index, faults).get("weight_map")
-            if not isinstance(named, dict) or not named or not all(isinstance(one, str) for one in named.values()):
+            if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
                 faults.append(f"{label}: {index.name} has no weight_map of tensor names to files")
                 return ()
             shards = sorted(set(named.values()))
-            wrong = [s for s in shards if Path(s).name != s or not (directory / s).is_file()]
+            wrong = [shard for shard in shards if Path(shard).name != shard or not (directory / shard).is_file()]
             faults += [f"{label}: {index.name} names {shard!r}, which is not a file beside it" for shard in wrong]
             return () if wrong else tuple(f"{label}/{shard}" for shard in shards)
-    pickles = [p.name for ending in ("*.bin", "*.ckpt", "*.pt") for p in sorted(directory.glob(ending))]
-    hint = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
+    pickles = [file.name for ending in ("*.bin", "*.ckpt", "*.pt") for file in sorted(directory.glob(ending))]
+    hint = f". {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
     faults.append(f"{label}: {stem}.safetensors is missing, as are its fp16 and sharded forms{hint}")
     return ()
 
 
 def tensor_faults(label: str, component: str, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
-    """What is wrong with the tensors in `files`, by their headers: missing, unknown, of another shape or dtype."""
+    """The faults of the tensors in `files`, by their headers: missing, unknown, of another shape or dtype."""
     try:
         expected = expected_shapes(component, config)
     except Exception as error:  # diffusers and transformers raise whatever their constructors meet
         return [f"{label}/config.json describes no model: {error}"]
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    headers: dict[str, tuple[tuple[int, ...], str]] = {}
     faults: list[str] = []
     for name, file in files.items():
         try:
-            found |= dict(_headers(file, component))
+            headers |= dict(_headers(file, component))
         except (SafetensorError, OSError) as error:
             faults.append(f"{name} is not a whole safetensors file: {error}")
     if faults:
         return faults
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} has shape {found[name][0]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name][0] != shape
-    ]
-    kinds = [f"{name} has dtype {dtype}" for name, (_, dtype) in found.items() if dtype not in ("F32", "F16", "BF16")]
-    for what, items in (
-        ("missing tensors", missing),
-        ("unknown tensors", extra),
-        ("tensors of another shape", misshapen),
-        ("tensors that are not F32, F16 or BF16", kinds),
-    ):
-        if items:
-            faults.append(f"{label}: {len(items)} {what}: {_listed(items)}")
-    return faults
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f"; and {len(items) - _MAX_LISTED} more" if items[_MAX_LISTED:] else ""
-    return "; ".join(items[:_MAX_LISTED]) + more
+    wrong = {
+        "missing tensors": [name for name in expected if name not in headers],
+        "unknown tensors": [name for name in headers if name not in expected],
+        "tensors of another shape": [
+            f"{name} has shape {shape}, expected {expected[name]}"
+            for name, (shape, _) in headers.items()
+            if name in expected and shape != expected[name]
+        ],
+        "tensors that are not F32, F16 or BF16": [
+            f"{name} has dtype {dtype}" for name, (_, dtype) in headers.items() if dtype not in ("F32", "F16", "BF16")
+        ],
+    }
+    return [f"{label}: {len(items)} {what}: {listed(items)}" for what, items in wrong.items() if items]
 
 
 def _headers(file: Path, component: str) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:

@@ -33,9 +33,9 @@ _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
 _CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", *(f"{name}/config.json" for name in _WEIGHTS))
 _TOKENIZER_AND_LICENCE = ("tokenizer/*.json", "tokenizer/merges.txt", "LICENSE*")
 _COMMUNITY_LICENCE = (
-    "under the Stability AI Community License (https://stability.ai/license): commercial use needs registration and the"
-    " licence ends above USD 1M of yearly revenue; whoever passes on the weights, an engine made from them or a service"
-    " that uses them supplies the licence text, keeps Stability AI's copyright notice and shows"
+    "under the Stability AI Community License (https://stability.ai/license). Commercial use needs registration, and the"
+    " licence ends above USD 1M of yearly revenue. Conditions hold if you pass on the weights, an engine made from them or a"
+    " service that uses them: supply the licence text, keep Stability AI's copyright notice and show"
     ' "Powered by Stability AI"'
 )
 _OTHER_WAYS = (
@@ -54,16 +54,16 @@ def download(
 ) -> Path:
     """The directory of a checkpoint in diffusers' layout, inside the Hub's cache.
 
-    revision: a commit, 40 hex digits; None stands for the known one of stabilityai/sd-turbo. variant: the middle of the
+    revision: a commit, 40 hex digits. None stands for the known one of stabilityai/sd-turbo. variant: the middle of the
     weight files' names, "" for none (stabilityai/sd-turbo has float16 as "fp16" and float32 as ""). ask: puts a
-    question to the user; called unless `accept_license`, and before anything is requested from the network.
+    question to the user. It is called unless `accept_license`, before any request to the network.
 
-    Raises InvalidRequest for unusable arguments, LicenceNotAccepted, BuildError if the files cannot be had, and
-    CheckpointError if they are not what was expected.
+    Raises InvalidRequest for unusable arguments, LicenceNotAccepted, BuildError if the download fails, and
+    CheckpointError if files are missing or altered.
     """
     revision = _pinned(repo_id, revision)
     if not re.fullmatch(r"\w*", variant):
-        raise InvalidRequest(f"Got variant {variant!r}; expected a word such as fp16, or nothing.")
+        raise InvalidRequest(f"Got variant {variant!r}. Expected a word such as fp16, or nothing.")
     _check_licence(repo_id, accept_license, ask)
     weights = [_weight_files(f"{component}/{name}", variant) for component, name in _WEIGHTS.items()]
     patterns = [*_CONFIGS, *_TOKENIZER_AND_LICENCE, *chain.from_iterable(weights)]
@@ -74,7 +74,7 @@ def download(
     faults = [f"{name} is missing" for name in _CONFIGS if not (path / name).is_file()]
     for whole, shards, _ in weights:
         if not any(path.glob(whole)) and not any(path.glob(shards)):
-            faults.append(f"{whole} is missing, and so are shards of it: choose a variant that this revision has")
+            faults.append(f"{whole} and its shards are missing: choose a variant that this revision has")
     if not faults and (repo_id, revision, variant) == (SD_TURBO, SD_TURBO_REVISION, "fp16"):
         faults = _altered(path)
     if faults:
@@ -91,7 +91,8 @@ def _pinned(repo_id: str, revision: str | None) -> str:
         return SD_TURBO_REVISION
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise InvalidRequest(
-            f"Got revision {revision!r} for {repo_id}; expected a commit, 40 hex digits: branches and tags move."
+            f"Got revision {revision!r} for {repo_id}, a model on the Hub unless there is a directory of that name."
+            " Expected --revision with a commit, 40 hex digits: branches and tags move."
             f" https://huggingface.co/{repo_id}/commits/main lists the commits."
         )
     return revision
@@ -119,14 +120,14 @@ def _weight_files(stem: str, variant: str) -> tuple[str, str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """What happened and what to do about it."""
+    """The cause in words, and the remedy."""
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     if isinstance(cause, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set and the Hub's cache does not hold all its files. Unset it."
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
     if status in (401, 403):
         return (
-            f"the Hub answered {status}: the name is wrong, or the repository is private or gated. Check the name; if"
+            f"the Hub answered {status}: the name is wrong, or the repository is private or gated. Check the name. If"
             " it is gated, ask for access on its page and log in with `hf auth login`."
         )
     if status == 404:

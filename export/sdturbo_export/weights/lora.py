@@ -1,8 +1,8 @@
-"""LoRA files fused into weights before export: W + scale·(alpha/rank)·up@down. Knows nothing of graphs or bundles.
+"""LoRA (low-rank adaptation) files fused into weights before export: W + scale·(alpha/rank)·up@down.
 
-Understood: the key names of kohya's sd-scripts, of diffusers (three generations) and of PEFT, for linear layers and
-convolutions. Names and scaling follow diffusers 0.42 (`loaders/lora_conversion_utils.py`, `utils/state_dict_utils.py`)
-and PEFT 0.21 (`tuners/lora/layer.py`, `utils/other.py`).
+The module knows nothing of graphs or bundles. It understands the key names of kohya's sd-scripts, of diffusers (three
+generations) and of PEFT, for linear layers and convolutions. Names and scaling follow diffusers 0.42
+(`loaders/lora_conversion_utils.py`, `utils/state_dict_utils.py`) and PEFT 0.21 (`tuners/lora/layer.py`, `utils/other.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sdturbo.errors import InvalidRequest
-from sdturbo_export.errors import CheckpointError
+from sdturbo_export.errors import CheckpointError, listed
 
 Weights = Mapping[str, dict[str, torch.Tensor]]
 _Target = tuple[str, str]  # component, name of a module in it
-_Faults = dict[str, list[str]]  # what is wrong -> where
+_Faults = defaultdict[str, list[str]]  # fault -> places
 
 _KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
 _PARTS = {"A": "down", "B": "up", "down": "down", "up": "up", "alpha": "alpha"}
@@ -49,7 +50,7 @@ _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by the width of the
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA file and how strongly it is applied: any finite number, 1 is as trained."""
+    """A LoRA file and its strength, any finite number. 1 is as trained."""
 
     path: Path
     scale: float = 1.0
@@ -65,7 +66,7 @@ class _Delta:
 
 
 def parse_lora(text: str) -> Lora:
-    """`file.safetensors` or `file.safetensors:0.8`. Colons of the path itself are kept: what exists decides.
+    """`file.safetensors` or `file.safetensors:0.8`. The path itself may have colons: the file that exists decides.
 
     Raises InvalidRequest if there is no such file or the scale is not a finite number.
     """
@@ -82,7 +83,7 @@ def parse_lora(text: str) -> Lora:
     except ValueError:
         scale = math.nan
     if not math.isfinite(scale):
-        raise InvalidRequest(f"Got scale {number!r} for LoRA {path}; expected a finite number, as in {path}:0.8.")
+        raise InvalidRequest(f"Got scale {number!r} for LoRA {path}. Expected a finite number, as in {path}:0.8.")
     return Lora(Path(path), scale)
 
 
@@ -91,23 +92,22 @@ def fuse(loras: Sequence[Lora], weights: Weights) -> None:
 
     weights: {"unet": state dict, "text_encoder": state dict} with the Hub's names (`text_model.` included). The tensors
     in it are only read. The sum over all LoRAs is taken in float32, in their order, and rounded once.
-    Raises CheckpointError with all faults of all files; then nothing is changed.
+    Raises CheckpointError with all faults of all files. Then nothing is changed.
     """
     names = _names(weights)
     faults: list[str] = []
     deltas: dict[_Target, list[_Delta]] = {}
     for lora in loras:
-        found, wrong = _read(lora, names, weights)
-        faults += [f"{lora.path}: {fault}" for fault in wrong]
-        for target, delta in found.items():
+        file_deltas, file_faults = _read(lora, names, weights)
+        faults += [f"{lora.path}: {fault}" for fault in file_faults]
+        for target, delta in file_deltas.items():
             deltas.setdefault(target, []).append(delta)
     if faults:
         raise CheckpointError("LoRA", faults)
     fused = {target: _add(_weight(weights, target), parts) for target, parts in deltas.items()}
-    overflown = [_label(target) for target, weight in fused.items() if not weight.isfinite().all()]
-    if overflown:
+    if overflown := [".".join(target) for target, weight in fused.items() if not weight.isfinite().all()]:
         together = " + ".join(f"{lora.path}:{lora.scale:g}" for lora in loras)
-        raise CheckpointError("LoRA", [f"{together}: weights overflow, use smaller scales: {_some(overflown)}"])
+        raise CheckpointError("LoRA", [f"{together}: weights overflow, use smaller scales: {listed(overflown, 3)}"])
     for (component, module), weight in fused.items():
         weights[component][f"{module}.weight"] = weight
 
@@ -144,13 +144,13 @@ def _module_names(component: str, module: str) -> Iterator[str]:
 
 
 def _read(lora: Lora, names: Mapping[str, _Target], weights: Weights) -> tuple[dict[_Target, _Delta], list[str]]:
-    """What the file adds to each module, and its faults."""
+    """The file's addition to each module, and its faults."""
     try:
         with safe_open(lora.path, framework="pt") as file:
             tensors: dict[str, torch.Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except SafetensorError as error:
-        return {}, [f"not a safetensors file ({error}); pickle (.ckpt, .pt, .bin) is never loaded, convert it first"]
+        return {}, [f"not a safetensors file ({error}). Pickle (.ckpt, .pt, .bin) is never loaded: convert it first"]
     except OSError as error:
         return {}, [f"cannot be read: {error}"]
     except ValueError as error:
@@ -160,40 +160,39 @@ def _read(lora: Lora, names: Mapping[str, _Target], weights: Weights) -> tuple[d
     if not isinstance(metadata, dict):
         return {}, ["its lora_adapter_metadata is not a JSON object"]
 
-    found: dict[_Target, _Delta] = {}
+    deltas: dict[_Target, _Delta] = {}
     faults = _foreign(tensors, weights)
-    if not faults:
-        for target, parts in _sort(tensors, names, faults).items():
-            label, weight, down, up = _label(target), _weight(weights, target), parts.get("down"), parts.get("up")
-            if down is None or up is None:
-                faults.setdefault("half of a pair is missing", []).append(f"{label} (has only {' and '.join(parts)})")
-            elif not _fit(down, up, weight):
-                shapes = f"down {_shape(down)}, up {_shape(up)}, weight {_shape(weight)}"
-                faults.setdefault("shapes do not fit this model", []).append(f"{label} ({shapes})")
-            elif not all(half.is_floating_point() and half.float().isfinite().all() for half in (down, up)):
-                faults.setdefault("values are not finite numbers", []).append(label)
-            else:
-                try:
-                    factor = _factor(parts.get("alpha"), down.shape[0], target, metadata)
-                    found[target] = _Delta(down, up, lora.scale * factor)
-                except (ValueError, TypeError, AttributeError, re.error) as error:
-                    faults.setdefault(f"alpha cannot be used ({error})", []).append(label)
-    return found, [f"{what}: {_some(where)}" for what, where in faults.items()]
+    for target, parts in ({} if faults else _sort(tensors, names, faults)).items():
+        label, weight, down, up = ".".join(target), _weight(weights, target), parts.get("down"), parts.get("up")
+        if down is None or up is None:
+            faults["down or up is missing"].append(f"{label} (has only {' and '.join(parts)})")
+        elif not _fit(down, up, weight):
+            shapes = f"down {_shape(down)}, up {_shape(up)}, weight {_shape(weight)}"
+            faults["shapes do not fit this model"].append(f"{label} ({shapes})")
+        elif not all(matrix.is_floating_point() and matrix.float().isfinite().all() for matrix in (down, up)):
+            faults["values are not finite numbers"].append(label)
+        else:
+            try:
+                factor = _factor(parts.get("alpha"), down.shape[0], target, metadata)
+                deltas[target] = _Delta(down, up, lora.scale * factor)
+            except (ValueError, TypeError, AttributeError, re.error) as error:
+                faults[f"alpha cannot be used ({error})"].append(label)
+    return deltas, [f"{fault}: {listed(places, 3)}" for fault, places in faults.items()]
 
 
 def _foreign(tensors: Mapping[str, torch.Tensor], weights: Weights) -> _Faults:
     """The faults that make all others consequences: another kind of adapter, or one for another family of models."""
-    faults: _Faults = {}
+    faults: _Faults = defaultdict(list)
     width = next((weight.shape[1] for key, weight in weights["unet"].items() if _CROSS_ATTENTION.match(key)), None)
     for key, tensor in tensors.items():
         kind = _OTHER_KIND.match(key)
         if kind:
-            faults.setdefault(f"{_OTHER_KINDS[kind[1]]} is not supported, only LoRA is", []).append(key)
+            faults[f"{_OTHER_KINDS[kind[1]]} is not supported, only LoRA is"].append(key)
         module, part = _parse(key)
         if width and part == "down" and tensor.ndim > 1 and _CROSS_ATTENTION.match(module) and tensor.shape[1] != width:
             family = f"made for {_FAMILIES.get(tensor.shape[1], 'another model')}"
             widths = f"its cross-attention reads text of width {tensor.shape[1]}, this model's {width}"
-            faults.setdefault(f"{family}: {widths}", []).append(key)
+            faults[f"{family}: {widths}"].append(key)
     return faults
 
 
@@ -206,11 +205,11 @@ def _sort(
         module, part = _parse(key)
         target = names.get(module)
         if not part:
-            faults.setdefault("not the name of a LoRA weight", []).append(key)
+            faults["not the name of a LoRA weight"].append(key)
         elif target is None:
-            faults.setdefault("this model has no such module", []).append(key)
+            faults["this model has no such module"].append(key)
         elif part in sorted_.setdefault(target, {}):
-            faults.setdefault("given twice", []).append(key)
+            faults["given twice"].append(key)
         else:
             sorted_[target][part] = tensor
     return sorted_
@@ -228,7 +227,7 @@ def _parse(key: str) -> tuple[str, str]:
 def _fit(down: torch.Tensor, up: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether up@down has the weight's shape: (r, in) and (out, r), or a convolution (r, in, k, k) and (out, r, 1, 1).
 
-    A kernel of 1×1 counts as none on either side: the projections of SD 2 are linear, many trainers write them as 1×1.
+    A kernel of 1×1 counts as none on either side. The projections of SD 2 are linear, but many trainers write them as 1×1.
     """
     rank = down.shape[0] if down.ndim else 0
     fits_in = _without_1x1(down)[1:] == _without_1x1(weight)[1:]
@@ -240,9 +239,9 @@ def _without_1x1(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _factor(alpha: torch.Tensor | None, rank: int, target: _Target, metadata: Mapping[str, Any]) -> float:
-    """alpha/rank; alpha is the file's tensor, or else what its PEFT metadata say, or else the rank.
+    """alpha/rank. alpha is the file's tensor, or that of its PEFT metadata, or the rank.
 
-    Raises ValueError, TypeError, AttributeError or re.error if what the file says makes no sense.
+    Raises ValueError, TypeError, AttributeError or re.error for an alpha that makes no sense.
     """
     component, module = target
 
@@ -271,15 +270,5 @@ def _weight(weights: Weights, target: _Target) -> torch.Tensor:
     return weights[component][f"{module}.weight"]
 
 
-def _label(target: _Target) -> str:
-    return ".".join(target)
-
-
 def _shape(tensor: torch.Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(where: Sequence[str]) -> str:
-    """The first three, and how many more."""
-    rest = f" and {len(where) - 3} more" if len(where) > 3 else ""
-    return ", ".join(where[:3]) + rest

@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def resolve(
     model: str,
-    workspace: Path,
+    checkpoints: Path,
     *,
     revision: str | None = None,
     accept_license: bool = False,
@@ -33,8 +33,9 @@ def resolve(
     """The checkpoint that `model` names.
 
     "tiny" is the trained toy model that comes with this package. "small" and "seeded", or "small:7" with a seed, are
-    drawn once and kept in `workspace`. These names win over directories called so (write ./tiny). An existing directory is
-    read where it is. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted.
+    drawn once and kept in the folder `checkpoints`. These names win over directories of the same name (write ./tiny). An
+    existing directory is read where it is. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence
+    was accepted. ask: see `hub.download`.
     decoder: directory of an AutoencoderTiny that takes the place of the checkpoint's own.
     """
     seeded = _SEEDED.fullmatch(model)
@@ -42,29 +43,24 @@ def resolve(
         checkpoint = open_checkpoint(TINY_CHECKPOINT, name=TINY, source=TINY)
     elif seeded:
         kind, seed = seeded[1], int(seeded[2] or 0)
-        path = workspace / f"{kind}-{seed}"
+        path = checkpoints / f"{kind}-{seed}"
         if not path.exists():
             write_seeded(path, seed=seed, small=kind == "small")
         checkpoint = open_checkpoint(path, name=kind, source=f"{kind}:{seed}")
     elif os.path.isdir(model):  # noqa: PTH112 (False where Path raises: a name that is too long)
         checkpoint = open_checkpoint(Path(model))
     elif os.path.isfile(model):  # noqa: PTH113
-        raise CheckpointError(model, ["this is a file; expected a directory in diffusers layout"])
+        raise CheckpointError(model, ["this is a file. Expected a directory in diffusers layout"])
     elif _HUB_ID.fullmatch(model) and not model.startswith("."):
-        from sdturbo_export.weights.hub import SD_TURBO, download
+        from sdturbo_export.weights.hub import download
 
-        if revision is None and model != SD_TURBO:
-            raise InvalidRequest(
-                f"There is no directory {model}. If a model on the Hub is meant, pass --revision with a commit, 40 hex"
-                f" digits: branches and tags move. https://huggingface.co/{model}/commits/main lists the commits."
-            )
         path = download(model, revision=revision, accept_license=accept_license, ask=ask)
         checkpoint = open_checkpoint(path, name=model.split("/")[1], source=model, revision=path.name)
     elif "/" in model or model.startswith("."):
         raise CheckpointError(model, ["there is no such directory, and it is no Hub id (owner/name)"])
     else:
         raise InvalidRequest(
-            f"Unknown model {model!r}; expected tiny, small, seeded, a checkpoint's directory, or a Hub id such as"
+            f"Unknown model {model!r}. Expected tiny, small, seeded, a checkpoint's directory, or a Hub id such as"
             " stabilityai/sd-turbo."
         )
     checkpoint = dataclasses.replace(checkpoint, loras=tuple(loras))

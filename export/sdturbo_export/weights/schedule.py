@@ -1,6 +1,6 @@
 """The steps table: EulerDiscreteScheduler with trailing spacing for 1 to 4 steps, from `scheduler_config.json`.
 
-Source: diffusers `EulerDiscreteScheduler`; Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without churn.
+Sources: diffusers `EulerDiscreteScheduler`, and Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without churn.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ EXPECTED = {
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`rows` in order of (num_inference_steps, index), and what the UNet predicts: "epsilon", "v_prediction" or "sample"."""
+    """`rows` in order of (num_inference_steps, index). The UNet predicts "epsilon", "v_prediction" or "sample"."""
 
     rows: tuple[ScheduleRow, ...]
     prediction_type: str
 
 
 def scheduler_faults(config: Mapping[str, Any]) -> list[str]:
-    """What in a scheduler's configuration this engine does not implement."""
+    """The settings of a scheduler that this engine does not implement."""
     faults = [
         f"scheduler: {key} is {config.get(key)!r}, expected {' or '.join(repr(value) for value in allowed)}"
         for key, allowed in EXPECTED.items()
@@ -79,7 +79,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
 
 
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
-    """torch.linspace in float32 without fused operations: each half counts from its own end."""
+    """torch.linspace in float32 without fused operations. Each point counts from the end that is nearer."""
     first, last, i = np.float32(start), np.float32(end), np.arange(count, dtype=np.float32)
     step = (last - first) / np.float32(count - 1)
     return np.where(i < count // 2, first + step * i, last - step * (np.float32(count - 1) - i))

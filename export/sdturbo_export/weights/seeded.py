@@ -1,6 +1,6 @@
 """Checkpoints with weights drawn from a seed: SD-Turbo's size and configs to the byte, or small for tests.
 
-They draw texture, not pictures of anything. They measure speed, memory and parity with no download.
+They draw texture, not pictures. They are for measuring speed, memory and parity without a download.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sdturbo_export.exchange import new_directory
 from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
 from sdturbo_export.weights.tokenizer_files import write_vocabulary
 
-# what the small checkpoint changes in SD-Turbo's configs: same classes, same stages, same 512×512
+# changes of the small checkpoint to SD-Turbo's configs. Classes, stages and 512×512 are the same.
 SMALL = {
     "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2},
     "unet": {
@@ -35,7 +35,7 @@ SMALL = {
     "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1},
 }
 LICENCE = (
-    "The weights of this checkpoint are pseudo-random numbers drawn by sdturbo; they are licensed under Apache-2.0.\n"
+    "The weights of this checkpoint are pseudo-random numbers drawn by sdturbo. They are licensed under Apache-2.0.\n"
 )
 
 

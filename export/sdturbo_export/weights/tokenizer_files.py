@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -21,11 +22,7 @@ def write_vocabulary(directory: Path) -> None:
     """Write `vocab.json` and `merges.txt`, byte for byte as in SD-Turbo's `tokenizer` folder."""
     text = gzip.decompress(files("sdturbo_export").joinpath("configs/clip_merges.txt.gz").read_bytes()).decode()
     merges = text.split("\n")[1:-1]
-    printable = [
-        *range(33, 127),
-        *range(161, 173),
-        *range(174, 256),
-    ]  # GPT-2's byte symbols: these stand for themselves
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's byte symbols that stand for themselves
     symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     words = [*symbols, *(s + "</w>" for s in symbols), *(m.replace(" ", "") for m in merges), BOS, EOS]
     vocabulary = {word: i for i, word in enumerate(words)}
@@ -36,14 +33,15 @@ def write_vocabulary(directory: Path) -> None:
     )
 
 
-def tokenizer_json(vocab: Path, merges: Path) -> str:
-    """The `tokenizers` form of a CLIP tokenizer's two files; ids equal those of transformers 5 `CLIPTokenizer`.
+def tokenizer_json(directory: Path) -> str:
+    """The `tokenizers` form of the two files of a CLIP tokenizer. Ids equal those of transformers 5 `CLIPTokenizer`.
 
     Raises ValueError if the files do not belong together.
     """
+    vocabulary, merges = (str(directory / name) for name in VOCABULARY_FILES)
     try:
         model = BPE.from_file(
-            str(vocab), str(merges), unk_token=EOS, end_of_word_suffix="</w>", continuing_subword_prefix=""
+            vocabulary, merges, unk_token=EOS, end_of_word_suffix="</w>", continuing_subword_prefix=""
         )
     except Exception as error:  # the Rust library raises bare Exception
         raise ValueError(str(error)) from error

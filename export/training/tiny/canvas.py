@@ -12,7 +12,7 @@ SUPERSAMPLING = 3
 
 
 class Canvas:
-    """A picture of `size` pixels a side, painted from back to front."""
+    """A picture of `size` × `size` pixels, painted from back to front."""
 
     def __init__(self, size: int) -> None:
         self._image = Image.new("RGB", (size * SUPERSAMPLING, size * SUPERSAMPLING))
@@ -48,7 +48,7 @@ class Cutout:
         self._covered.paste(255, mask=mask)
 
     def image(self, outline: float) -> Image.Image:
-        """Mode RGBA, at its own size; the ink reaches `outline` units beyond the paint."""
+        """Mode RGBA, at its own size. The ink reaches `outline` units beyond the paint."""
         reach = outline / SIDE * self._covered.width
         ink = self._covered
         for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):

@@ -1,4 +1,4 @@
-"""What people may write to get a picture: synonyms, orders of words, phrases around them; and one plain caption.
+"""Prompts that people may write for a picture: synonyms, orders of words, phrases around them, and one plain caption.
 
 Every word that names something belongs to one subject, colour or scene only. Openings, qualities, endings and function
 words name nothing.
@@ -32,7 +32,7 @@ COLOUR_WORDS = {
     "white": ("white", "ivory"),
 }
 
-# where something is; what is seen there; single words
+# phrases of place, nouns of place, single words
 PLACE_PHRASES = {
     "meadow": ("in a meadow", "on the grass", "in a field", "among flowers", "in the countryside"),
     "snow": ("in the snow", "in front of snowy mountains", "in winter", "on a snowy day"),
@@ -63,7 +63,7 @@ QUALITIES = ("cute", "small", "big", "little", "nice", "beautiful", "simple", "s
 ENDINGS = ("flat illustration", "vector art", "clip art", "highly detailed", "crisp", "minimal style")
 FUNCTION_WORDS = ("a", "an", "the", "in", "on", "at", "by", "of", "with", "among", "under", "front", "is", "day", "sky")
 
-# what is drawn where the caption names no colour or no scene
+# drawn for a caption that names no colour or no scene
 USUAL_COLOUR = {
     "cat": "orange",
     "boat": "blue",
@@ -94,7 +94,7 @@ def plain_caption(what: Combination) -> str:
 def caption(what: Combination, rng: np.random.Generator) -> str:
     """One of the many ways to say it, drawn from `rng`.
 
-    Three in ten captions of a thing in its usual colour do not name the colour; likewise for its usual scene.
+    Three in ten captions of a thing in its usual colour do not name the colour. The same holds for its usual scene.
     """
     subject = _pick(rng, SUBJECT_WORDS[what.subject])
     colour = _pick(rng, COLOUR_WORDS[what.colour])
@@ -108,7 +108,7 @@ def caption(what: Combination, rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> frozenset[str]:
-    """Every word that a caption may hold, in lower case; hyphens divide words."""
+    """Every word that a caption may hold, in lower case. Hyphens divide words."""
     tables = (SUBJECT_WORDS, COLOUR_WORDS, PLACE_PHRASES, PLACE_NOUNS, PLACE_WORDS)
     named = [phrase for table in tables for phrases in table.values() for phrase in phrases]
     phrases = (*named, *OPENINGS, *QUALITIES, *ENDINGS, *FUNCTION_WORDS)

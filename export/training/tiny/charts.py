@@ -12,7 +12,7 @@ COLOURS = ("#2566d8", "#de3233", "#2fa24c", "#7b3fc0")
 
 
 def chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, logarithmic: bool = False) -> Image.Image:
-    """Lines of points (minutes, value), each in its colour with its name above; logarithmic: of the values."""
+    """Lines of points (minutes, value), each in its colour with its name above. logarithmic: for the values."""
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(page)
     points = np.array([point for line in lines.values() for point in line], np.float64).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Trained weights as a checkpoint in the Hub's diffusers layout, with card and licence.
+"""The checkpoint of trained weights in the Hub's diffusers layout, with card and licence.
 
 transformers 5 and diffusers save other names: text encoder keys without `text_model.`, the tokenizer as one
 `tokenizer.json`. So the files are written here.
@@ -34,7 +34,7 @@ LICENCE = (
 
 
 def write_checkpoint(out: Path, modules: Mapping[str, nn.Module], *, results: str = "") -> Path:
-    """Write `text_encoder`, `unet` and `vae` to the directory `out`, replacing what it holds, and return it.
+    """Write `text_encoder`, `unet` and `vae` to the directory `out`, in the place of its contents, and return it.
 
     Weights are float16 under the plain names. results: lines of a table for the card, `| what | figure |`.
     """
@@ -62,16 +62,18 @@ def half_tensors(component: str, module: nn.Module) -> dict[str, Tensor]:
     for name, value in module.state_dict().items():
         half = value.detach().to(torch.float16).contiguous()
         if not half.isfinite().all():
-            raise ValueError(f"{component}: {name} does not fit float16; its largest value is {value.abs().max():.3g}")
+            raise ValueError(f"{component}: {name} does not fit float16. Its largest value is {value.abs().max():.3g}")
         weights[hub_name(component, name)] = half
     return weights
 
 
 def card(results: str = "") -> str:
-    """The model card, from `model_card.md`: what it draws, in the captions' own words."""
+    """The model card, from `model_card.md`, with the captions' own words for the pictures."""
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     words = {"subjects": SUBJECT_WORDS, "colours": COLOUR_WORDS, "scenes": PLACE_WORDS}
-    lists = {name: "\n".join(f"- {', '.join(one)}." for one in table.values()) for name, table in words.items()}
+    lists = {
+        name: "\n".join(f"- {', '.join(synonyms)}." for synonyms in table.values()) for name, table in words.items()
+    }
     table = f"| what | figure |\n|---|---|\n{results.strip()}" if results else "Not measured yet."
     return text.format(training=len(TRAINING), held_out=len(HELD_OUT), results=table, **lists)
 

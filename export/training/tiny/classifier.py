@@ -1,4 +1,4 @@
-"""A judge of pictures that has seen renders only: which subject, which colour, which scene.
+"""A judge of pictures that has seen renders only. It names subject, colour and scene.
 
 It learns on training combinations, as they are rendered and as the autoencoder returns them, each at random brightness,
 place, blur and noise. It sees pictures at 128 x 128.
@@ -48,7 +48,8 @@ class Classifier(nn.Module):
         logits = self.eval()(to_tensor(reduced(pictures)))
         best = [part.argmax(1).tolist() for part in logits.split([len(names) for names in NAMES], dim=1)]
         return [
-            Combination(*(names[i] for names, i in zip(NAMES, one, strict=True))) for one in zip(*best, strict=True)
+            Combination(*(names[i] for names, i in zip(NAMES, places, strict=True)))
+            for places in zip(*best, strict=True)
         ]
 
 
@@ -90,7 +91,7 @@ def train_classifier(known: Examples, steps: int) -> Classifier:
 
 
 def disturbed(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Each picture a little brighter or darker and noisy; the batch moved by up to 4 pixels, at times blurred."""
+    """Each picture a little brighter or darker and noisy. The batch is moved by up to 4 pixels, at times blurred."""
     y, z = (int(v) for v in rng.integers(-4, 5, 2))
     x = F.pad(x, (4, 4, 4, 4), mode="replicate")[:, :, 4 + y : 4 + y + SIDE, 4 + z : 4 + z + SIDE]
     if rng.random() < 0.4:

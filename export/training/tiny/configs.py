@@ -16,9 +16,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "projection_dim": WIDTH,
     },
-    # no attention among 64 x 64 and 32 x 32 positions: a quarter of the work and more, for little
+    # no attention among 64 x 64 and 32 x 32 positions, which would be a quarter of the work or more, for little
     "unet": {
-        "attention_head_dim": [1, 2, 3, 4],  # heads a level, 32 channels each; diffusers' name is misleading
+        "attention_head_dim": [1, 2, 3, 4],  # heads per level, 32 channels each. diffusers' name is misleading.
         "block_out_channels": [32, 64, 96, 128],
         "cross_attention_dim": WIDTH,
         "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -34,8 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "sample_size": 512,
         "scaling_factor": 1.0,  # latents are normalised in quant_conv and post_quant_conv
     },
-    # x0 itself: at sigma 14.6 an error of epsilon would weigh 14.6 times, and at small sigma the noise would have to pass
-    # through a network that at first learns to ignore it
+    # x0 itself. An error of epsilon would weigh 14.6 times at sigma 14.6. At small sigma the noise would have to pass through
+    # a network that at first learns to ignore it.
     "scheduler": {"prediction_type": "sample"},
 }
 FILES = {component: f"{component}/config.json" for component in ("text_encoder", "unet", "vae")} | {
@@ -46,7 +46,7 @@ _ELSEWHERE = ("_name_or_path",)  # says where SD-Turbo's authors kept it
 
 
 def tiny_configs() -> dict[str, dict[str, Any]]:
-    """Config of each component and `model_index`, by name; FILES says where a checkpoint holds it."""
+    """Config of each component and `model_index`, by name. FILES has their places in a checkpoint."""
     base = files("sdturbo_export").joinpath("configs/sd-turbo")
     configs = {}
     for component, file in FILES.items():

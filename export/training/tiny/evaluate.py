@@ -1,7 +1,8 @@
-"""How good the embedded model is: `python -m training.tiny.evaluate OUT`, on the engine's own pictures.
+"""The quality of the embedded model, on the engine's own pictures: `python -m training.tiny.evaluate OUT`.
 
-The autoencoder on held-out renders; held-out combinations at 1, 2 and 4 steps, judged by a classifier that has seen
-renders only, itself measured on renders of the same combinations; how much two seeds differ; contact sheets.
+The autoencoder is measured on held-out renders. Held-out combinations are drawn at 1, 2 and 4 steps and judged by a
+classifier that has seen renders only. The classifier itself is measured on renders of the same combinations. The difference
+of two seeds and contact sheets come last.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MISSES, EXAMPLES = 24, 8  # pictures on sheets
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Shares of pictures, 0 … 1, in which the judge sees what the prompt names."""
+    """Shares of pictures, 0 … 1, in which the judge sees the prompt's words."""
 
     subject: float
     colour: float
@@ -47,24 +48,24 @@ class Accuracy:
     everything: float
 
 
-def accuracy(wanted: Sequence[Combination], seen: Sequence[Combination]) -> Accuracy:
-    right = np.array([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(wanted, seen, strict=True)])
+def accuracy(asked: Sequence[Combination], seen: Sequence[Combination]) -> Accuracy:
+    right = np.array([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(asked, seen, strict=True)])
     return Accuracy(*right.mean(axis=0).tolist(), everything=float(right.all(axis=1).mean()))
 
 
 def requests(per_combination: int = PER_COMBINATION) -> list[tuple[Combination, str, int]]:
-    """(combination, prompt, seed) of every picture: the plain caption once, then others; no seed twice."""
-    rng, wanted = np.random.default_rng(0), []
+    """(combination, prompt, seed) of every picture: the plain caption once, then others. No seed comes twice."""
+    rng, asked = np.random.default_rng(0), []
     for what in HELD_OUT:
         texts = [plain_caption(what), *(caption(what, rng) for _ in range(per_combination - 1))]
-        wanted += [(what, text, 1000 + len(wanted) + i) for i, text in enumerate(texts)]
-    return wanted
+        asked += [(what, text, 1000 + len(asked) + i) for i, text in enumerate(texts)]
+    return asked
 
 
-def draw(pipeline: Pipeline, wanted: Sequence[tuple[Combination, str, int]], steps: int) -> NDArray[np.uint8]:
+def draw(pipeline: Pipeline, asked: Sequence[tuple[Combination, str, int]], steps: int) -> NDArray[np.uint8]:
     """The engine's pictures, (n, 512, 512, 3)."""
     pictures = [
-        pipeline(text, seed=seed, num_inference_steps=steps, output_type="np").images[0] for _, text, seed in wanted
+        pipeline(text, seed=seed, num_inference_steps=steps, output_type="np").images[0] for _, text, seed in asked
     ]
     return np.stack(pictures)
 
@@ -81,7 +82,7 @@ def visible_difference(pipeline: Pipeline, count: int = 12) -> list[float]:
 
 
 def judge_for(vae: AutoencoderKL, out: Path) -> Classifier:
-    """A new classifier; its renders are kept in `out`."""
+    """A new classifier. Its renders are kept in `out`."""
     renders = Renders(out / "train.rgb")
     renders.paint(KNOWN_RENDERS)
     return train_classifier(examples(renders, KNOWN_RENDERS, vae, KNOWN_RECONSTRUCTIONS), CLASSIFIER_STEPS)
@@ -90,13 +91,13 @@ def judge_for(vae: AutoencoderKL, out: Path) -> Classifier:
 def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
     """Measure, write `results.json`, `results.md` and sheets to `out`, and return the figures.
 
-    checkpoint: the one that `bundle` was made from; its autoencoder is measured.
+    checkpoint: that of `bundle`. Its autoencoder is measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     vae = open_checkpoint(checkpoint).module("vae")
     assert isinstance(vae, AutoencoderKL)  # no other decoder was asked for
     vae = vae.to(memory_format=torch.channels_last)
-    judge, pipeline, wanted = judge_for(vae, out), Pipeline.load(bundle, image_to_image=False), requests()
+    judge, pipeline, asked = judge_for(vae, out), Pipeline.load(bundle, image_to_image=False), requests()
     tests = Renders(out / "held_out.rgb", held_out=True)
     tests.paint(JUDGED_RENDERS)
     shown = [combination(tests.scene(i)) for i in range(JUDGED_RENDERS)]
@@ -106,19 +107,19 @@ def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
         "autoencoder, dB": round(float(np.mean(decibels)), 2),
         "autoencoder, dB of the worst": round(min(decibels), 2),
         "judge on renders": asdict(accuracy(shown, seen)),
-        "pictures": len(wanted),
+        "pictures": len(asked),
     }
     for steps in STEP_COUNTS:
-        pictures = draw(pipeline, wanted, steps)
+        pictures = draw(pipeline, asked, steps)
         seen = [judge.judge(picture[None])[0] for picture in pictures]
-        results[f"{steps} steps"] = asdict(accuracy([what for what, _, _ in wanted], seen))
+        results[f"{steps} steps"] = asdict(accuracy([what for what, _, _ in asked], seen))
         plain = slice(0, None, PER_COMBINATION)
-        sheet(_small(pictures[plain]), 8, [text for _, text, _ in wanted[plain]]).save(out / f"plain-{steps}.png")
+        sheet(_small(pictures[plain]), 8, [text for _, text, _ in asked[plain]]).save(out / f"plain-{steps}.png")
         if steps == 1:
             sheet(_small(pictures[plain][:: len(HELD_OUT) // EXAMPLES]), 4).save(out / "examples.jpg", quality=90)
-        missed = [i for i, one in enumerate(seen) if one != wanted[i][0]][:MISSES]
+        missed = [i for i, (what, _, _) in enumerate(asked) if seen[i] != what][:MISSES]
         if missed:
-            labels = [f"{wanted[i][1]} -> {' '.join(seen[i])}" for i in missed]
+            labels = [f"{asked[i][1]} -> {' '.join(seen[i])}" for i in missed]
             sheet(_small(pictures[missed]), 4, labels).save(out / f"missed-{steps}.png")
     shares = visible_difference(pipeline)
     results["seeds differ"] = {"mean": float(np.mean(shares)), "least": min(shares)}
@@ -143,7 +144,7 @@ def _small(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for figures and sheets, and for what is made on the way")
+    parser.add_argument("out", type=Path, help="folder for figures, sheets and renders")
     parser.add_argument("--checkpoint", type=Path, default=TINY_CHECKPOINT)
     parser.add_argument("--bundle", type=Path, default=EMBEDDED)
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""What a picture leaves to chance, read off the first noise: the means of the noise's blocks, in place.
+"""The part of a picture that chance decides, read off the first noise: the means of the noise's blocks, in place.
 
 The noise is (4, 64, 64) like the latents. The means of its blocks of 4 x 4 (32 x 32 pixels) have standard deviation
-1/4; a layout holds four times those. What is drawn at (x, y) follows the layout around (x, y), so that a network that
-sees the noise can draw the same in one step.
+1/4. A layout holds four times those. The paint at (x, y) follows the layout around (x, y), so that a network that sees the
+noise can draw the same in one step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = LATENTS // GRID
 
 
 def layout_from_noise(noise: F32) -> F32:
-    """Standard normal noise (..., 4, 64, 64) -> (..., 16, 16, 4): rows, columns, channels; unit variance."""
+    """Standard normal noise (..., 4, 64, 64) -> (..., 16, 16, 4): rows, columns, channels, of unit variance."""
     blocks = noise.reshape(*noise.shape[:-2], GRID, BLOCK, GRID, BLOCK).mean((-3, -1)) * BLOCK
     return np.moveaxis(blocks, -3, -1).astype(np.float32)
 
@@ -32,7 +32,7 @@ def layout_from_seed(seed: int) -> F32:
 
 
 def noise_from_layout(layout: F32, rng: np.random.Generator) -> F32:
-    """Standard normal noise (4, 64, 64) with that layout (16, 16, 4); what the layout leaves open comes from `rng`."""
+    """Standard normal noise (4, 64, 64) with that layout (16, 16, 4). The rest of the noise comes from `rng`."""
     noise = rng.standard_normal((CHANNELS, LATENTS, LATENTS), np.float32)
     missing = np.moveaxis(layout - layout_from_noise(noise), -1, 0) / BLOCK
     return (noise + missing.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)).astype(np.float32, copy=False)
@@ -41,7 +41,7 @@ def noise_from_layout(layout: F32, rng: np.random.Generator) -> F32:
 def sample(layout: F32, x: ArrayLike, y: ArrayLike, channel: int, width: float = 0.6) -> NDArray[np.float64]:
     """The layout as a smooth field: a Gaussian mean over the blocks around each point, unit variance everywhere.
 
-    x, y: places in the picture, 0 ... 512; they broadcast to (n,), the shape of the result. width: in blocks.
+    x, y: places in the picture, 0 ... 512. They broadcast to (n,), the shape of the result. width: in blocks.
     """
     x, y = np.broadcast_arrays(np.atleast_1d(x), np.atleast_1d(y))
     across, down = _weights(x, width), _weights(y, width)

@@ -1,4 +1,4 @@
-"""What is trained together: UNet and text encoder, with embeddings for the captions' words only."""
+"""UNet and text encoder, which are trained together, with embeddings for the captions' words only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORD_DEVIATION = 0.3  # of fresh embeddings: words differ more than places in th
 
 
 class Model(nn.Module):
-    """`unet` and `text_encoder`; under these names their weights are saved."""
+    """`unet` and `text_encoder`. Their weights are saved under these names."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()

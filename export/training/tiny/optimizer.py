@@ -1,8 +1,7 @@
 """Muon for the weights of convolutions and linear layers, AdamW for everything else.
 
-Muon: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. torch's own takes no convolution weights; like
-that of pytorch_optimizer 4.1 it iterates in bfloat16, which costs a CPU without such arithmetic fifteen times as much
-as float32.
+Muon: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. torch's own takes no convolution weights. It and that
+of pytorch_optimizer 4.1 iterate in bfloat16, which takes fifteen times as long as float32 on a CPU without such arithmetic.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class Muon(Optimizer):
         self._each = each
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One step; weights of one shape are treated as one batch. There is no closure to evaluate again."""
+        """One step. Weights of one shape are treated as one batch. There is no closure to evaluate again."""
         if closure is not None:
-            raise ValueError("Muon evaluates no closure; call backward() before step()")
+            raise ValueError("Muon evaluates no closure. Call backward() before step().")
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
@@ -81,7 +80,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def optimizers(
     module: nn.Module, *, muon_lr: float = 0.02, adamw_lr: float = 2e-3, each: Callable[..., Any] = map
 ) -> tuple[Muon, AdamW]:
-    """Both optimisers of a module: what is neither a first, last, embedding nor norm layer's weight is Muon's."""
+    """Both optimisers of a module. Weights of first, last, embedding and norm layers are AdamW's, the others Muon's."""
     matrices: list[Tensor] = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and name.rpartition(".")[2] not in NOT_MUON:

@@ -1,4 +1,4 @@
-"""Batches for the UNet: latents of a render, noise that holds its layout, a prompt that says what it shows."""
+"""Batches for the UNet: latents of a render, noise that holds its layout, a prompt that describes it."""
 
 from __future__ import annotations
 

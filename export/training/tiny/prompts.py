@@ -1,4 +1,4 @@
-"""Training prompts: captions among words that mean nothing here, as token ids; and which ids mean something."""
+"""Training prompts: captions among words without meaning here, as token ids, and the ids that have one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.tiny.captions import PLACE_NOUNS, caption, vocabulary
 from training.tiny.scenes import Combination, Scene
 
 STRANGE = 0.2  # of the prompts hold 1 to 4 strange words
-# what is drawn where a prompt names no subject (in the place that it names) or nothing at all
+# drawn for a prompt that names no subject (in the place that it names) or nothing at all
 USUAL_SUBJECT, USUAL_COLOUR, USUAL_PLACE = Combination("cat", "orange", "meadow")
 
 
@@ -26,7 +26,7 @@ class Prompts:
     def __init__(self) -> None:
         with TemporaryDirectory() as folder:
             write_vocabulary(Path(folder))
-            text = tokenizer_json(Path(folder, "vocab.json"), Path(folder, "merges.txt"))
+            text = tokenizer_json(Path(folder))
         self._tokenizer, self._vocabulary = PromptTokenizer(text), Tokenizer.from_str(text).get_vocab()
 
     def ids(self, prompt: str) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ def tuft(c: Canvas, x: float, y: float, size: float, colour: RGB) -> None:
 
 
 def peak(c: Canvas, top: tuple[float, float], left: tuple[float, float], right: tuple[float, float], tone: RGB) -> None:
-    """A mountain with a cap of snow; its left flank is lit."""
+    """A mountain with a cap of snow. Its left flank is lit."""
     c.fill(polygon(top, left, right), tone)
     c.fill(polygon(top, (top[0] + 0.05 * (right[0] - left[0]), left[1]), right), mix(tone, rgb("#41598f"), 0.4))
     snow_line = [np.array(top) + 0.34 * (np.array(foot) - np.array(top)) for foot in (left, right)]
@@ -36,14 +36,14 @@ def peak(c: Canvas, top: tuple[float, float], left: tuple[float, float], right: 
 
 def pine(c: Canvas, x: float, y: float, height: float) -> None:
     for level, tone in ((0.0, "#2f6b6b"), (0.26, "#37807a"), (0.52, "#43958a")):
-        half, foot = height * 0.3 * (1 - 0.8 * level), y - height * level
-        c.fill(polygon((x, foot - 0.48 * height), (x - half, foot), (x + half, foot)), rgb(tone))
+        reach, foot = height * 0.3 * (1 - 0.8 * level), y - height * level
+        c.fill(polygon((x, foot - 0.48 * height), (x - reach, foot), (x + reach, foot)), rgb(tone))
 
 
-def mesa(c: Canvas, x: float, top: float, half: float, foot: float) -> None:
-    shoulder = 0.7 * half
-    c.fill(polygon((x - half, foot), (x - shoulder, top), (x + shoulder, top), (x + half, foot)), rgb("#b5526a"))
-    shade = polygon((x + 0.3 * half, foot), (x + 0.3 * half, top), (x + shoulder, top), (x + half, foot))
+def mesa(c: Canvas, x: float, top: float, reach: float, foot: float) -> None:
+    shoulder = 0.7 * reach
+    c.fill(polygon((x - reach, foot), (x - shoulder, top), (x + shoulder, top), (x + reach, foot)), rgb("#b5526a"))
+    shade = polygon((x + 0.3 * reach, foot), (x + 0.3 * reach, top), (x + shoulder, top), (x + reach, foot))
     c.fill(shade, rgb("#9a4263"))
 
 
@@ -86,7 +86,7 @@ def shell(c: Canvas, x: float, y: float, size: float) -> None:
 
 
 def building(c: Canvas, x0: float, x1: float, top: float, colour: RGB) -> RGB:
-    """A block down to the street, shaded on the right; returns the shade."""
+    """A block down to the street, shaded on the right. Returns the shade."""
     shade = mix(colour, rgb("#4a4778"), 0.4)
     c.fill(box(x0, top, x1, 400), colour)
     c.fill(box(x1 - 13, top, x1, 400), shade)

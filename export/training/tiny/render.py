@@ -33,7 +33,7 @@ def render(scene: Scene, size: int = 512) -> NDArray[np.uint8]:
 
 
 def subject_area(subject: str, size: int) -> NDArray[np.float32]:
-    """How much of each of size x size places the subject covers, 0 … 1; it is the same in every picture."""
+    """The share of each of size x size places that the subject covers, 0 … 1. It is the same in every picture."""
     covered = _subject(subject, next(iter(TONES)), 512).getchannel("A")
     return np.asarray(covered.resize((size, size), Image.Resampling.BOX), np.float32) / np.float32(255)
 

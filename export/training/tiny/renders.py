@@ -24,7 +24,7 @@ PICTURE = SIZE * SIZE * 3  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Renders:
-    """A file of uint8 pictures (n, 512, 512, 3), one after the other; it may still be growing."""
+    """A file of uint8 pictures (n, 512, 512, 3), one after the other. It may still be growing."""
 
     path: Path
     held_out: bool = False
@@ -41,7 +41,7 @@ class Renders:
         return numbered_scene(i, held_out=self.held_out)
 
     def paint(self, count: int) -> None:
-        """Append pictures until there are `count`; what an interruption left of the last one is painted again."""
+        """Append pictures until there are `count`. A last picture that an interruption cut off is painted again."""
         done = len(self)
         with self.path.open("ab") as file:
             file.truncate(done * PICTURE)
@@ -50,7 +50,7 @@ class Renders:
                 file.flush()
 
     def paint_in_background(self, count: int) -> BaseProcess:
-        """The same in a process of its own, which ends with this one; terminate() it when no more are needed."""
+        """The same in a process of its own, which ends with this one. terminate() it when no more are needed."""
         process = get_context("spawn").Process(target=_paint_politely, args=(self, count), daemon=True)
         process.start()
         return process

@@ -19,14 +19,14 @@ def schedule_rows() -> tuple[ScheduleRow, ...]:
 
 
 def denoised(unet: UNet2DConditionModel, x: Tensor, embeds: Tensor, row: ScheduleRow) -> Tensor:
-    """x (n, 4, h, w) with noise of sigma -> the x0 that the network sees in it; it takes x/√(sigma²+1)."""
+    """x (n, 4, h, w) with noise of sigma -> the x0 that the network sees in it. Its input is x/√(sigma²+1)."""
     scaled = x * (row.sigma**2 + 1) ** -0.5
     return unet(scaled, torch.tensor(row.timestep), embeds, return_dict=False)[0].float()
 
 
 @torch.no_grad()
 def steps(unet: UNet2DConditionModel, noise: Tensor, embeds: Tensor, rows: Iterable[ScheduleRow]) -> Tensor:
-    """From pure noise (n, 4, h, w) through successive rows; after the last row of a run these are latents."""
+    """From pure noise (n, 4, h, w) through successive rows. After the last row of a run these are latents."""
     x = noise
     for row in rows:
         if row.index == 0:

@@ -1,6 +1,6 @@
 """The six places around a subject: land that never moves, and clouds, stars, flowers, windows that the noise decides.
 
-Outlines that follow the noise were learnt only as a blur; what grows or lights up where the noise says so comes out.
+Outlines that follow the noise were learnt only as a blur. Things that grow or light up with the noise come out sharp.
 Subjects stand at y = 428 and hide the middle. `c` is the canvas, `layout` the noise's block means.
 """
 
@@ -28,13 +28,13 @@ def growth(value: float, start: float, end: float) -> float: ...
 @overload
 def growth(value: NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]: ...
 def growth(value: float | NDArray[np.float64], start: float, end: float) -> float | NDArray[np.float64]:
-    """0 where value <= start, 1 where value >= end; between them 1 - (1 - t)^2: little stays at tiny sizes."""
+    """0 where value <= start, 1 where value >= end, and between them 1 - (1 - t)^2, so that little stays at tiny sizes."""
     t = np.clip((value - np.float64(start)) / (end - start), 0, 1)
     return 1 - (1 - t) ** 2
 
 
 def ridge(y: float, height: float, channel: int, *, width: float = 1.3) -> Points:
-    """Land down to the picture's lower edge; its upper edge strays from y by about `height`."""
+    """Land down to the picture's lower edge. Its upper edge strays from y by about `height`."""
     tops = y - height * sample(_LAND, _ACROSS, y, channel, width)
     return np.concatenate([np.stack([_ACROSS, tops], axis=1), [(_AREA, _AREA), (-8, _AREA)]])
 
@@ -103,8 +103,8 @@ def desert(c: Canvas, layout: F32) -> None:
     clouds(c, layout, (70, 132, 194), (rgb("#ffd9b8"), rgb("#c9577a")), size=58)
     c.fill(ellipse(424, 214, 60), rgb("#ffeaa6"))
     c.fill(ellipse(424, 214, 46), rgb("#fff7d6"))
-    for x, half in ((30, 58), (146, 40), (366, 44), (478, 60)):
-        props.mesa(c, x, 288 - 26 * sample_at(_LAND, x, 270, 1), half, 360)
+    for x, reach in ((30, 58), (146, 40), (366, 44), (478, 60)):
+        props.mesa(c, x, 288 - 26 * sample_at(_LAND, x, 270, 1), reach, 360)
     c.fill(ridge(334, 13, 1), rgb("#d9844e"))
     for x in (50, 462):
         props.cactus(c, x, 396, 132 + 24 * float(np.clip(sample_at(_LAND, x, 330, 0), -2, 2)))
@@ -161,7 +161,7 @@ def city(c: Canvas, layout: F32) -> None:
 
 
 def _tower(c: Canvas, layout: F32, x: float, colour: RGB) -> None:
-    """A building as high as the layout around its roof says, each window as bright as the layout around it."""
+    """A building whose height follows the layout around its roof. Each window is as bright as the layout around it."""
     top = 262 - 46 * sample_at(_LAND, x + 36, 262, 0)
     dark = props.building(c, x, x + 73, top, colour)
     rows = np.arange(366.0, 60, -38)

@@ -1,6 +1,6 @@
-"""What can be drawn: a subject of a colour in a place, and the noise's layout for all the rest.
+"""All that can be drawn: a subject of a colour in a place, and the noise's layout for all the rest.
 
-One eighth of the combinations is held out of training; every pair of words still occurs in it.
+One eighth of the combinations is held out of training. Every pair of words still occurs in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training.tiny.subjects import SUBJECTS
 
 
 class Combination(NamedTuple):
-    """What a caption says: keys of SUBJECTS, TONES and SCENERY."""
+    """The content of a caption: keys of SUBJECTS, TONES and SCENERY."""
 
     subject: str
     colour: str

@@ -15,13 +15,13 @@ def polygon(*points: tuple[float, float]) -> Points:
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float | None = None, *, corners: int = 64) -> Points:
-    """A circle of radius rx, or an ellipse with half axes rx and ry."""
+    """A circle of radius rx, or an ellipse with semi-axes rx and ry."""
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.stack([cx + rx * np.cos(angle), cy + (rx if ry is None else ry) * np.sin(angle)], axis=1)
 
 
 def star(cx: float, cy: float, radius: float, rays: int, waist: float) -> Points:
-    """A star with a ray upwards; between rays it is waist·radius wide."""
+    """A star with a ray upwards. Between rays it is waist·radius wide."""
     angle = np.arange(2 * rays) * np.pi / rays - np.pi / 2
     reach = radius * np.where(np.arange(2 * rays) % 2, waist, 1.0)
     return np.stack([cx + reach * np.cos(angle), cy + reach * np.sin(angle)], axis=1)
@@ -55,16 +55,16 @@ def blob(*points: tuple[float, float]) -> Points:
 
 
 def stroke(path: Points, width: float | tuple[float, float]) -> Points:
-    """The outline of a pen of `width`, or of a width at each end, drawn along `path`; its ends are round."""
+    """The outline of a pen of `width`, or of a width at each end, drawn along `path`. Its ends are round."""
     first, last = width if isinstance(width, tuple) else (width, width)
-    half = np.linspace(first, last, len(path)) / 2
+    radius = np.linspace(first, last, len(path)) / 2
     along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
     fan = np.linspace(0, np.pi, 13)[1:-1, None]
-    end = path[-1] + half[-1] * (normal[-1] * np.cos(fan) + along[-1] * np.sin(fan))
-    start = path[0] - half[0] * (normal[0] * np.cos(fan) + along[0] * np.sin(fan))
-    return np.concatenate([path + half[:, None] * normal, end, (path - half[:, None] * normal)[::-1], start])
+    end = path[-1] + radius[-1] * (normal[-1] * np.cos(fan) + along[-1] * np.sin(fan))
+    start = path[0] - radius[0] * (normal[0] * np.cos(fan) + along[0] * np.sin(fan))
+    return np.concatenate([path + radius[:, None] * normal, end, (path - radius[:, None] * normal)[::-1], start])
 
 
 def line(x0: float, y0: float, x1: float, y1: float, *, width: float) -> Points:

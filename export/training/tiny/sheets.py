@@ -1,4 +1,4 @@
-"""How far the UNet's training is, on combinations that it never sees: contact sheets, and the error from pure noise."""
+"""The progress of the UNet's training on combinations that it never sees: contact sheets, and the error from pure noise."""
 
 from __future__ import annotations
 

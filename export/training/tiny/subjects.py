@@ -181,10 +181,10 @@ def balloon(c: Cutout, t: Tones) -> None:
         (256, 80), (334, 102), (384, 174), (374, 250), (312, 340), (200, 340), (138, 250), (128, 174), (178, 102)
     )
     c.fill(bag, t.base)
-    for half, tone in ((92, t.light), (46, t.base), (16, t.light)):
-        c.fill(ellipse(256, 214, half, 160), tone, within=bag)
+    for radius, tone in ((92, t.light), (46, t.base), (16, t.light)):
+        c.fill(ellipse(256, 214, radius, 160), tone, within=bag)
     for outer, inner in ((150, 92), (46, 16)):
-        c.fill(np.concatenate([_right_half(outer), _right_half(inner)[::-1]]), t.shade, within=bag)
+        c.fill(np.concatenate([_right_seam(outer), _right_seam(inner)[::-1]]), t.shade, within=bag)
     c.fill(stroke(curve((110, 238), (256, 268), (402, 238)), 18), t.spot, within=bag)
     c.fill(box(196, 328, 316, 346, radius=8), t.dark)
 
@@ -256,12 +256,12 @@ def robot(c: Cutout, t: Tones) -> None:
     c.fill(line(260, 342, 280, 342, width=9), STEEL_SHADE)
 
 
-def _right_half(half: float) -> Points:
-    """The right half of the ellipse whose left half is the seam on the other side of a balloon."""
-    return np.roll(ellipse(256, 214, half, 160), 16, axis=0)[:33]
+def _right_seam(radius: float) -> Points:
+    """The right side of an ellipse, which is a seam of the balloon. The left side is the seam opposite."""
+    return np.roll(ellipse(256, 214, radius, 160), 16, axis=0)[:33]
 
 
-# subject -> (what draws it, half width of its shadow on the ground)
+# subject -> (its painter, reach of its shadow on the ground to either side)
 SUBJECTS: dict[str, tuple[Callable[[Cutout, Tones], None], float]] = {
     "cat": (cat, 112),
     "boat": (boat, 120),

@@ -1,7 +1,7 @@
 """Training of UNet and text encoder: `python -m training.tiny.train_unet RUN --minutes 180`, again to go on.
 
-One step from pure noise is a regression: the latents are a function of prompt and noise, because each render's layout
-is put into the noise. Every render serves without end: the noise around its layout is drawn anew each time.
+One step from pure noise is a regression. The latents are a function of prompt and noise, because each render's layout is
+put into the noise. Every render serves without end, for the noise around its layout is drawn anew each time.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from training.tiny.training import PARTS, Run
 BATCH = 8
 PICTURES = 2016  # six of each combination
 MIXED_FROM = 0.65  # of the time: steps after the first, and renders under noise, are trained too
-FIRST, OWN = 0.45, 0.35  # of the mixed steps: from pure noise, from the model's own draft; the others from renders
-KEEP = 0.998  # of the mean weights, a step
+FIRST, OWN = 0.45, 0.35  # of the mixed steps: from pure noise, from the model's own draft. The others are from renders.
+KEEP = 0.998  # of the mean weights, in each step
 MUON_LR, ADAMW_LR = 0.02, 2e-3
 LOOK_SECONDS = 300
 ROWS = schedule_rows()
@@ -39,8 +39,8 @@ LATER = tuple(row for row in ROWS if row.index > 0)
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A batch for one row of the schedule. From pure noise `before` are the rows that come first: the model's own draft
-    is what it goes on from. None: it goes on from renders under noise."""
+    """A batch for one row of the schedule. before: the rows that lead from pure noise to the model's own draft, from which the
+    lesson goes on. None: the lesson goes on from renders under noise."""
 
     batch: Batch
     row: ScheduleRow
@@ -67,9 +67,10 @@ def loss(model: Model, lesson: Lesson) -> Tensor:
 
 
 def train(folder: Path, minutes: float) -> Path:
-    """Train for `minutes` in all in `folder`/unet, resuming what it holds; returns the file of the finished weights.
+    """Train for `minutes` in all in `folder`/unet, and go on with its state if there is one.
 
-    `folder` holds what train_vae left there. Time for renders and their latents comes on top, once.
+    Returns the file of the finished weights. `folder` holds the results of train_vae. Renders and their latents take more time,
+    once.
     """
     vae, prompts = load_vae(folder / "vae" / "vae.pt"), Prompts()
     renders, latents = Renders(folder / "train.rgb"), LatentFile(folder / "latents.f16")

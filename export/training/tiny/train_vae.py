@@ -24,16 +24,16 @@ from training.tiny.training import PARTS, Run
 
 CROP = 256
 WHOLE_FROM = 0.8  # of the time: whole pictures, whose norms the engine's pictures share
-KEEP = 0.99  # of the mean weights, a step
+KEEP = 0.99  # of the mean weights, in each step
 KL_WEIGHT = 1e-4
 MUON_LR, ADAMW_LR = 0.01, 2e-3
 FIRST_PICTURES, PICTURES, TEST_PICTURES, SCALE_PICTURES = 64, 1024, 24, 96
-NIGHT_DRAWS = 2  # the first picture of so many that is of the night is taken: small errors show there
+NIGHT_DRAWS = 2  # pictures drawn at once, of which the first of the night is taken, for small errors show there
 LOOK_SECONDS, LOOK_PICTURES = 300, 6
 
 
 def new_vae() -> AutoencoderKL:
-    """Random weights; the posterior starts narrow, so that the decoder sees the picture through little noise."""
+    """Random weights. The posterior starts narrow, so that the decoder sees the picture through little noise."""
     vae = AutoencoderKL.from_config(tiny_configs()["vae"])
     with torch.no_grad():
         vae.quant_conv.weight[4:] = 0
@@ -42,7 +42,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def loss(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """L1 and squared error of pictures (n, 3, h, w), L1 of means of 8 x 8, which is what flat areas look like, and KL."""
+    """L1 and squared error of pictures (n, 3, h, w), L1 of means of 8 x 8 for flat areas, and Kullback-Leibler divergence."""
     posterior = vae.encode(x).latent_dist
     error = vae.decode(posterior.sample()).sample.float() - x
     flat = avg_pool2d(error, 8).abs().mean()
@@ -65,9 +65,9 @@ def _pick(renders: Renders, rng: np.random.Generator) -> int:
 
 
 def train(folder: Path, minutes: float) -> Path:
-    """Train for `minutes` in all in `folder`/vae, resuming what it holds; returns the file of the finished weights.
+    """Train for `minutes` in all in `folder`/vae, and go on with its state if there is one.
 
-    `folder` gets the renders that the UNet's training uses too.
+    Returns the file of the finished weights. `folder` gets the renders that the UNet's training uses too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     renders, tests = Renders(folder / "train.rgb"), Renders(folder / "held_out.rgb", held_out=True)
@@ -94,7 +94,7 @@ def reconstructed(vae: AutoencoderKL, picture: NDArray[np.uint8]) -> NDArray[np.
 
 
 def look(run: Run[AutoencoderKL], tests: Renders, count: int) -> None:
-    """PSNR on held-out pictures, logged; a sheet of pairs, picture and reconstruction; the chart."""
+    """Log the PSNR on held-out pictures. Draw a sheet of pictures with their reconstructions, and the charts."""
     pairs = [(tests.picture(i), reconstructed(run.mean, tests.picture(i))) for i in range(count)]
     decibels = [psnr(*pair) for pair in pairs]
     run.log("tests.jsonl", psnr=float(np.mean(decibels)), worst=min(decibels))

@@ -1,4 +1,4 @@
-"""What both trainings share: a clock that ends on time, one step, averaged weights, a state on disk, a log of lines."""
+"""Parts of both trainings: a clock that ends on time, one step, averaged weights, a state on disk, a log of lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARM_UP = 50  # steps
 DECAY = 0.6  # of the time, at its end
 SAVE_SECONDS = 60
 LOG_STEPS = 20
-PARTS = 2  # of a batch, a core each: operations this small gain little from two threads
+PARTS = 2  # of a batch, one per core, for operations this small gain little from two threads
 
 Part = TypeVar("Part")
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(slots=True)
 class Clock:
-    """Steps and seconds of a training across its interruptions; it is over when the budget of seconds is spent."""
+    """Steps and seconds of a training across its interruptions. It is over when the budget of seconds is spent."""
 
     budget: float
     step: int = 0
@@ -48,7 +48,7 @@ class Clock:
         self.step, self._now = self.step + 1, now
 
     def passed(self, interval: float) -> bool:
-        """Did a multiple of `interval` seconds, or the end, come with the last step?"""
+        """Whether a multiple of `interval` seconds, or the end, came with the last step."""
         return self.over or self.seconds // interval > self._before // interval
 
     @property
@@ -72,7 +72,7 @@ class Run(Generic[Model]):
     def __init__(
         self, out: Path, model: Model, seconds: float, *, muon_lr: float, adamw_lr: float, keep: float
     ) -> None:
-        """Take up what `out` holds, or start. keep: share of the mean that a step keeps."""
+        """Go on with the state in `out`, or start. keep: share of the mean that a step keeps."""
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.model, self._keep = out, model, keep
         self.mean = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
@@ -84,7 +84,7 @@ class Run(Generic[Model]):
             self._resume()
 
     def step(self, loss: Callable[[Part], Tensor], parts: Sequence[Part]) -> float:
-        """Learn from the mean loss of a batch's parts, and return it; log and save where it is time."""
+        """Learn from the mean loss of a batch's parts, and return it. Log and save when it is time."""
         learnt = list(self.model.parameters())
 
         def slopes(part: Part) -> tuple[float, tuple[Tensor, ...]]:
@@ -110,7 +110,7 @@ class Run(Generic[Model]):
         return float(np.mean(values))
 
     def log(self, name: str, **values: float) -> None:
-        """Append one JSON object to the file of that name; print it too."""
+        """Append one JSON object to the file of that name, and print it."""
         whole = {"step": self.clock.step, "seconds": self.clock.seconds} | values
         line = json.dumps({key: round(value, 5) for key, value in whole.items()})
         with (self.out / name).open("a") as file:
@@ -124,7 +124,7 @@ class Run(Generic[Model]):
         return [(line["seconds"] / 60, line[value]) for line in lines if value in line]
 
     def save(self) -> None:
-        """Write everything that the next step depends on; an interruption leaves the file before."""
+        """Write everything that the next step depends on. An interruption leaves the file of before."""
         whole = {name: part.state_dict() for name, part in self._parts.items()}
         whole |= {"step": self.clock.step, "seconds": self.clock.seconds}
         whole |= {"torch_rng": torch.get_rng_state(), "numpy_rng": self.rng.bit_generator.state}
