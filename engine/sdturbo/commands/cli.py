@@ -40,11 +40,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "--device",
         help="Device that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first that runs.",
     )
-    @click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        help="Default: the fastest for device and bundle.",
-    )
+    @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the fastest for device and bundle.")
     @click.option("--threads", type=int, help="CPU threads. Default: all.")
     @functools.wraps(function)
     def with_choice(
