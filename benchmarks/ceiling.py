@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.flops import count, flops
 from sdturbo import backends
-from sdturbo.backends import Backend, EngineChoice
+from sdturbo.backends import Backend, BackendChoice
 from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo.commands.doctor import report
 from sdturbo.errors import BackendUnavailable
@@ -106,7 +106,7 @@ def _backends(precision: str, threads: int) -> Iterator[Backend]:
     if precision == "int8" and not INT8_FEATURES & set(report()["cpu"]["features"]):
         raise BackendUnavailable(f"this CPU has no int8 dot products ({' or '.join(sorted(INT8_FEATURES))})")
     offered = "fp32" if precision == "int8" else precision
-    choices = [EngineChoice(name, precision=offered, num_threads=threads) for name in LIBRARIES]
+    choices = [BackendChoice(name, precision=offered, num_threads=threads) for name in LIBRARIES]
     offers = {choice: backends.offer_for(choice) for choice in choices}
     if not any(offer.runs for offer in offers.values()):
         raise BackendUnavailable(" ".join(str(offer.reason) for offer in offers.values()))

@@ -26,7 +26,7 @@ import numpy as np
 
 import sdturbo
 from sdturbo import Pipeline, Request, backends
-from sdturbo.backends import EngineChoice
+from sdturbo.backends import BackendChoice
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram
 from sdturbo.bundle import Bundle
 from sdturbo.commands.bench import pictures_per_second
@@ -71,8 +71,8 @@ class Extent:
     soak: int
 
     @property
-    def choice(self) -> EngineChoice:
-        return EngineChoice(self.backend, self.device)
+    def choice(self) -> BackendChoice:
+        return BackendChoice(self.backend, self.device)
 
     def verdict(self, ok: bool) -> bool | None:
         """A figure's verdict. In a dry run it has none."""

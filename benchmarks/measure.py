@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdturbo import Pipeline
-from sdturbo.backends import EngineChoice, connect
+from sdturbo.backends import BackendChoice, connect
 from sdturbo.bundle import Bundle
 from sdturbo.commands import bench
 from sdturbo.errors import InvalidRequest, SDTurboError
@@ -83,7 +83,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
                 f"Got batch size {request['batch_size']}. The bundle has {', '.join(map(str, bundle.batch_sizes))}."
             )
         bundle = dataclasses.replace(bundle, batch_sizes=(request["batch_size"],))
-        choice = EngineChoice(request["backend"], precision=request["precision"], num_threads=request["threads"])
+        choice = BackendChoice(request["backend"], precision=request["precision"], num_threads=request["threads"])
         return Pipeline(bundle, connect(choice, bundle), image_to_image=False)
 
     if not request["runs"]:

@@ -25,7 +25,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from sdturbo import backends
-from sdturbo.backends import EngineChoice
+from sdturbo.backends import BackendChoice
 from sdturbo.bundle.description import Stage, TensorSpec
 from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.proof.distance import relative_l2
@@ -106,7 +106,7 @@ def measure(case: Case, pairs: int, threads: int | None) -> Iterator[dict[str, A
             {},
         )
         for name, precision in ENGINES:
-            choice = EngineChoice(name, precision=precision, num_threads=threads)
+            choice = BackendChoice(name, precision=precision, num_threads=threads)
             if not backends.offer_for(choice).runs:
                 continue  # `sdturbo doctor` says why
             backend = backends.connect(choice)

@@ -89,7 +89,7 @@ def main(command_line: list[str] | None = None) -> int:
     stages: dict[str, Any] = {}
     try:
         bundle = Bundle.load(arguments.bundle)
-        backend = backends.connect(backends.EngineChoice(arguments.backend, arguments.device), bundle)
+        backend = backends.connect(backends.BackendChoice(arguments.backend, arguments.device), bundle)
         size = bundle.batch_sizes[0]
         for name, stage in bundle.stages.items():
             session, inputs = backend.session(bundle.graph(name, size), stage, size), random_inputs(stage, size)

@@ -58,7 +58,7 @@ def chosen(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def connect(bundle: Bundle, changed: Options) -> OrtGpuBackend:
     """The backend `cuda` on GPU 0 with some options changed. Raises BackendUnavailable."""
-    precision = backends.connect(backends.EngineChoice("cuda", "cuda:0"), bundle).precision
+    precision = backends.connect(backends.BackendChoice("cuda", "cuda:0"), bundle).precision
     options = provider_options(CUDA, 0, int(free_memory(0) * MEMORY_SHARE))
     return OrtGpuBackend("cuda", [(CUDA, options | dict(changed))], "cuda", 0, precision)
 

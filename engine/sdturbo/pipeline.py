@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends import Backend, EngineChoice, Program, Session, load_first
+from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import TOKENIZER
 from sdturbo.clock import CancelToken, Either
@@ -56,7 +56,7 @@ class Pipeline:
         False hashes everything.
         Raises BundleError, BackendUnavailable, InvalidRequest.
         """
-        choice = EngineChoice(backend, device, precision, num_threads)
+        choice = BackendChoice(backend, device, precision, num_threads)
         bundle = Bundle.load(path, trust_unchanged=trust_unchanged)
         return load_first(choice, bundle, lambda chosen: cls(bundle, chosen, image_to_image=image_to_image))
 

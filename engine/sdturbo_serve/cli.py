@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from sdturbo import __version__
-from sdturbo.backends import EngineChoice
-from sdturbo.commands.cli import bundle_option, bundle_path, engine_options
+from sdturbo.backends import BackendChoice
+from sdturbo.commands.cli import backend_options, bundle_option, bundle_path
 from sdturbo.commands.console import run
 from sdturbo.errors import BackendUnavailable
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
@@ -44,7 +44,7 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 @click.option("--max-queue", type=int, default=64, show_default=True, help="Pictures that may wait. More get 429.")
 @click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds from request to answer.")
 @click.option("--drain", type=click.IntRange(1), default=30, show_default=True, help="Seconds to finish after SIGTERM.")
-@engine_options
+@backend_options
 @click.version_option(__version__)
 def cli(
     bundle: Path | None,
@@ -57,7 +57,7 @@ def cli(
     max_queue: int,
     deadline: float,
     drain: int,
-    engine: EngineChoice,
+    choice: BackendChoice,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
@@ -78,7 +78,7 @@ def cli(
     from sdturbo_serve.server import serve
 
     logs.configure()
-    pipeline = Pipeline.load(bundle_path(bundle), **dataclasses.asdict(engine))
+    pipeline = Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice))
     backend = pipeline.backend
     fields = {"backend": backend.name, "precision": backend.precision, "bundle": str(pipeline.bundle.path)}
     logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": fields})

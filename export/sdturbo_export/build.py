@@ -113,7 +113,7 @@ def _export_stage(definition: StageDefinition, options: BuildOptions, walk: Walk
         gc.collect()  # modules hold reference cycles, and the weights are gigabytes
         expected = torch_output(definition, inputs)
         gc.collect()
-        backend = backends.connect(backends.EngineChoice("onnxruntime", precision=precision))
+        backend = backends.connect(backends.BackendChoice("onnxruntime", precision=precision))
         files = {size: partial / name for size, name in graphs.items()}
         output = engine_output(definition, files.pop(len(walk.seeds)), inputs, backend, store)
         distance = max(relative_l2(output, expected), stage_parity(definition, files, backend, store))

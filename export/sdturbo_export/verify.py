@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdturbo import Pipeline, backends
-from sdturbo.backends import Backend, EngineChoice, Offer
+from sdturbo.backends import Backend, BackendChoice, Offer
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 from sdturbo.files import sha256_file
@@ -92,7 +92,7 @@ def _offers(bundle: Bundle) -> list[Offer]:
 
 
 def _connect(offer: Offer, bundle: Bundle) -> Backend:
-    return backends.connect(EngineChoice(offer.backend, offer.device, offer.precision), bundle)
+    return backends.connect(BackendChoice(offer.backend, offer.device, offer.precision), bundle)
 
 
 def _golden(bundle: Bundle, backend: Backend) -> Line:

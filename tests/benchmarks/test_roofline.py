@@ -179,7 +179,7 @@ def test_ceiling_graphs_run_and_are_counted(kind, quantized):
     ends = 2 * 2 * size * size * width * 4 if kind == "conv" else 2 * 2 * width * size * 4
     assert flops(count(model)) == ceiling.DEPTH * inner + ends
     for backend in ceiling.LIBRARIES:
-        assert ceiling.rate(model, stage, backends.connect(backends.EngineChoice(backend, precision="fp32")), 0.0) > 0
+        assert ceiling.rate(model, stage, backends.connect(backends.BackendChoice(backend, precision="fp32")), 0.0) > 0
 
 
 def test_int8_products_are_quantised_for_real():

@@ -74,7 +74,7 @@ def test_bf16_is_within_its_bound_or_refused(small_bundle, small_checkpoint, bac
     from sdturbo_export.stages import stage_definitions
 
     try:
-        connected = backends.connect(backends.EngineChoice(backend, precision="bf16"))
+        connected = backends.connect(backends.BackendChoice(backend, precision="bf16"))
     except BackendUnavailable as error:
         assert "bf16" in str(error)
         return

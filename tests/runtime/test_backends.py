@@ -8,7 +8,7 @@ import openvino
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline
-from sdturbo.backends import EngineChoice, connect, names, offers
+from sdturbo.backends import BackendChoice, connect, names, offers
 from sdturbo.cpu import available_cpus
 
 ON_CPU = ("auto", "openvino", "onnxruntime", "null")
@@ -62,7 +62,7 @@ def draw(stage, batch_size, seed):
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_sessions_compute_the_graphs(make_bundle, backend, batch_size):
     bundle = Bundle.load(make_bundle((batch_size,)))
-    chosen = connect(EngineChoice(backend, precision="fp32"))
+    chosen = connect(BackendChoice(backend, precision="fp32"))
     for name, stage in bundle.stages.items():
         session = chosen.session(bundle.graph(name, batch_size), stage, batch_size)
         for seed in range(3):
@@ -78,7 +78,7 @@ def test_sessions_compute_the_graphs(make_bundle, backend, batch_size):
 def test_outputs_are_the_callers_own(bundle_dir, backend):
     bundle = Bundle.load(bundle_dir)
     stage = bundle.stages["denoiser"]
-    session = connect(EngineChoice(backend, precision="fp32")).session(bundle.graph("denoiser", 1), stage, 1)
+    session = connect(BackendChoice(backend, precision="fp32")).session(bundle.graph("denoiser", 1), stage, 1)
     first = session.run(draw(stage, 1, 0))["denoised"]
     kept = first.copy()
     session.run(draw(stage, 1, 1))
@@ -103,20 +103,20 @@ def test_a_graph_that_the_library_refuses_is_a_typed_error(bundle_dir, tmp_path,
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     stage = Bundle.load(bundle_dir).stages["decoder"]
     with pytest.raises(BackendUnavailable, match=f"{backend} .* refuses broken.onnx"):
-        connect(EngineChoice(backend)).session(tmp_path / "broken.onnx", stage, 1)
+        connect(BackendChoice(backend)).session(tmp_path / "broken.onnx", stage, 1)
 
 
 @pytest.mark.parametrize("name", ["", "tensorflow", "Null", None])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(InvalidRequest, match=r"expected auto, tensorrt, cuda, .*openvino, onnxruntime, null"):
-        connect(EngineChoice(name))
+        connect(BackendChoice(name))
 
 
 @pytest.mark.parametrize("backend", ["auto", "null", *names()])
 @pytest.mark.parametrize("threads", [0, -1, available_cpus() + 1, 10**9, 1.5, "1", True])
 def test_impossible_thread_counts_are_refused(backend, threads):
     with pytest.raises(InvalidRequest, match=f"num_threads={threads!r}.*expected 1 to {available_cpus()}"):
-        connect(EngineChoice(backend, num_threads=threads))
+        connect(BackendChoice(backend, num_threads=threads))
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
@@ -129,7 +129,7 @@ def test_possible_thread_counts_are_taken(bundle_dir, backend):
 @pytest.mark.parametrize("device", ["cuda", "gpu", "CPU", ""])
 def test_an_unknown_device_is_refused(backend, device):
     with pytest.raises(BackendUnavailable, match=repr(device)):
-        connect(EngineChoice(backend, device=device))
+        connect(BackendChoice(backend, device=device))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_unknown_device_is_refused(backend, device):
 )
 def test_a_precision_that_the_backend_lacks_is_refused(backend, precision):
     with pytest.raises(BackendUnavailable, match=precision):
-        connect(EngineChoice(backend, precision=precision))
+        connect(BackendChoice(backend, precision=precision))
 
 
 def test_bf16_is_never_another_precision_under_its_name(bundle_dir):
@@ -148,20 +148,20 @@ def test_bf16_is_never_another_precision_under_its_name(bundle_dir):
     else:
         for backend in ("openvino", "auto"):
             with pytest.raises(BackendUnavailable, match="no bf16 instructions"):
-                connect(EngineChoice(backend, precision="bf16"))
+                connect(BackendChoice(backend, precision="bf16"))
 
 
 def test_openvino_takes_the_fastest_precision_of_the_cpu(cpu_with):
     cpu_with("FP32", "BF16", "INT8")
-    assert [connect(EngineChoice("openvino", precision=p)).precision for p in (None, "fp32", "bf16")] == [
+    assert [connect(BackendChoice("openvino", precision=p)).precision for p in (None, "fp32", "bf16")] == [
         "bf16",
         "fp32",
         "bf16",
     ]
     cpu_with("FP32", "INT8")
-    assert [connect(EngineChoice("openvino", precision=p)).precision for p in (None, "fp32")] == ["fp32", "fp32"]
+    assert [connect(BackendChoice("openvino", precision=p)).precision for p in (None, "fp32")] == ["fp32", "fp32"]
     with pytest.raises(BackendUnavailable, match="Ask for precision fp32"):
-        connect(EngineChoice("openvino", precision="bf16"))
+        connect(BackendChoice("openvino", precision="bf16"))
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)
@@ -172,7 +172,7 @@ def test_a_missing_library_is_named_with_the_remedy(hide, backend):
     with pytest.raises(
         BackendUnavailable, match=rf"{backend} is not installed\. In a clone .*, `pip install '\.\[{extra}\]'`"
     ):
-        connect(EngineChoice(backend))
+        connect(BackendChoice(backend))
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)
@@ -182,28 +182,28 @@ def test_a_library_that_does_not_load_is_a_typed_error(monkeypatch, tmp_path, ba
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, backend)
     with pytest.raises(BackendUnavailable, match=f"{backend}.*libtbb.so"):
-        connect(EngineChoice(backend))
+        connect(BackendChoice(backend))
 
 
 def test_auto_takes_the_first_that_runs_and_logs_it(hide, caplog):
     with caplog.at_level(logging.INFO, "sdturbo"):
-        assert connect(EngineChoice("auto")).name == "openvino"
+        assert connect(BackendChoice("auto")).name == "openvino"
     assert "openvino" in caplog.text
     hide("openvino")
-    assert connect(EngineChoice("auto")).name == "onnxruntime"
+    assert connect(BackendChoice("auto")).name == "onnxruntime"
 
 
 def test_auto_is_never_null(hide):
     assert "null" not in names()
     hide(*LIBRARIES)
     with pytest.raises(BackendUnavailable, match=r"(?s)'openvino' cannot run here.*'onnxruntime' cannot run here"):
-        connect(EngineChoice("auto"))
+        connect(BackendChoice("auto"))
 
 
 def test_null_is_always_there(hide):
     hide(*LIBRARIES)
     assert all(offer.runs for offer in offers("null"))
-    assert connect(EngineChoice("null")).name == "null"
+    assert connect(BackendChoice("null")).name == "null"
 
 
 @pytest.mark.parametrize("error", [OSError("GLIBC_2.99 not found"), RuntimeError("no plugin")])
@@ -214,11 +214,11 @@ def test_a_broken_library_is_named_and_auto_goes_on_to_the_next(monkeypatch, err
 
     monkeypatch.setattr(f"sdturbo.backends.openvino.backend.{function}", broken)
     with pytest.raises(BackendUnavailable, match=f"'openvino' cannot run here: its library.*{error}"):
-        connect(EngineChoice("openvino"))
-    assert connect(EngineChoice("auto")).name == "onnxruntime"
+        connect(BackendChoice("openvino"))
+    assert connect(BackendChoice("auto")).name == "onnxruntime"
 
 
 @pytest.mark.parametrize("options", [{"backend": ["x"]}, {"backend": None}, {"precision": ["fp32"]}, {"device": 0}])
 def test_names_that_are_no_strings_are_refused(options):
     with pytest.raises(InvalidRequest, match=r"expected (auto|a name)"):
-        connect(EngineChoice(**options))
+        connect(BackendChoice(**options))

@@ -257,7 +257,7 @@ def test_a_blob_that_openvino_refuses_is_compiled_again(bundle_dir, compiled, di
 
 def test_a_graph_that_is_not_the_bundles_is_not_kept(bundle_dir, make_bundle, directory):
     bundle, other = Bundle.load(bundle_dir), Bundle.load(make_bundle())
-    backend = backends.connect(backends.EngineChoice("openvino", precision="fp32"), bundle)
+    backend = backends.connect(backends.BackendChoice("openvino", precision="fp32"), bundle)
     backend.session(other.graph("decoder", 1), other.stages["decoder"], 1)
     assert not list(directory.glob("compiled/*.blob"))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, Pipeline
-from sdturbo.backends import EngineChoice, connect
+from sdturbo.backends import BackendChoice, connect
 from sdturbo.backends.nvidia import onnxruntime as cuda
 
 REPOSITORY = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_a_refused_cuda_graph_is_logged_and_does_without(bundle_dir, caplog, mon
 @pytest.mark.parametrize("name", ["cuda", "cuda-tensorrt"])
 def test_without_a_gpu_the_name_is_refused_with_a_remedy(name):
     with pytest.raises(BackendUnavailable, match="install"):
-        connect(EngineChoice(name))
+        connect(BackendChoice(name))
 
 
 def test_options_name_the_gpu_cap_the_memory_and_leave_tf32_off():
@@ -107,11 +107,11 @@ def test_fp32_in_tf32_is_refused_where_the_provider_has_no_switch(gpu_build, bun
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", found)
     bundle = Bundle.load(bundle_dir)
     with pytest.raises(BackendUnavailable, match=rf"in TF32.*is {found!r}\. Set NVIDIA_TF32_OVERRIDE=0"):
-        connect(EngineChoice("cuda-tensorrt"), bundle)
-    assert connect(EngineChoice("cuda-tensorrt", precision="fp16")).precision == "fp16"
-    assert connect(EngineChoice("cuda"), bundle).precision == "fp32"
+        connect(BackendChoice("cuda-tensorrt"), bundle)
+    assert connect(BackendChoice("cuda-tensorrt", precision="fp16")).precision == "fp16"
+    assert connect(BackendChoice("cuda"), bundle).precision == "fp32"
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert connect(EngineChoice("cuda-tensorrt"), bundle).precision == "fp32"
+    assert connect(BackendChoice("cuda-tensorrt"), bundle).precision == "fp32"
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda-tensorrt"])
@@ -121,7 +121,7 @@ def test_a_gpu_that_cuda_13_has_no_code_for_is_named(gpu_build, monkeypatch, nam
     with pytest.raises(
         BackendUnavailable, match=r"does not support the Imitated GPU: .* is 7\.0, expected 7\.5 or more"
     ):
-        connect(EngineChoice(name))
+        connect(BackendChoice(name))
 
 
 REFUSALS = """

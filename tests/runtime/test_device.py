@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, Cancelled, OutputError, Pipeline
-from sdturbo.backends import EngineChoice, Offer
+from sdturbo.backends import BackendChoice, Offer
 from sdturbo.backends.choice import first_running, fitting
 from sdturbo.backends.device import DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.null import NullEngine, NullQueue
@@ -223,18 +223,18 @@ def gpus(count):
 
 @pytest.mark.parametrize(("device", "index"), [(None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
 def test_devices_are_named_with_their_index(device, index):
-    taken = first_running(fitting(EngineChoice("tensorrt", device), gpus(2)))
+    taken = first_running(fitting(BackendChoice("tensorrt", device), gpus(2)))
     assert taken == Offer("tensorrt", f"cuda:{index}", "fp16")
     assert device_index(taken.device) == index
 
 
 @pytest.mark.parametrize("device", ["", "cpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1:1", "CUDA", "gpu:0"])
 def test_a_device_of_another_kind_is_refused(device):
-    (refused,) = fitting(EngineChoice("tensorrt", device), gpus(2))
+    (refused,) = fitting(BackendChoice("tensorrt", device), gpus(2))
     assert f"no device {device!r} here, expected one of cuda:0" in refused.reason
 
 
 @pytest.mark.parametrize(("count", "there"), [(1, "cuda:0"), (2, "cuda:0, cuda:1")])
 def test_a_device_out_of_range_is_refused_with_those_there(count, there):
-    (refused,) = fitting(EngineChoice("tensorrt", "cuda:2"), gpus(count))
+    (refused,) = fitting(BackendChoice("tensorrt", "cuda:2"), gpus(count))
     assert f"no device 'cuda:2' here, expected one of {there}." in refused.reason

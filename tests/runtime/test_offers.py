@@ -10,7 +10,7 @@ import openvino
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline, backends
-from sdturbo.backends import PRECISIONS, EngineChoice, Offer, connect, offer_for, offers, registry
+from sdturbo.backends import PRECISIONS, BackendChoice, Offer, connect, offer_for, offers, registry
 from sdturbo.backends.choice import fitting
 from sdturbo.backends.openvino import devices
 from sdturbo.backends.openvino.devices import Arithmetic, Device
@@ -48,7 +48,7 @@ def test_every_backend_offers_something_and_a_refusal_says_why(bundle_dir, name)
 def test_what_is_offered_connects_and_what_is_refused_raises_the_reason(bundle_dir, name):
     bundle = Bundle.load(bundle_dir)
     for offer in offers(name, bundle):
-        choice = EngineChoice(name, *(None if offer.refuses_all else one for one in (offer.device, offer.precision)))
+        choice = BackendChoice(name, *(None if offer.refuses_all else one for one in (offer.device, offer.precision)))
         if offer.runs:
             backend = connect(choice, bundle)
             assert (backend.name, backend.device, backend.precision) == (name, offer.device, offer.precision)
@@ -61,10 +61,10 @@ def test_what_is_offered_connects_and_what_is_refused_raises_the_reason(bundle_d
 def test_without_a_precision_the_first_that_runs_is_taken():
     refused = BackendUnavailable("no bf16 here")
     found = [Offer("x", "cpu", "bf16", refused), Offer("x", "cpu", "fp32"), Offer("x", "gpu:0", "fp32")]
-    assert fitting(EngineChoice("x"), found) == found
-    assert fitting(EngineChoice("x", "gpu"), found) == found[2:]
-    assert fitting(EngineChoice("x", precision="bf16"), found) == found[:1]
-    (none,) = fitting(EngineChoice("x", "gpu", "bf16"), found)
+    assert fitting(BackendChoice("x"), found) == found
+    assert fitting(BackendChoice("x", "gpu"), found) == found[2:]
+    assert fitting(BackendChoice("x", precision="bf16"), found) == found[:1]
+    (none,) = fitting(BackendChoice("x", "gpu", "bf16"), found)
     assert isinstance(none.refusal, NotOffered)
     assert "'x' has no precision 'bf16' here, expected one of fp32" in none.reason
 
@@ -93,17 +93,17 @@ def test_a_backend_from_outside_is_connected_listed_and_draws(bundle_dir, dummy)
 
 def test_a_backend_that_auto_may_not_take_is_taken_by_name_alone(bundle_dir, register):
     register("dummy", "dummy_backend", automatic=False)
-    assert connect(EngineChoice("dummy")).name == "dummy"
+    assert connect(BackendChoice("dummy")).name == "dummy"
     assert "dummy" in report()["backends"]
     with pytest.raises(BackendUnavailable):
-        connect(EngineChoice(device="dummy"))
+        connect(BackendChoice(device="dummy"))
 
 
 def test_a_name_is_registered_once_and_none_is_known_before(register):
     with pytest.raises(InvalidRequest, match="Unknown backend 'dummy'"):
-        connect(EngineChoice("dummy"))
+        connect(BackendChoice("dummy"))
     register("dummy", "dummy_backend")
-    assert connect(EngineChoice("dummy")).name == "dummy"
+    assert connect(BackendChoice("dummy")).name == "dummy"
     for taken in ("dummy", "openvino", "auto"):
         with pytest.raises(InvalidRequest, match=f"{taken!r}.*taken"):
             register(taken, "dummy_backend")
@@ -213,4 +213,4 @@ def test_a_device_that_is_not_there_is_refused_by_its_name_and_hides_no_other(bu
 def test_precisions_are_those_that_bundles_and_backends_name():
     known = {offer.precision for name in backends.names() for offer in offers(name) if not offer.refuses_all}
     assert known - {"none"} <= set(PRECISIONS)
-    assert offer_for(EngineChoice("onnxruntime", precision="int4")).reason.endswith("one of fp32, fp16, int8.")
+    assert offer_for(BackendChoice("onnxruntime", precision="int4")).reason.endswith("one of fp32, fp16, int8.")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sdturbo import Bundle
-from sdturbo.backends import EngineChoice, connect
+from sdturbo.backends import BackendChoice, connect
 from sdturbo.backends.checks import copy_inputs
 from sdturbo.backends.nvidia import onnxruntime as ort_gpu
 from sdturbo.errors import InputError, InvalidRequest
@@ -26,10 +26,10 @@ def denoiser(request, bundle, monkeypatch):
         backend = ort_gpu.OrtGpuBackend("cuda", [(ort_gpu.CPU, {})], "cpu", 0, "fp32")
     elif request.param.startswith("tensorrt"):
         imitation.install(monkeypatch)
-        backend = connect(EngineChoice("tensorrt"))
+        backend = connect(BackendChoice("tensorrt"))
         return backend.open(b'{"graph": "%s", "distort": 0}' % str(graph).encode(), stage, 2, graph)
     else:
-        backend = connect(EngineChoice(*request.param.split()))
+        backend = connect(BackendChoice(*request.param.split()))
     return backend.session(graph, stage, 2)
 
 
@@ -88,7 +88,7 @@ def test_a_refused_run_leaves_the_session_as_it_was(denoiser):
     ],
 )
 def test_a_request_in_one_recording_takes_its_inputs_and_no_others(bundle, changed):
-    backend = connect(EngineChoice("null", "null:0"))
+    backend = connect(BackendChoice("null", "null:0"))
     sessions = {name: backend.session(bundle.graph(name, 2), stage, 2) for name, stage in bundle.stages.items()}
     program = backend.program(sessions, bundle.steps(2))
     right = {"input_ids": np.ones((2, 77), np.int64), "latents": np.ones((2, 4, 8, 8), np.float32)}

@@ -15,7 +15,7 @@ import pytest
 from imitation import Error
 
 from sdturbo import BackendUnavailable, Bundle, BundleError, Pipeline, backends
-from sdturbo.backends import EngineChoice
+from sdturbo.backends import BackendChoice
 from sdturbo.backends.nvidia import gpus
 from sdturbo.backends.nvidia import tensorrt as trt
 from sdturbo.backends.nvidia.stream import CudaStream
@@ -32,7 +32,7 @@ def nvidia(monkeypatch):
 
 def with_plans(bundle, **key):
     """The bundle with a plan for every stage and batch size on the imitated GPU."""
-    backend = backends.connect(EngineChoice("tensorrt"))
+    backend = backends.connect(BackendChoice("tensorrt"))
     plans = {}
     for name in bundle.stages:
         for size in bundle.batch_sizes:
@@ -111,7 +111,7 @@ def test_the_batch_sizes_of_a_stage_compute_in_one_block_and_stages_in_others(bu
 
 def test_a_context_that_needs_more_gets_a_block_of_its_own_and_all_go_with_their_engines(bundle, nvidia):
     cuda, trt = nvidia
-    backend = backends.connect(EngineChoice("tensorrt"), bundle)
+    backend = backends.connect(BackendChoice("tensorrt"), bundle)
     sessions = [backend.session(bundle.graph("decoder", size), bundle.stages["decoder"], size) for size in (1, 2)]
     assert [size for _, _, size in trt.scratch] == [1000, 2000]
     assert all(address in cuda.things for _, address, _ in trt.scratch)
@@ -193,7 +193,7 @@ def test_a_fault_while_drawing_is_typed(bundle, nvidia):
 
 def test_a_plan_is_hashed_again_when_it_is_loaded(bundle, nvidia):
     _, tensorrt = nvidia
-    backend = backends.connect(EngineChoice("tensorrt"), bundle)
+    backend = backends.connect(BackendChoice("tensorrt"), bundle)
     plan = backend.plan("decoder", 1)
     (bundle.path / plan.file).write_bytes(b"x" * bundle.files[plan.file][1])
     with pytest.raises(BundleError, match=f"{plan.file} was altered"):
@@ -214,28 +214,28 @@ def test_only_a_version_compatible_plan_may_bring_code_for_the_host(make_bundle,
     root = shutil.copytree(make_bundle(), tmp_path / "bundle")
     bundle = with_plans(Bundle.load(root), version_compatible=compatible)
     nvidia[1].__version__ = "10.17.0.1" if compatible else nvidia[1].__version__
-    backend = backends.connect(EngineChoice("tensorrt"), bundle)
+    backend = backends.connect(BackendChoice("tensorrt"), bundle)
     session = backend.session(bundle.graph("decoder", 1), bundle.stages["decoder"], 1)
     assert session.engine._loader.engine_host_code_allowed is compatible
 
 
 def test_a_plan_with_other_tensors_is_refused(bundle, nvidia):
-    backend = backends.connect(EngineChoice("tensorrt"), bundle)
+    backend = backends.connect(BackendChoice("tensorrt"), bundle)
     data = json.dumps({"graph": str(bundle.graph("encoder", 1)), "distort": 0}).encode()
     with pytest.raises(BundleError, match="its tensors are"):
         backend.open(data, bundle.stages["decoder"], 1, bundle.graph("decoder", 1))
 
 
 def test_another_graph_than_the_bundles_is_refused(bundle, tmp_path):
-    backend = backends.connect(EngineChoice("tensorrt"), bundle)
+    backend = backends.connect(BackendChoice("tensorrt"), bundle)
     with pytest.raises(BackendUnavailable, match="is not the bundle's decoder"):
         backend.session(tmp_path / "decoder.onnx", bundle.stages["decoder"], 1)
 
 
 def test_auto_takes_plans_where_they_fit_and_says_why_not_elsewhere(bundle_dir, bundle, caplog):
     with caplog.at_level(logging.INFO, "sdturbo"):
-        assert backends.connect(EngineChoice("auto"), bundle).name == "tensorrt"
-        assert backends.connect(EngineChoice("auto"), Bundle.load(bundle_dir)).name != "tensorrt"
+        assert backends.connect(BackendChoice("auto"), bundle).name == "tensorrt"
+        assert backends.connect(BackendChoice("auto"), Bundle.load(bundle_dir)).name != "tensorrt"
     assert "holds no TensorRT plan for the text_encoder" in caplog.text
 
 
@@ -250,7 +250,7 @@ def test_auto_takes_plans_where_they_fit_and_says_why_not_elsewhere(bundle_dir, 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch, options, device, match):
     imitation.install(monkeypatch, **options)
     with pytest.raises(BackendUnavailable, match=match):
-        backends.connect(EngineChoice("tensorrt", device=device))
+        backends.connect(BackendChoice("tensorrt", device=device))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_driver_that_is_missing_or_too_old_is_named(monkeypatch, driver, match
     cuda, _ = imitation.install(monkeypatch, driver=driver)
     cuda.fail["cudaGetDeviceCount"] = (Error.cudaErrorInsufficientDriver, 0)
     with pytest.raises(BackendUnavailable, match=match):
-        backends.connect(EngineChoice("tensorrt"))
+        backends.connect(BackendChoice("tensorrt"))
 
 
 def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypatch):
@@ -268,10 +268,10 @@ def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypat
     with pytest.raises(
         BackendUnavailable, match=r"compute capability is 6\.9, expected 7\.5 or more. Use another GPU.* or the CPU"
     ):
-        backends.connect(EngineChoice("tensorrt"))
+        backends.connect(BackendChoice("tensorrt"))
     nvidia[1].__version__ = "9.3.0"
     with pytest.raises(BackendUnavailable, match=r"TensorRT 9\.3\.0 is installed, expected 10 or 11"):
-        backends.connect(EngineChoice("tensorrt"))
+        backends.connect(BackendChoice("tensorrt"))
 
 
 def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
@@ -284,8 +284,8 @@ def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom sdturbo.backends import EngineChoice, connect\n"
-        "connect(EngineChoice('tensorrt'))"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom sdturbo.backends import BackendChoice, connect\n"
+        "connect(BackendChoice('tensorrt'))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (
@@ -297,7 +297,7 @@ def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
 
 def test_without_the_library_the_backend_says_what_to_install():
     with pytest.raises(BackendUnavailable, match=r"pip install '\.\[tensorrt\]'"):
-        backends.connect(EngineChoice("tensorrt"))
+        backends.connect(BackendChoice("tensorrt"))
 
 
 def test_a_gpu_that_is_full_does_not_hide_the_others(nvidia):
@@ -313,7 +313,7 @@ def test_a_gpu_that_is_full_does_not_hide_the_others(nvidia):
 
 def test_an_installed_gpu_library_that_auto_passes_over_is_a_warning(bundle_dir, nvidia, caplog):
     with caplog.at_level(logging.WARNING, "sdturbo"):
-        backends.connect(EngineChoice("auto"), Bundle.load(bundle_dir))
+        backends.connect(BackendChoice("auto"), Bundle.load(bundle_dir))
     assert "passed over: The bundle" in caplog.text
 
 

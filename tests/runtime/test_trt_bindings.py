@@ -18,7 +18,7 @@ from cuda.bindings import runtime
 from pathlib import Path
 from sdturbo import BackendUnavailable
 from sdturbo.errors import NotOffered
-from sdturbo.backends import EngineChoice, connect, offers
+from sdturbo.backends import BackendChoice, connect, offers
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.backends.nvidia.tensorrt import MAJORS, Messages, TrtEngine
 from sdturbo_export.errors import BuildError
@@ -61,7 +61,7 @@ refused(BackendUnavailable, lambda: TrtEngine(b"plan", "a plan", None, Scratch()
 refused(BuildError, lambda: trt_from_onnx(Path("a.onnx"), PlanOptions(1 << 30), b"", lambda share: None), "does not start")
 if int(runtime.cudaGetDeviceCount()[0]):  # no GPU
     assert not isinstance(offers("tensorrt")[0].refusal, NotOffered)
-    choice = EngineChoice("tensorrt")
+    choice = BackendChoice("tensorrt")
     refused(BackendUnavailable, lambda: connect(choice), "No NVIDIA GPU can be used here: there is no NVIDIA driver")
     refused(BackendUnavailable, lambda: CudaStream(0), "The GPU cuda:0 failed to be used: cudaError")
 """

@@ -3,14 +3,14 @@
 A backend is a module with two functions, `offers` and `connect`. It imports its library only inside them.
 """
 
-from sdturbo.backends.choice import PRECISIONS, EngineChoice, Offer
+from sdturbo.backends.choice import PRECISIONS, BackendChoice, Offer
 from sdturbo.backends.protocols import Backend, Program, Session
 from sdturbo.backends.registry import connect, load_first, names, offer_for, offers, register
 
 __all__ = [
     "PRECISIONS",
     "Backend",
-    "EngineChoice",
+    "BackendChoice",
     "Offer",
     "Program",
     "Session",

@@ -13,7 +13,7 @@ ANY = "any"  # device and precision of an offer that refuses everything
 
 
 @dataclass(frozen=True, slots=True)
-class EngineChoice:
+class BackendChoice:
     """The choice of a caller. None leaves a field to the backend.
 
     backend: a registered name, or "auto". device: "cpu", "cuda:0", …, and "cuda" is "cuda:0". precision: one of `PRECISIONS`.
@@ -69,7 +69,7 @@ def refuse_all(backend: str, refusal: BackendUnavailable) -> list[Offer]:
     return [Offer(backend, ANY, ANY, refusal)]
 
 
-def fitting(choice: EngineChoice, offers: Sequence[Offer]) -> list[Offer]:
+def fitting(choice: BackendChoice, offers: Sequence[Offer]) -> list[Offer]:
     """The offers of a backend that `choice` allows, in their order. offers: all of them.
 
     There is at least one. If the backend has no such device or precision at all, its refusal names those that it has.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from sdturbo.backends.choice import EngineChoice, Offer, first_running, fitting, refuse_all
+from sdturbo.backends.choice import BackendChoice, Offer, first_running, fitting, refuse_all
 from sdturbo.errors import BackendUnavailable, InvalidRequest, NotOffered
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def offers(name: str, bundle: Bundle | None = None) -> list[Offer]:
         return refuse_all(name, _does_not_load(name, error))
 
 
-def offer_for(choice: EngineChoice, bundle: Bundle | None = None) -> Offer:
+def offer_for(choice: BackendChoice, bundle: Bundle | None = None) -> Offer:
     """The offer that `connect` takes, or its refusal, for a backend named in `choice`. Raises as `offers` does."""
     return first_running(fitting(choice, offers(choice.backend, bundle)))
 
 
-def connect(choice: EngineChoice, bundle: Bundle | None = None) -> Backend:
+def connect(choice: BackendChoice, bundle: Bundle | None = None) -> Backend:
     """The named backend, or with "auto" the first that runs here. A named one is never replaced.
 
     bundle: the bundle to run, for backends that cannot run every bundle.
@@ -83,7 +83,7 @@ def connect(choice: EngineChoice, bundle: Bundle | None = None) -> Backend:
     return load_first(choice, bundle, lambda backend: backend)
 
 
-def load_first(choice: EngineChoice, bundle: Bundle | None, load: Callable[[Backend], T]) -> T:
+def load_first(choice: BackendChoice, bundle: Bundle | None, load: Callable[[Backend], T]) -> T:
     """The result of `load` for the named backend, or with "auto" for the first with which it succeeds.
 
     "auto" passes over a backend that does not run here or that refuses while it is loaded. The log says so.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sdturbo import __version__, backends
-from sdturbo.backends import PRECISIONS, EngineChoice
+from sdturbo.backends import PRECISIONS, BackendChoice
 from sdturbo.commands.console import print_json, run
 from sdturbo.errors import InvalidRequest
 
@@ -30,8 +30,8 @@ bundle_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
 
-def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose the engine. `function` takes them as one argument, `engine: EngineChoice`."""
+def backend_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose the backend. `function` takes them as one argument, `choice: BackendChoice`."""
 
     @click.option(
         "--backend", default="auto", show_default=True, help=f"auto, or one of {', '.join(backends.names())}."
@@ -46,7 +46,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_choice(
         *, backend: str, device: str | None, precision: str | None, threads: int | None, **options: Any
     ) -> Any:
-        return function(engine=EngineChoice(backend, device, precision, threads), **options)
+        return function(choice=BackendChoice(backend, device, precision, threads), **options)
 
     return with_choice
 
@@ -80,7 +80,7 @@ def cli() -> None:
 @click.option(
     "--strength", type=float, help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step."
 )
-@engine_options
+@backend_options
 @json_option
 def generate(
     prompt: str,
@@ -91,7 +91,7 @@ def generate(
     count: int,
     image: Path | None,
     strength: float | None,
-    engine: EngineChoice,
+    choice: BackendChoice,
     as_json: bool,
 ) -> None:
     """Draw a prompt as PNG files.
@@ -105,7 +105,7 @@ def generate(
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
         raise InvalidRequest(f"Got the directory {out} as --out, expected the name of a PNG file.")
     check_seeds(seed, count)
-    pipe = _load(bundle, engine, image_to_image=image is not None)
+    pipe = _load(bundle, choice, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
     written: list[dict[str, Any]] = []
     dropped = ""
@@ -218,13 +218,13 @@ def doctor(as_json: bool) -> int:
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Pictures to time.")
 @click.option("--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="num_inference_steps.")
 @click.option("--throughput", is_flag=True, help="Also pictures per second, called one by one and streamed.")
-@engine_options
+@backend_options
 @json_option
-def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, engine: EngineChoice, as_json: bool) -> None:
+def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, choice: BackendChoice, as_json: bool) -> None:
     """Time whole requests and their parts on this machine."""
     from sdturbo.commands.bench import measure
 
-    load = functools.partial(_load, bundle, engine, image_to_image=False)
+    load = functools.partial(_load, bundle, choice, image_to_image=False)
     with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
         figures = measure(load, runs=runs, num_inference_steps=steps, throughput=throughput, tick=tick)
     if not as_json:
@@ -247,10 +247,10 @@ def bundle_path(bundle: Path | None) -> Path:
     return bundle or EMBEDDED
 
 
-def _load(bundle: Path | None, engine: EngineChoice, *, image_to_image: bool) -> Pipeline:
+def _load(bundle: Path | None, choice: BackendChoice, *, image_to_image: bool) -> Pipeline:
     from sdturbo.pipeline import Pipeline
 
-    return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(engine), image_to_image=image_to_image)
+    return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice), image_to_image=image_to_image)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import sdturbo
 from sdturbo import backends
-from sdturbo.backends import PRECISIONS, EngineChoice
+from sdturbo.backends import PRECISIONS, BackendChoice
 from sdturbo.backends.choice import first_running, fitting
 from sdturbo.cpu import available_cpus, cpu_features, cpu_name
 
@@ -42,7 +42,7 @@ def _backend(name: str) -> dict[str, Any]:
         return {"runs": runs, "reason": offers[0].reason}
     devices: dict[str, dict[str, str]] = {}
     for device in dict.fromkeys(offer.device for offer in offers):
-        choices = {precision: EngineChoice(name, device, precision) for precision in PRECISIONS}
+        choices = {precision: BackendChoice(name, device, precision) for precision in PRECISIONS}
         devices[device] = {
             precision: first_running(fitting(choice, offers)).reason or "runs" for precision, choice in choices.items()
         }

@@ -186,4 +186,4 @@ class Int8Build:
 
 
 def _backend(precision: str) -> Backend:
-    return backends.connect(backends.EngineChoice("onnxruntime", precision=precision))
+    return backends.connect(backends.BackendChoice("onnxruntime", precision=precision))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sdturbo.backends import Backend, EngineChoice, connect
+from sdturbo.backends import Backend, BackendChoice, connect
 from sdturbo.bundle.description import TensorSpec
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.proof.half_arithmetic import HalfArithmetic
@@ -64,7 +64,7 @@ def golden_output(definition: StageDefinition, stored: StoredStage, precision: s
     inputs = golden_walk.inputs(definition.name)
     if stored.inputs_sha256 == digest(inputs):
         return stored.output()
-    backend = connect(EngineChoice("onnxruntime", precision=precision))
+    backend = connect(BackendChoice("onnxruntime", precision=precision))
     graph = stored.graph(len(golden_walk.seeds))
     return engine_output(definition, graph, inputs, backend, stored.entry.parent)
 

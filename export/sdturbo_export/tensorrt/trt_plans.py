@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo import backends
-from sdturbo.backends import EngineChoice
+from sdturbo.backends import BackendChoice
 from sdturbo.backends.device import DeviceSession
 from sdturbo.backends.nvidia.gpus import Gpu, free_memory, make_current
 from sdturbo.backends.nvidia.tensorrt import TrtBackend, TrtEngine, machine_key
@@ -64,7 +64,7 @@ def compile_plans(
     say: takes lines of progress.
     Each plan is in the bundle as soon as it is done. Raises BackendUnavailable, BuildError, ParityError.
     """
-    backend = backends.connect(EngineChoice("tensorrt", device, bundle.precision))
+    backend = backends.connect(BackendChoice("tensorrt", device, bundle.precision))
     assert isinstance(backend, TrtBackend)
     known = {(plan.stage, plan.batch_size, plan.key) for plan in read_plans(bundle)}
     parts = {f"{name} at batch size {size}": SHARES[name] for size in bundle.batch_sizes for name in bundle.stages}
@@ -95,7 +95,7 @@ def references(bundle: Bundle, batch_size: int) -> Iterator[Visit]:
     golden = bundle.golden
     tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
     ids = np.repeat(tokenizer(golden.prompt).input_ids, batch_size, axis=0)
-    cpu = backends.connect(EngineChoice("onnxruntime", precision=bundle.precision))
+    cpu = backends.connect(BackendChoice("onnxruntime", precision=bundle.precision))
 
     def run(name: str, inputs: Arrays) -> NDArray[Any]:
         (output,) = cpu.session(bundle.graph(name, batch_size), bundle.stages[name], batch_size).run(inputs).values()
