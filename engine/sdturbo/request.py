@@ -85,7 +85,9 @@ def accept(bundle: Bundle, request: Request) -> Job:
     )
     per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
     seeds = check_seeds(request.get("seed", DEFAULT_SEED), len(prompts) * per_prompt)
-    output_type = check_output_type(request.get("output_type", DEFAULT_OUTPUT))
+    output_type: object = request.get("output_type", DEFAULT_OUTPUT)
+    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+        raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
     image, strength, latents = request.get("image"), request.get("strength"), request.get("latents")
     cancel = request.get("cancel")
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
@@ -153,12 +155,6 @@ def check_count(value: object, name: str, most: int | None = None) -> int:
     if number < 1 or (most is not None and number > most):
         raise InvalidRequest(f"Got {name}={number}, expected {f'1 to {most}' if most else '1 or more'}.")
     return number
-
-
-def check_output_type(value: object) -> str:
-    if not isinstance(value, str) or value not in OUTPUT_TYPES:
-        raise InvalidRequest(f"Got output_type={value!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
-    return value
 
 
 def check_latents(value: object, shape: tuple[int, ...]) -> None:

@@ -122,15 +122,15 @@ def test_other_prompts_are_refused(prompt):
         request.check_prompts(prompt)
 
 
-@pytest.mark.parametrize("value", [None, "jpeg", "PIL", 1, [], np.array([1, 2])])
-def test_unknown_output_types_are_refused(value):
-    with pytest.raises(InvalidRequest, match="expected one of pil, np, latent"):
-        request.check_output_type(value)
-
-
 @pytest.fixture(scope="module")
 def bundle(bundle_dir):
     return Bundle.load(bundle_dir)
+
+
+@pytest.mark.parametrize("value", [None, "jpeg", "PIL", 1, [], np.array([1, 2])])
+def test_unknown_output_types_are_refused(bundle, value):
+    with pytest.raises(InvalidRequest, match="expected one of pil, np, latent"):
+        request.accept(bundle, {"prompt": "a cat", "output_type": value})
 
 
 def test_a_request_that_says_nothing_takes_the_defaults_of_a_call(bundle, pipe):

@@ -25,9 +25,9 @@ def check_inputs(expected: Mapping[str, NDArray[Any]], inputs: Tensors) -> None:
     for name, array in expected.items():
         value = inputs[name]
         if getattr(value, "shape", None) != array.shape or value.dtype != array.dtype:
-            raise InputError(
-                f"Got {name} as {_described(value)}, expected {_described(array)}. Nothing is cast or repeated."
-            )
+            actual = f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
+            expectation = f"expected {array.dtype} {array.shape}. Nothing is cast or repeated."
+            raise InputError(f"Got {name} as {actual}, {expectation}")
 
 
 def copy_inputs(buffers: Mapping[str, NDArray[Any]], inputs: Tensors) -> None:
@@ -80,9 +80,3 @@ def not_installed(backend: str, library: str, extra: str, *, package: str | None
         f"The backend {backend!r} cannot run here: the package {package or library} is not installed."
         f" In a clone of sdturbo, `pip install '.[{extra}]'` brings it."
     )
-
-
-def _described(value: Any) -> str:
-    if hasattr(value, "dtype"):
-        return f"{value.dtype} {tuple(value.shape)}"
-    return type(value).__name__
