@@ -117,5 +117,5 @@ def test_workers_import_nothing_of_ours_but_their_lines():
 
 
 def test_threads_over_the_cores_are_refused(bundle_dir, tmp_path, here):
-    with pytest.raises(InvalidRequest, match="this machine has"):
+    with pytest.raises(InvalidRequest, match="This machine has"):
         compare.run(bundle_dir, tmp_path, tmp_path, tmp_path, [], threads=4096, steps=1, runs=1)

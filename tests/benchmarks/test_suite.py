@@ -93,7 +93,7 @@ def test_more_threads_than_cores_are_refused(bundle_dir):
 
 def test_a_measurement_that_fails_is_a_row_that_says_why(bundle_dir):
     row = measure.run(bundle_dir, Configuration("null", "none", 1, batch_size=3), 1)
-    assert "Got batch size 3; the bundle has 1" in row["error"]
+    assert "Got batch size 3. The bundle has 1" in row["error"]
     assert "this machine has" in measure.run(bundle_dir, Configuration("null", "none", CPUS + 1), 1)["error"]
 
 

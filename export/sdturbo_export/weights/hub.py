@@ -90,9 +90,9 @@ def _pinned(repo_id: str, revision: str | None) -> str:
     if revision is None and repo_id == SD_TURBO:
         return SD_TURBO_REVISION
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        came = f"Got revision {revision!r} for {repo_id}." if revision else f"There is no directory {repo_id}."
         raise InvalidRequest(
-            f"Got revision {revision!r} for {repo_id}, a model on the Hub unless there is a directory of that name."
-            " Expected --revision with a commit, 40 hex digits: branches and tags move."
+            f"{came} A model on the Hub needs --revision with a commit, 40 hex digits: branches and tags move."
             f" https://huggingface.co/{repo_id}/commits/main lists the commits."
         )
     return revision
