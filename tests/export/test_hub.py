@@ -224,14 +224,14 @@ def test_question_names_the_licence(repo_id: str, revision: str | None, words: l
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"repo_id": "someone/model", "revision": None}, "Got revision None .* 40 hex digits"),
+        ({"repo_id": "someone/model", "revision": None}, r"There is no directory someone/model\. .* 40 hex digits"),
         ({"repo_id": "someone/model", "revision": "main"}, "Got revision 'main' .* 40 hex digits"),
         ({"repo_id": hub.SD_TURBO, "revision": "main"}, "Got revision 'main' .* 40 hex digits"),
         ({"repo_id": "someone/model", "revision": REVISION[:12]}, "40 hex digits"),
         ({"repo_id": "someone/model", "revision": REVISION + "\n"}, "40 hex digits"),
         ({"repo_id": "a/b/c", "revision": REVISION}, "'a/b/c'.* or an existing directory"),
         ({"repo_id": "", "revision": REVISION}, "or an existing directory"),
-        ({"repo_id": "someone/model", "revision": REVISION, "variant": "*"}, r"Got variant '\*'; expected a word"),
+        ({"repo_id": "someone/model", "revision": REVISION, "variant": "*"}, r"Got variant '\*'. Expected a word"),
     ],
 )
 def test_unusable_request_is_refused_before_the_licence_question(request_: dict[str, Any], message: str) -> None:

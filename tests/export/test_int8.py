@@ -206,7 +206,7 @@ def test_prompts_go_round_the_steps_and_have_seeds_of_their_own():
     ("content", "message"),
     [
         (None, "cannot be read"),
-        (b"", "holds 0 different prompts; expected 1 to"),
+        (b"", "holds 0 different prompts. Expected 1 to"),
         (b" \n\n", "holds 0 different prompts"),
         (b"\xff\xfe\x00", "cannot be read.*UTF-8"),
         (b"\n".join(b"prompt %d" % i for i in range(300)), "holds 300 different prompts"),
