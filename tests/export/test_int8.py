@@ -321,7 +321,7 @@ def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, store, tm
     again = build(small_checkpoint, tmp_path / "again", INT8, store=store)
     assert again.bundle_id == int8_bundle.bundle_id
     monkeypatch.setattr(quality, "MIN_PSNR", 98.0)
-    with pytest.raises(QualityError, match="no bundle was written"):
+    with pytest.raises(QualityError, match="No bundle was written"):
         build(small_checkpoint, tmp_path / "refused", dataclasses.replace(INT8, allow_low_quality=False), store=store)
     assert not (tmp_path / "refused").exists()
 

@@ -98,7 +98,7 @@ def test_vae_is_pytorchs(directory, small_checkpoint):
 
 
 def test_nothing_is_overwritten(directory, small_checkpoint):
-    with pytest.raises(InvalidRequest, match="expected the name of a new directory"):
+    with pytest.raises(InvalidRequest, match="Expected the name of a new directory"):
         write_optimum(small_checkpoint, directory)
 
 
