@@ -67,7 +67,7 @@ def test_its_pictures_are_those_of_float32_weights(rounded_bundle, small_bundle,
     ("options", "words"),
     [
         ({"precision": "fp16", "weight_format": "fp16"}, "with precision fp16"),
-        ({"weight_format": "int4"}, "expected fp32 or fp16"),
+        ({"weight_format": "int4"}, "Expected fp32 or fp16"),
     ],
 )
 def test_what_makes_no_sense_is_refused(small_checkpoint, tmp_path, options, words):
