@@ -13,7 +13,7 @@ import click
 from sdturbo import __version__
 from sdturbo.backends import BackendChoice
 from sdturbo.commands.cli import backend_options, bundle_option, bundle_path
-from sdturbo.commands.console import run
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, run
 from sdturbo.errors import BackendUnavailable
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
 
@@ -21,15 +21,16 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 
 
 @click.command(
+    context_settings=SHOW_DEFAULTS,
     epilog="Examples:\n\n  sdturbo-serve --bundle build/sd-turbo --port 9000\n\n"
-    "  sdturbo-serve --bundle build/sd-turbo --host 0.0.0.0 --api-key-file keys.txt"
+    "  sdturbo-serve --bundle build/sd-turbo --host 0.0.0.0 --api-key-file keys.txt",
 )
 @bundle_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on.")
 @click.option(
     "--api-key-file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="File with one key per line. Each key opens /v1 and /metrics. [env: SDTURBO_API_KEYS, separated by commas]",
 )
 @click.option("--without-key", is_flag=True, help="Listen beyond this machine without a key.")
@@ -41,9 +42,9 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
     multiple=True,
     help="Another name of this machine that requests may use, on loopback without a key. Repeatable.",
 )
-@click.option("--max-queue", type=int, default=64, show_default=True, help="Pictures that may wait. More get 429.")
-@click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds from request to answer.")
-@click.option("--drain", type=click.IntRange(1), default=30, show_default=True, help="Seconds to finish after SIGTERM.")
+@click.option("--max-queue", type=int, default=64, help="Pictures that may wait. More get 429.")
+@click.option("--deadline", type=float, default=60.0, help="Seconds from request to answer.")
+@click.option("--drain", type=click.IntRange(1), default=30, help="Seconds to finish after SIGTERM.")
 @backend_options
 @click.version_option(__version__)
 def cli(

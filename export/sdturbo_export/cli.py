@@ -15,7 +15,7 @@ from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import WEIGHT_FORMATS
 from sdturbo.bundle.plans import HARDWARE
-from sdturbo.commands.console import print_json, run
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, print_json, run
 from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
 from sdturbo_export.options import PRECISIONS, BuildOptions
 from sdturbo_export.rewrites import rewrite_names
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 MODEL_HELP = "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, or a Hub id."
 
 model_option = click.option("--model", required=True, help=MODEL_HELP)
-new_directory_option = click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="New directory to write."
-)
+new_directory_option = click.option("--out", required=True, type=FILE, help="New directory to write.")
 revision_option = click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
 license_option = click.option(
     "--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded."
@@ -38,7 +36,7 @@ lora_option = click.option(
 )
 decoder_option = click.option(
     "--decoder",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Directory of an AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
@@ -49,14 +47,14 @@ workspace_option = click.option(
     "--workspace",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("build"),
-    show_default=True,
     help="Directory that keeps generated checkpoints and finished stages.",
 )
 
 
 @click.group(
+    context_settings=SHOW_DEFAULTS,
     epilog="Examples:\n\n  sdturbo-export build --model tiny --out build/tiny\n\n"
-    "  sdturbo-export verify build/tiny --model tiny"
+    "  sdturbo-export verify build/tiny --model tiny",
 )
 @click.version_option(__version__)
 def cli() -> None:
@@ -72,7 +70,7 @@ def cli() -> None:
     "  sdturbo-export build --model ./my-checkpoint --lora style.safetensors:0.8 --batch-size 1 --batch-size 4 --out b"
 )
 @model_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
+@click.option("--out", required=True, type=FILE, help="Bundle directory to write.")
 @revision_option
 @license_option
 @lora_option
@@ -83,26 +81,23 @@ def cli() -> None:
     multiple=True,
     type=int,
     default=[1],
-    show_default=True,
     help="Batch size to make graphs for. Repeatable.",
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
-    show_default=True,
     help="Of the graphs. fp16 is for NVIDIA GPUs. int8 is for CPUs, and is refused if the pictures suffer.",
 )
 @click.option(
     "--weight-format",
     type=click.Choice(WEIGHT_FORMATS),
     default="fp32",
-    show_default=True,
     help="fp16 stores 2 bytes per weight instead of 4. The arithmetic stays fp32 or bf16.",
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="For int8: a text file with one prompt per line, typical for the model. Default: a built-in list.",
 )
 @click.option(
@@ -127,7 +122,7 @@ def build(model: str, out: Path, workspace: Path, as_json: bool, **options: Any)
 @cli.command(epilog="Example:\n\n  sdturbo-export checkpoint seeded --out ./seeded --fp16")
 @click.argument("kind", type=click.Choice(["small", "seeded"]))
 @new_directory_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed gives other weights.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Another seed gives other weights.")
 @click.option("--fp16", is_flag=True, help="Write the fp16 variant.")
 @json_option
 def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> None:
@@ -163,7 +158,7 @@ def optimum(model: str, out: Path, without: Sequence[str], workspace: Path, as_j
 @cli.command(
     epilog="Examples:\n\n  sdturbo-export verify build/tiny\n\n  sdturbo-export verify build/tiny --model tiny --json"
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=FILE)
 @click.option("--model", help=f"Compare with PyTorch: the checkpoint the bundle was made from. {MODEL_HELP}")
 @revision_option
 @lora_option
@@ -201,28 +196,19 @@ def verify(bundle: Path, model: str | None, workspace: Path, as_json: bool, **so
     epilog="Examples:\n\n  sdturbo-export trt build/seeded\n\n"
     "  sdturbo-export trt build/seeded --device cuda:1 --hardware ampere_plus --version-compatible"
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", default="cuda:0", show_default=True, help="GPU to compile for, and on.")
+@click.argument("bundle", type=FILE)
+@click.option("--device", default="cuda:0", help="GPU to compile for, and on.")
 @click.option(
     "--workspace-gb",
     type=click.FloatRange(0.25),
     help="GPU memory per layer in GiB. Default: all that is free, at most 4.",
 )
-@click.option(
-    "--optimization-level", type=click.IntRange(0, 5), default=4, show_default=True, help="Of TensorRT's builder."
-)
-@click.option(
-    "--tries",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Builds per graph. The fastest right one is kept.",
-)
+@click.option("--optimization-level", type=click.IntRange(0, 5), default=4, help="Of TensorRT's builder.")
+@click.option("--tries", type=click.IntRange(1), default=2, help="Builds per graph. The fastest right one is kept.")
 @click.option(
     "--hardware",
     type=click.Choice(HARDWARE),
     default="none",
-    show_default=True,
     help="Other GPUs that the plans may run on. Such plans are slower.",
 )
 @click.option(

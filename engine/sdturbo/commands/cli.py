@@ -15,7 +15,7 @@ import click
 
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
-from sdturbo.commands.console import print_json, run
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, print_json, run
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 bundle_option = click.option(
     "--bundle",
-    type=click.Path(path_type=Path),
+    type=FILE,
     envvar="SDTURBO_BUNDLE",
     help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
 )
@@ -33,9 +33,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def backend_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose the backend. `function` takes them as one argument, `choice: BackendChoice`."""
 
-    @click.option(
-        "--backend", default="auto", show_default=True, help=f"auto, or one of {', '.join(backends.names())}."
-    )
+    @click.option("--backend", default="auto", help=f"auto, or one of {', '.join(backends.names())}.")
     @click.option(
         "--device",
         help="Device that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first that runs.",
@@ -52,8 +50,9 @@ def backend_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(
+    context_settings=SHOW_DEFAULTS,
     epilog="Examples:\n\n  sdturbo generate 'a red cat in the snow'\n\n"
-    "  sdturbo generate 'a photo of a cat' --bundle build/sd-turbo\n\n  sdturbo doctor"
+    "  sdturbo generate 'a photo of a cat' --bundle build/sd-turbo\n\n  sdturbo doctor",
 )
 @click.version_option(__version__)
 def cli() -> None:
@@ -67,16 +66,12 @@ def cli() -> None:
 @click.argument("prompt")
 @bundle_option
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="image.png",
-    show_default=True,
-    help="PNG to write. With --count, a number is added: image-0.png.",
+    "--out", type=FILE, default="image.png", help="PNG to write. With --count, a number is added: image-0.png."
 )
-@click.option("--steps", type=int, default=1, show_default=True, help="num_inference_steps, 1 to 4.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image. Image i takes seed + i.")
-@click.option("--count", type=int, default=1, show_default=True, help="Number of images.")
-@click.option("--image", type=click.Path(path_type=Path), help="Picture to start from (image-to-image).")
+@click.option("--steps", type=int, default=1, help="num_inference_steps, 1 to 4.")
+@click.option("--seed", type=int, default=0, help="Seed of the first image. Image i takes seed + i.")
+@click.option("--count", type=int, default=1, help="Number of images.")
+@click.option("--image", type=FILE, help="Picture to start from (image-to-image).")
 @click.option(
     "--strength", type=float, help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step."
 )
@@ -215,8 +210,8 @@ def doctor(as_json: bool) -> int:
 
 @cli.command(epilog="Example:\n\n  sdturbo bench --bundle build/sd-turbo --runs 20 --backend onnxruntime")
 @bundle_option
-@click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Pictures to time.")
-@click.option("--steps", type=click.IntRange(1, 4), default=1, show_default=True, help="num_inference_steps.")
+@click.option("--runs", type=click.IntRange(1), default=10, help="Pictures to time.")
+@click.option("--steps", type=click.IntRange(1, 4), default=1, help="num_inference_steps.")
 @click.option("--throughput", is_flag=True, help="Also pictures per second, called one by one and streamed.")
 @backend_options
 @json_option

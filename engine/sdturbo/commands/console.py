@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,8 @@ import click
 from sdturbo.errors import Cancelled, SDTurboError
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+FILE = click.Path(path_type=Path)
+SHOW_DEFAULTS = {"show_default": True}  # settings of a command line
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
