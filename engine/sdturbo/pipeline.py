@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.bundle import EMBEDDED, Bundle
-from sdturbo.bundle.description import TOKENIZER
+from sdturbo.bundle.description import MAX_STEPS, TOKENIZER
 from sdturbo.clock import CancelToken, Either
 from sdturbo.errors import BundleError, InvalidRequest, SDTurboError
 from sdturbo.image import ImageInput, to_pixels
@@ -76,7 +76,7 @@ class Pipeline:
         self._programs: dict[tuple[int, int], Program] = {}
         for size in bundle.batch_sizes:
             sessions = {name: session for (name, batch_size), session in self._sessions.items() if batch_size == size}
-            for count in bundle.step_counts:
+            for count in range(1, MAX_STEPS + 1):
                 if (program := backend.program(sessions, bundle.steps(count))) is not None:
                     self._programs[count, size] = program
         self._image_to_image = image_to_image

@@ -80,9 +80,7 @@ def accept(bundle: Bundle, request: Request) -> Job:
     """The job of a request, its clock started. Missing arguments take their defaults. Raises InvalidRequest."""
     check_names(request)
     prompts = check_prompts(request["prompt"])
-    steps = check_count(
-        request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", len(bundle.step_counts)
-    )
+    steps = check_count(request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", MAX_STEPS)
     per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
     seeds = check_seeds(request.get("seed", DEFAULT_SEED), len(prompts) * per_prompt)
     output_type: object = request.get("output_type", DEFAULT_OUTPUT)

@@ -83,11 +83,6 @@ class Bundle:
         return rows_of(self.schedule, num_inference_steps)
 
     @property
-    def step_counts(self) -> list[int]:
-        """Values of num_inference_steps that the schedule has rows for."""
-        return sorted({row.num_inference_steps for row in self.schedule})
-
-    @property
     def height(self) -> int:
         return self.sizes[0][0]
 
