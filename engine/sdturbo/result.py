@@ -51,12 +51,19 @@ def finish(job: Job, bundle: Bundle, backend: Backend) -> Result:
         dropped=[tokens.dropped for tokens in job.tokens],
         num_inference_steps=job.num_inference_steps,
         strength=job.strength,
-        backend=backend.name,
-        device=backend.device,
-        precision=backend.precision,
-        bundle_id=bundle.bundle_id,
-        decoder=bundle.decoder,
+        **origin(bundle, backend),
     )
+
+
+def origin(bundle: Bundle, backend: Backend) -> dict[str, str]:
+    """The bundle and the backend of pictures, as results and commands name them."""
+    return {
+        "bundle_id": bundle.bundle_id,
+        "decoder": bundle.decoder,
+        "backend": backend.name,
+        "device": backend.device,
+        "precision": backend.precision,
+    }
 
 
 def _to_pil(job: Job, i: int, bundle: Bundle) -> Image.Image:

@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 
 from sdturbo import Pipeline, SDTurboError
 from sdturbo.golden import golden_distance
+from sdturbo.result import origin
 from sdturbo_serve import tracing
 from sdturbo_serve.encoding import Format, encode
 from sdturbo_serve.errors import ApiError, deadline_exceeded
@@ -143,11 +144,7 @@ class Service:
         self.metrics.encoding.labels(output_format).observe(seconds / len(files))
         slowest = max((each.batch for each in drawn), key=lambda batch: batch.timings["total"])
         report = {
-            "backend": slowest.backend,
-            "device": slowest.device,
-            "precision": slowest.precision,
-            "bundle_id": slowest.bundle_id,
-            "decoder": slowest.decoder,
+            **origin(self.pipeline.bundle, self.pipeline.backend),
             "steps": slowest.num_inference_steps,
             "strength": slowest.strength,
             "timings_ms": {part: round(ms, 3) for part, ms in slowest.timings.items()},

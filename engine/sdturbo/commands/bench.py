@@ -12,7 +12,7 @@ from sdturbo.cpu import proc_field
 from sdturbo.errors import SDTurboError
 from sdturbo.pipeline import Pipeline
 from sdturbo.request import Request
-from sdturbo.result import Result
+from sdturbo.result import Result, origin
 
 ENGINES = ("text_encoder", "encoder", "denoiser", "decoder", "engines")
 
@@ -44,13 +44,9 @@ def measure(
     first = timings.pop(0)
     by_part = {name: [parts[name] for parts in timings] for name in first}
     figures: dict[str, Any] = {
-        "bundle_id": pipe.bundle.bundle_id,
+        **origin(pipe.bundle, pipe.backend),
         "model": pipe.bundle.model.get("name"),
-        "decoder": pipe.bundle.decoder,
-        "backend": pipe.backend.name,
         "backend_version": pipe.backend.version,
-        "device": pipe.backend.device,
-        "precision": pipe.backend.precision,
         "num_inference_steps": num_inference_steps,
         "batch_size": batch_size,
         "runs": runs,

@@ -95,6 +95,7 @@ def generate(
     """
     from sdturbo.image import save_png, to_pixels
     from sdturbo.request import check_count, check_seeds
+    from sdturbo.result import origin
 
     check_count(count, "--count")
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
@@ -113,17 +114,7 @@ def generate(
             dropped = result.dropped[0]
             tick()
     if as_json:
-        print_json(
-            {
-                "images": written,
-                "dropped": dropped,
-                "bundle_id": pipe.bundle.bundle_id,
-                "decoder": pipe.bundle.decoder,
-                "backend": pipe.backend.name,
-                "device": pipe.backend.device,
-                "precision": pipe.backend.precision,
-            }
-        )
+        print_json({"images": written, "dropped": dropped, **origin(pipe.bundle, pipe.backend)})
         return
     if dropped:
         click.echo(f"The model sees 77 tokens. It did not see: {dropped!r}", err=True)
