@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sdturbo import __version__
 from sdturbo.backends import BackendChoice
-from sdturbo.commands.cli import backend_options, bundle_option, bundle_path
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, run
-from sdturbo.errors import BackendUnavailable
+from sdturbo.commands.cli import backend_options, bundle_option, load_pipeline
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries, run
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
 
 LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart", "prometheus_client", "isal")
@@ -43,7 +41,7 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
     help="Another name of this machine that requests may use, on loopback without a key. Repeatable.",
 )
 @click.option("--max-queue", type=int, default=64, help="Pictures that may wait. More get 429.")
-@click.option("--deadline", type=float, default=60.0, help="Seconds from request to answer.")
+@click.option("--deadline", "deadline_s", type=float, default=60.0, help="Seconds from request to answer.")
 @click.option("--drain", type=click.IntRange(1), default=30, help="Seconds to finish after SIGTERM.")
 @backend_options
 @click.version_option(__version__)
@@ -55,31 +53,23 @@ def cli(
     without_key: bool,
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
-    max_queue: int,
-    deadline: float,
     drain: int,
     choice: BackendChoice,
+    **limits: Any,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
-    if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
-        raise BackendUnavailable(
-            f"`sdturbo-serve` needs {', '.join(missing)}, not installed here. In a clone of sdturbo, `pip install '.[serve]'`"
-            " brings them."
-        )
+    require_libraries("sdturbo-serve", LIBRARIES, "serve")
     keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))
-    settings = Settings(
-        api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, max_queue=max_queue, deadline_s=deadline
-    )
+    settings = Settings(api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, **limits)
 
-    from sdturbo import Pipeline
     from sdturbo_serve import logs
     from sdturbo_serve.app import create_app
     from sdturbo_serve.server import serve
 
     logs.configure()
-    pipeline = Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice))
+    pipeline = load_pipeline(bundle, choice)
     backend = pipeline.backend
     fields = {"backend": backend.name, "precision": backend.precision, "bundle": str(pipeline.bundle.path)}
     logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": fields})

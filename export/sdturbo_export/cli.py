@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import WEIGHT_FORMATS
 from sdturbo.bundle.plans import HARDWARE
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, print_json, run
-from sdturbo.errors import BackendUnavailable, InvalidRequest, OutputError
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, require_libraries, run
+from sdturbo.errors import InvalidRequest, OutputError
 from sdturbo_export.options import PRECISIONS, BuildOptions
 from sdturbo_export.rewrites import rewrite_names
 
@@ -39,7 +38,6 @@ decoder_option = click.option(
     type=FILE,
     help="Directory of an AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 without_option = click.option(
     "--without", multiple=True, type=click.Choice(rewrite_names()), help="Leave out a rewrite. Repeatable."
 )
@@ -245,14 +243,7 @@ def _resolve(model: str, workspace: Path, loras: Sequence[str] = (), **source: A
 
 
 def _require_torch(command: str) -> None:
-    missing = [
-        name for name in ("torch", "diffusers", "transformers", "onnx") if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise BackendUnavailable(
-            f"`sdturbo-export {command}` needs {', '.join(missing)}, not installed here. In a clone of sdturbo:"
-            " `pip install '.[export]'`."
-        )
+    require_libraries(f"sdturbo-export {command}", ("torch", "diffusers", "transformers", "onnx"), "export")
 
 
 def _print(as_json: bool, document: dict[str, Any], line: str) -> None:

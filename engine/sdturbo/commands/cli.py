@@ -15,7 +15,7 @@ import click
 
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, print_json, run
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ bundle_option = click.option(
     envvar="SDTURBO_BUNDLE",
     help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
 
 def backend_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +100,7 @@ def generate(
     if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
         raise InvalidRequest(f"Got the directory {out} as --out, expected the name of a PNG file.")
     check_seeds(seed, count)
-    pipe = _load(bundle, choice, image_to_image=image is not None)
+    pipe = load_pipeline(bundle, choice, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
     written: list[dict[str, Any]] = []
     dropped = ""
@@ -210,7 +209,7 @@ def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, choice: 
     """Time whole requests and their parts on this machine."""
     from sdturbo.commands.bench import measure
 
-    load = functools.partial(_load, bundle, choice, image_to_image=False)
+    load = functools.partial(load_pipeline, bundle, choice, image_to_image=False)
     with _bar((3 if throughput else 1) * runs + 1, "pictures", as_json) as tick:
         figures = measure(load, runs=runs, num_inference_steps=steps, throughput=throughput, tick=tick)
     if not as_json:
@@ -233,7 +232,7 @@ def bundle_path(bundle: Path | None) -> Path:
     return bundle or EMBEDDED
 
 
-def _load(bundle: Path | None, choice: BackendChoice, *, image_to_image: bool) -> Pipeline:
+def load_pipeline(bundle: Path | None, choice: BackendChoice, *, image_to_image: bool = True) -> Pipeline:
     from sdturbo.pipeline import Pipeline
 
     return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice), image_to_image=image_to_image)

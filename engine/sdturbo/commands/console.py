@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -11,11 +12,12 @@ from typing import Any
 
 import click
 
-from sdturbo.errors import Cancelled, SDTurboError
+from sdturbo.errors import BackendUnavailable, Cancelled, SDTurboError
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 FILE = click.Path(path_type=Path)
 SHOW_DEFAULTS = {"show_default": True}  # settings of a command line
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +44,15 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         text = f"internal error, {type(error).__name__}: {error}. Set SDTURBO_TRACEBACK=1 to see where, and report it."
         return _fail(name, RuntimeError(text), INTERNAL_ERROR, as_json=as_json)
     return result if isinstance(result, int) else 0
+
+
+def require_libraries(command: str, libraries: Sequence[str], extra: str) -> None:
+    """Raise BackendUnavailable unless a command's libraries are installed. extra: of sdturbo, brings them."""
+    if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
+        raise BackendUnavailable(
+            f"`{command}` needs {', '.join(missing)}, not installed here. In a clone of sdturbo, `pip install '.[{extra}]'`"
+            " brings them."
+        )
 
 
 def print_json(document: Any) -> None:
