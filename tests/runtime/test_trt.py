@@ -19,7 +19,7 @@ from sdturbo.backends import BackendChoice
 from sdturbo.backends.nvidia import gpus
 from sdturbo.backends.nvidia import tensorrt as trt
 from sdturbo.backends.nvidia.stream import CudaStream
-from sdturbo.bundle.plans import Plan
+from sdturbo.bundle.plans import Plan, read_plans
 from sdturbo.errors import PlanMismatch
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 
@@ -194,7 +194,7 @@ def test_a_fault_while_drawing_is_typed(bundle, nvidia):
 def test_a_plan_is_hashed_again_when_it_is_loaded(bundle, nvidia):
     _, tensorrt = nvidia
     backend = backends.connect(BackendChoice("tensorrt"), bundle)
-    plan = backend.plan("decoder", 1)
+    plan = next(plan for plan in read_plans(bundle) if (plan.stage, plan.batch_size) == ("decoder", 1))
     (bundle.path / plan.file).write_bytes(b"x" * bundle.files[plan.file][1])
     with pytest.raises(BundleError, match=f"{plan.file} was altered"):
         backend.session(bundle.graph("decoder", 1), bundle.stages["decoder"], 1)

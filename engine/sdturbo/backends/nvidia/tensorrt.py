@@ -94,18 +94,15 @@ class TrtBackend:
         self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # by stage: its batch sizes take turns, stages do not
         self._plans = read_plans(bundle) if bundle is not None else []
 
-    def plan(self, stage: str, batch_size: int) -> Plan:
-        """The bundle's plan for a stage on this machine. Raises PlanMismatch."""
-        bundle = self._require_bundle()
-        machine = machine_key(self.version, self.gpu, bundle, stage, batch_size)
-        return choose_plan(bundle, self._plans, stage, batch_size, machine)
-
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
-        bundle = self._require_bundle()
+        bundle = self._bundle
+        if bundle is None:
+            raise BackendUnavailable("TensorRT runs the plans of a bundle. Connect with bundle=….")
         if graph != bundle.graph(stage.name, batch_size):
             message = f"{graph} is not the bundle's {stage.name}. TensorRT runs the bundle's plans alone."
             raise BackendUnavailable(message)
-        plan = self.plan(stage.name, batch_size)
+        machine = machine_key(self.version, self.gpu, bundle, stage.name, batch_size)
+        plan = choose_plan(bundle, self._plans, stage.name, batch_size, machine)
         return self.open(plan_bytes(bundle, plan), stage, batch_size, graph, host_code=plan.key.version_compatible)
 
     def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
@@ -128,11 +125,6 @@ class TrtBackend:
         if engine.dtypes != declared:
             raise BundleError(graph, [f"its plan has the dtypes {engine.dtypes}, but the bundle declares {declared}"])
         return DeviceSession(engine, stage, batch_size, stream)
-
-    def _require_bundle(self) -> Bundle:
-        if self._bundle is None:
-            raise BackendUnavailable("TensorRT runs the plans of a bundle. Connect with bundle=….")
-        return self._bundle
 
 
 class TrtEngine:
