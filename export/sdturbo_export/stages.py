@@ -25,8 +25,6 @@ from sdturbo_export.weights.schedule import step_coefficients
 
 HEIGHT = WIDTH = 512  # pixels of the graphs that are exported
 
-Tensors = tuple[torch.Tensor, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class StageDefinition:
@@ -125,9 +123,9 @@ class Decoder(nn.Module):
 class Encoder(nn.Module):
     """image uint8 (B, H, W, 3), two noises, step -> (mean + exp(logvar/2)·posterior_noise)·scaling + sigma[step]·noise."""
 
-    def __init__(self, vae: AutoencoderKL, checkpoint: Checkpoint) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae  # each of the two encoders calls methods of its own class
         self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
         self.sigmas = nn.Buffer(torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
 
@@ -141,14 +139,8 @@ class Encoder(nn.Module):
         return z * self.scaling_factor + self.sigmas[step.reshape(1)].reshape(()) * noise
 
 
-class TinyEncoder(nn.Module):
-    """AutoencoderTiny: image uint8 (B, H, W, 3), noise, step -> encoded·scaling + sigma[step]·noise."""
-
-    def __init__(self, vae: AutoencoderTiny, checkpoint: Checkpoint) -> None:
-        super().__init__()
-        self.vae = vae
-        self.scaling_factor = checkpoint.configs["vae"]["scaling_factor"]
-        self.sigmas = nn.Buffer(torch.tensor([row.sigma for row in checkpoint.schedule.rows]))
+class TinyEncoder(Encoder):
+    """The same with AutoencoderTiny, which has no posterior: noise, step -> encoded·scaling + sigma[step]·noise."""
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         (x,) = _cast(self.vae, _from_pixels(image))
@@ -185,7 +177,7 @@ def _from_pixels(image: torch.Tensor) -> torch.Tensor:
     return image.float().permute(0, 3, 1, 2) / 255 * 2 - 1
 
 
-def _cast(module: nn.Module, *tensors: torch.Tensor) -> Tensors:
+def _cast(module: nn.Module, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors in the type of the module's weights. Nothing happens to float32 in a float32 module."""
     dtype = next(module.parameters()).dtype
     return tuple(tensor.to(dtype) for tensor in tensors)

@@ -7,20 +7,13 @@ part. The MLP and 22 products go.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from sdturbo_export.rewrites import Rewrite
-
-
-class TimedStage(Protocol):
-    """A stage around a UNet. The buffer `timesteps` of its module `timestep` holds the timestep of each row."""
-
-    unet: nn.Module
-    timestep: nn.Module
 
 
 class _Row(nn.Module):
@@ -46,9 +39,12 @@ class _Part(nn.Module):
 
 
 @torch.no_grad()
-def tabulate_time(stage: TimedStage) -> None:
-    """Change the stage's UNet in place so that its `timestep` argument is the row of the schedule, `step` itself."""
-    unet: Any = stage.unet
+def tabulate_time(stage: Any) -> None:
+    """Change the stage's UNet in place so that its `timestep` argument is the row of the schedule, `step` itself.
+
+    The buffer `timesteps` of the stage's module `timestep` holds the timestep of each row.
+    """
+    unet = stage.unet
     blocks: list[Any] = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
     emb = unet.time_embedding(unet.time_proj(stage.timestep.get_buffer("timesteps")).to(unet.dtype))
     parts = [block.time_emb_proj(block.nonlinearity(emb)) for block in blocks]
