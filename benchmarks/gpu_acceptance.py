@@ -35,7 +35,7 @@ from sdturbo.errors import BackendUnavailable, SDTurboError
 from sdturbo.golden import golden_distance
 from sdturbo_export.errors import BuildError
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
-from sdturbo_export.proof.walk import bundle_walk, run_of
+from sdturbo_export.proof.walk import Walk, run_of
 
 NEEDS_GPU = "needs a GPU"
 # ms for text encoder, UNet and decoder, batch 1: per operator the greater of arithmetic and memory traffic, ideal fusion
@@ -135,7 +135,7 @@ def stages(bundle: Bundle, extent: Extent, size: int) -> Iterator[Line]:
         name: backend.session(bundle.graph(name, size), bundle.stages[name], size) for name in PROGRAM_STAGES
     }
     ids = np.random.default_rng(0).integers(0, 49408, (size, 77))
-    walk = bundle_walk(bundle, ids, list(range(size)), 1)
+    walk = Walk(bundle.stages, bundle.schedule, 1, ids, list(range(size)))
     at = f" at batch size {size}"
     for visit in walk.visits(run_of(sessions), until="decoder"):
         session, inputs = sessions[visit.stage], visit.inputs

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.bundle import EMBEDDED, Bundle
-from sdturbo.bundle.description import MAX_STEPS, TOKENIZER
+from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER
 from sdturbo.clock import CancelToken, Either
 from sdturbo.errors import BundleError, InvalidRequest, SDTurboError
 from sdturbo.image import ImageInput, to_pixels
@@ -26,7 +26,6 @@ from sdturbo.request import DEFAULT_IMAGES, DEFAULT_OUTPUT, DEFAULT_SEED, DEFAUL
 from sdturbo.result import Result, finish, require_finite, require_pictures
 from sdturbo.tokenizer import PromptTokenizer
 
-NOISES = ("posterior_noise", "noise")  # inputs of the encoder, in the order in which diffusers draws them
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
 
 

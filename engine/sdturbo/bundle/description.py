@@ -14,6 +14,7 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 EMBEDDED = Path(__file__).parents[1] / "bundles" / "tiny"  # the toy model of this package
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
+NOISES = ("posterior_noise", "noise")  # inputs of the encoder, in the order in which diffusers draws them
 MAX_STEPS = 4
 LATENT_SCALE = 8  # pixels per latent, in height and in width
 WEIGHT_FORMATS = ("fp32", "fp16")

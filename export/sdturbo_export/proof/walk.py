@@ -15,21 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session
-from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import ScheduleRow, Stage, rows_of
+from sdturbo.bundle.description import NOISES, ScheduleRow, Stage, rows_of
 from sdturbo.noise import randn
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-NOISES = ("posterior_noise", "noise")  # of the encoder, in the order in which diffusers draws them
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A stage on the way, with its inputs by name and its output. row: of the schedule."""
+    """A stage on the way, with its inputs by name and its output."""
 
     stage: str
-    row: int
     inputs: Arrays
     output: Array
 
@@ -53,24 +50,22 @@ class Walk:
         """The rows of the schedule that the denoiser takes, one per step."""
         return rows_of(self.schedule, self.num_inference_steps)
 
-    @property
-    def route(self) -> Iterator[tuple[str, int]]:
-        """(stage, row) in the order of the request. The encoder comes last: it is shown the picture."""
-        yield "text_encoder", self.rows[0]
-        yield from (("denoiser", row) for row in self.rows)
-        yield from (("decoder", self.rows[-1]), ("encoder", self.rows[0]))
-
     def inputs(self, stage: str, row: int | None = None) -> Arrays:
         """The stage's inputs by name, from the outputs of the stages before it. row: the request's first by default."""
         row = self.rows[0] if row is None else row
         return {spec.name: self._tensor(stage, spec.name, row) for spec in self.stages[stage].inputs}
 
     def visits(self, run: Callable[[str, Arrays], Array], until: str = "encoder") -> Iterator[Visit]:
-        """Each stage on the route up to `until`, run by `run`, which takes a stage's name and its inputs."""
-        for stage, row in self.route:
+        """Each stage in the order of the request up to `until`, run by `run`, which takes a stage's name and its inputs.
+
+        The encoder comes last: it is shown the picture.
+        """
+        first = self.rows[0]
+        denoising = [("denoiser", row) for row in self.rows]
+        for stage, row in [("text_encoder", first), *denoising, ("decoder", first), ("encoder", first)]:
             inputs = self.inputs(stage, row)
             self.outputs[stage] = run(stage, inputs)
-            yield Visit(stage, row, inputs, self.outputs[stage])
+            yield Visit(stage, inputs, self.outputs[stage])
             if stage == until:
                 return
 
@@ -98,11 +93,6 @@ class Walk:
     @property
     def _latents_shape(self) -> tuple[int, ...]:
         return self.stages["denoiser"].outputs[0].shape_at(1)
-
-
-def bundle_walk(bundle: Bundle, input_ids: NDArray[np.int64], seeds: Sequence[int], num_inference_steps: int) -> Walk:
-    """A walk through a bundle's stages at its default size."""
-    return Walk(bundle.stages, bundle.schedule, num_inference_steps, input_ids, seeds)
 
 
 def run_of(sessions: Mapping[str, Session]) -> Callable[[str, Arrays], Array]:

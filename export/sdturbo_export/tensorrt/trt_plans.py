@@ -29,7 +29,7 @@ from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
-from sdturbo_export.proof.walk import Arrays, Visit, bundle_walk
+from sdturbo_export.proof.walk import Arrays, Visit, Walk
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 from sdturbo_export.tensorrt.trt_from_onnx import Compiled, PlanOptions, trt_from_onnx
 
@@ -102,7 +102,7 @@ def references(bundle: Bundle, batch_size: int) -> Iterator[Visit]:
         return output
 
     seeds = [golden.seed + i for i in range(batch_size)]
-    yield from bundle_walk(bundle, ids, seeds, 1).visits(run)
+    yield from Walk(bundle.stages, bundle.schedule, 1, ids, seeds).visits(run)
 
 
 def require_room(
