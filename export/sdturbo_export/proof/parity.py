@@ -17,6 +17,7 @@ from torch import nn
 
 from sdturbo.backends import Backend, BackendChoice, connect
 from sdturbo.bundle.description import TensorSpec
+from sdturbo.bundle.external_data import external_locations
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.proof.half_arithmetic import HalfArithmetic
 from sdturbo_export.proof.walk import Arrays, Walk
@@ -96,10 +97,7 @@ def _before_rounding(path: Path, folder: Path) -> Path:
     model.graph.node.append(onnx.helper.make_node("Identity", [rounding.input[0]], ["pixels"]))
     del model.graph.output[:]
     model.graph.output.append(pixels)
-    weights = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    for name in weights:
+    for name in external_locations(path):
         shutil.copyfile(path.parent / name, folder / name)
     onnx.save(model, str(folder / path.name))
     return folder / path.name
