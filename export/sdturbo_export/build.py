@@ -93,9 +93,7 @@ def build(
                     with locked(out):  # no plan comes in between
                         keep_plans(out, partial, say)
                         exchange(partial, out)
-                elif out.exists():
-                    exchange(partial, out)
-                else:
+                else:  # there is nothing, or an empty directory
                     partial.replace(out)
             for stage in stages.values():
                 stage_store.hand_over(stage, out / "onnx")
@@ -173,9 +171,7 @@ def _lock(store: Path) -> Generator[None]:
     with (store / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+        except (BlockingIOError, PermissionError) as error:
             raise BuildError(f"Another build is using {store}. Wait for it, or choose another --workspace.") from error
         yield
 
