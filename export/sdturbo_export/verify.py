@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdturbo import Pipeline, backends
-from sdturbo.backends import Backend, BackendChoice, Offer
+from sdturbo.backends import Backend, BackendChoice
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BackendUnavailable, InvalidRequest
 from sdturbo.files import sha256_file
@@ -78,21 +78,13 @@ def _listed(loras: Sequence[Mapping[str, Any]]) -> str:
 
 def _backends(bundle: Bundle) -> Iterator[Backend]:
     """A backend per device and precision that runs here. Raises BackendUnavailable if there is none."""
-    offers = _offers(bundle)
+    offers = [offer for name in backends.names(automatic=True) for offer in backends.offers(name, bundle)]
     for offer in offers:
         if offer.runs:
-            yield _connect(offer, bundle)
+            yield backends.connect(BackendChoice(offer.backend, offer.device, offer.precision), bundle)
     if not any(offer.runs for offer in offers):
         reasons = "\n".join(f"  - {offer.reason}" for offer in offers)
         raise BackendUnavailable(f"No backend can run here, so nothing was drawn:\n{reasons}")
-
-
-def _offers(bundle: Bundle) -> list[Offer]:
-    return [offer for name in backends.names(automatic=True) for offer in backends.offers(name, bundle)]
-
-
-def _connect(offer: Offer, bundle: Bundle) -> Backend:
-    return backends.connect(BackendChoice(offer.backend, offer.device, offer.precision), bundle)
 
 
 def _golden(bundle: Bundle, backend: Backend) -> Line:
@@ -159,10 +151,9 @@ def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[st
     start = Image.fromarray(noise).resize(larger, Image.Resampling.BICUBIC)
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
     gc.collect()  # diffusers' pipelines hold reference cycles, and the weights are gigabytes
-    for offer in _offers(bundle):
-        if not offer.runs or offer.precision != bundle.precision:
-            continue  # `sdturbo doctor` says why
-        backend = _connect(offer, bundle)
+    for backend in _backends(bundle):
+        if backend.precision != bundle.precision:
+            continue
         pipe = Pipeline(bundle, backend)
         distances: list[tuple[float, int]] = []
         for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
