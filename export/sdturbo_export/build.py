@@ -118,7 +118,7 @@ def _export_stage(definition: StageDefinition, options: BuildOptions, walk: Walk
         if precision == "fp16":
             rounded = half_output(definition, inputs, options.without)
             distance = max(distance, relative_l2(rounded, expected))
-        if distance > (most := bound(precision, options.weight_format)):
+        if distance > (most := bound(definition.name, precision, options.weight_format)):
             raise ParityError(
                 f"The exported {definition.name} is {distance:.1e} (relative L2 distance) from PyTorch, more than {most:.0e}."
                 " No bundle was written. Please report this with the versions that `sdturbo doctor` prints."

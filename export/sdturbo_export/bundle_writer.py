@@ -19,7 +19,7 @@ from sdturbo.bundle.description import FORMAT, MANIFEST, PLAIN, TOKENIZER, ident
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.options import BuildOptions
-from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
+from sdturbo_export.proof.distance import bound
 from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import HEIGHT, WIDTH, StageDefinition, stage_definitions
@@ -126,13 +126,9 @@ def _manifest(
             for name, definition in stage_definitions(checkpoint).items()
         },
         "parity": {
-            name: {
-                "relative_l2": stored.parity,
-                "bound": bound(stage_precision(name, precision), weight_format),
-                "backend": "onnxruntime",
-            }
+            name: {"relative_l2": stored.parity, "bound": most, "backend": "onnxruntime"}
             for name, stored in stages.items()
-            if stage_precision(name, precision) in BOUNDS
+            if np.isfinite(most := bound(name, precision, weight_format))
         },
         "golden": asdict(GOLDEN),
     }

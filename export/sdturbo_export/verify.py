@@ -95,15 +95,14 @@ def _golden(bundle: Bundle, backend: Backend) -> Line:
 
 
 def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterator[Line]:
-    from sdturbo_export.proof.distance import BOUNDS, bound, stage_precision
+    from sdturbo_export.proof.distance import bound
     from sdturbo_export.proof.parity import stage_parity
     from sdturbo_export.stages import stage_definitions
 
     for name, definition in stage_definitions(checkpoint).items():
-        precision = stage_precision(name, backend.precision)
-        if precision not in BOUNDS:
-            continue  # int8: its pictures are judged
-        most = bound(precision, bundle.weight_format)
+        most = bound(name, backend.precision, bundle.weight_format)
+        if np.isinf(most):
+            continue  # its pictures are judged
         graphs = {size: bundle.graph(name, size) for size in bundle.batch_sizes}
         distance = stage_parity(definition, graphs, backend)
         what = f"{name} against PyTorch, {_name(backend)} {backend.precision}"

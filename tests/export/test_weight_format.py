@@ -42,8 +42,8 @@ def test_it_weighs_half(rounded_bundle, small_bundle):
 
 
 def test_its_parity_has_a_limit_of_its_own(rounded_bundle):
-    assert bound("fp32", "fp16") == ROUNDED_WEIGHTS > bound("fp32", "fp32") == BOUNDS["fp32"]
-    assert bound("bf16", "fp16") == BOUNDS["bf16"]
+    assert bound("decoder", "fp32", "fp16") == ROUNDED_WEIGHTS > bound("decoder", "fp32", "fp32") == BOUNDS["fp32"]
+    assert bound("decoder", "bf16", "fp16") == BOUNDS["bf16"]
     for name in ("text_encoder", "denoiser", "decoder"):
         found = rounded_bundle.parity[name]
         assert BOUNDS["fp32"] < found["relative_l2"] <= found["bound"] == ROUNDED_WEIGHTS

@@ -7,23 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BOUNDS = {
-    "fp32": 1e-4,
-    "fp16": 1e-2,
-    "bf16": 3e-2,
-}  # relative L2 distance of a stage. int8 is held by its pictures instead.
+BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}  # relative L2 distance of a stage
 ROUNDED_WEIGHTS = 3e-3  # for float32 graphs whose weights are stored in float16, relative error 2^-11
 INT8_STAGES = ("denoiser", "decoder")  # of a bundle in int8. The others are in fp32.
 
 
-def stage_precision(stage: str, precision: str) -> str:
-    """The precision of a stage's graph in a bundle of that precision."""
-    return "fp32" if precision == "int8" and stage not in INT8_STAGES else precision
+def bound(stage: str, precision: str, weight_format: str) -> float:
+    """The largest relative L2 distance of a stage, in a bundle of that precision and form of weights.
 
-
-def bound(precision: str, weight_format: str) -> float:
-    """The largest relative L2 distance of a stage computed in `precision` with weights stored in `weight_format`."""
-    return max(BOUNDS[precision], ROUNDED_WEIGHTS if weight_format == "fp16" else 0.0)
+    It is infinite for a stage in int8, which is held by its pictures instead.
+    """
+    if precision == "int8" and stage in INT8_STAGES:
+        return float("inf")
+    computed_in = "fp32" if precision == "int8" else precision
+    return max(BOUNDS[computed_in], ROUNDED_WEIGHTS if weight_format == "fp16" else 0.0)
 
 
 def relative_l2(output: NDArray[Any], expected: NDArray[Any]) -> float:
