@@ -23,6 +23,7 @@ def test_time_tables_equal_diffusers_at_every_row(copied, prediction_type):
     definition = stage_definitions(checkpoint)["denoiser"]
     graphs = [graph_module(definition, without=without) for without in ((), ("time-tables",))]
     inputs = example_inputs(definition, 2)
+    inputs["latents"] = inputs["latents"][..., :16, :16]  # a small picture: the tables do not depend on its size
     for row in range(len(checkpoint.schedule.rows)):
         inputs["step"] = torch.tensor(row)
         with torch.no_grad():
