@@ -8,6 +8,7 @@ import ctypes
 import enum
 import json
 import sys
+import threading
 import types
 
 import numpy as np
@@ -22,6 +23,7 @@ class Error(enum.IntEnum):
     cudaErrorInsufficientDriver = 35
     cudaErrorIllegalState = 401
     cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 class Kind(enum.IntEnum):
@@ -34,10 +36,10 @@ class Mode(enum.IntEnum):
 
 
 class Stream:
-    """Work waits in `queue`; while capturing it goes to `captured`."""
+    """Work waits in `queue`; while capturing it goes to `captured`. thread: the one that captures. broken: it freed memory."""
 
     def __init__(self):
-        self.queue, self.captured = [], None
+        self.queue, self.captured, self.thread, self.broken = [], None, None, False
 
     def __int__(self):
         return id(self)
@@ -80,6 +82,8 @@ class Cuda(types.ModuleType):
             if error is not None and self.calls.count(name) > working:
                 return (error, None)
             found = function(*arguments)
+            if isinstance(found, Error):
+                return (found, None)
             return (Error.cudaSuccess, *(found if type(found) is tuple else () if found is None else (found,)))
 
         return call
@@ -123,6 +127,9 @@ class Cuda(types.ModuleType):
         return self._take(size)
 
     def cudaFree(self, address):
+        for thing in self.things.values():
+            if isinstance(thing, Stream) and thing.captured is not None and thing.thread == threading.get_ident():
+                thing.broken = True
         del self.things[address]
 
     def cudaFreeHost(self, address):
@@ -145,10 +152,12 @@ class Cuda(types.ModuleType):
 
     def cudaStreamBeginCapture(self, stream, mode):
         assert stream.captured is None, "a capture was not ended"
-        stream.captured = Recorded()
+        stream.captured, stream.thread, stream.broken = Recorded(), threading.get_ident(), False
 
     def cudaStreamEndCapture(self, stream):
         captured, stream.captured = stream.captured, None
+        if stream.broken:
+            return Error.cudaErrorStreamCaptureInvalidated
         return self._keep(captured)
 
     def cudaGraphInstantiate(self, graph, flags):

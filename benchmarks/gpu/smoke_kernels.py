@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.device import Buffer, Work
+from sdturbo.backends.recording import Buffer, Work
 from sdturbo.backends.nvidia.gpus import CudaError, check
 from sdturbo.backends.nvidia.stream import CudaStream
 from sdturbo.bundle.description import Stage
@@ -77,6 +77,8 @@ class Kernels(Protocol):
 
 class KernelEngine:
     """A stage of `device.Engine` that is one kernel. waits: it also waits for the stream, so that no recording succeeds."""
+
+    recordable = True
 
     def __init__(self, stage: Stage, kernels: Kernels, *, waits: bool = False) -> None:
         self.lock = threading.Lock()

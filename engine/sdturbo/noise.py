@@ -118,7 +118,8 @@ def _fma(a: F64, b: F64 | np.float64, c: F32 | np.float64) -> F32:
 def _round_to_odd(product: F64, addend: F64) -> F32:
     """product + addend, rounded to odd in float64 and then to float32.
 
-    Source: Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd" (2008).
+    Source: Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd"
+    (2008).
     """
     total = product + addend
     split = total - product

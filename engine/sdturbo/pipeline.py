@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
+from sdturbo.backends.protocols import Recorded
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER
 from sdturbo.clock import CancelToken, Either
@@ -72,12 +73,16 @@ class Pipeline:
             for size in sorted(bundle.batch_sizes, reverse=True)  # the smaller ones then fit into memory they may share
             if image_to_image or name != "encoder"
         }
-        self._programs: dict[tuple[int, int], Program] = {}
+        self._programs: dict[tuple[bool, range, int], Program] = {}
+        runs = [bundle.steps(count) for count in range(1, MAX_STEPS + 1)]
+        later = [rows[first:] for rows in runs for first in range(len(rows))] if image_to_image else []
         for size in bundle.batch_sizes:
             sessions = {name: session for (name, batch_size), session in self._sessions.items() if batch_size == size}
-            for count in range(1, MAX_STEPS + 1):
-                if (program := backend.program(sessions, bundle.steps(count))) is not None:
-                    self._programs[count, size] = program
+            for from_image, rows in [*((False, rows) for rows in runs), *((True, rows) for rows in later)]:
+                if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
+                    self._programs[from_image, rows, size] = program
+        recorded = [one for one in (*self._sessions.values(), *self._programs.values()) if isinstance(one, Recorded)]
+        self._lost_recordings = tuple(one.title for one in recorded if not one.replays)
         self._image_to_image = image_to_image
         self._latents_shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first
@@ -121,9 +126,9 @@ class Pipeline:
                 "cancel": cancel,
             }
         )
-        if self._programs and job.image is None and job.ends_in_pictures:
+        if self._programs and job.ends_in_pictures:
             return self._draw(job)
-        return self._decode(self._denoise(self._encode_text(job)))
+        return self._decode(self._denoise(self._encode_text(self._encode_image(job))))
 
     async def generate_async(
         self, prompt: str | Sequence[str], image: ImageInput | None = None, **options: Any
@@ -148,10 +153,19 @@ class Pipeline:
         Closing the generator stops the work before its next stage. The three threads have ended when it returns.
         `timings["total"]` contains the time that a request waited between stages.
         """
-        return stream(requests, self._start, self._encode_text, self._denoise, self._decode)
+
+        def start(request: Request, stop: CancelToken) -> Job:
+            return self._encode_image(self._start(request, stop))
+
+        return stream(requests, start, self._encode_text, self._denoise, self._decode)
+
+    @property
+    def lost_recordings(self) -> tuple[str, ...]:
+        """Titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer."""
+        return self._lost_recordings
 
     def _start(self, request: Request, stop: CancelToken | None = None) -> Job:
-        """A checked job with its tokens and first latents. stop: one more token that cancels it."""
+        """A checked job with its tokens, and the inputs of its first stage. stop: one more token that cancels it."""
         job = accept(self.bundle, request)
         if job.image is not None and not self._image_to_image:
             raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
@@ -163,20 +177,22 @@ class Pipeline:
             with job.clock.part("noise"):
                 noise = randn(job.seeds, self._latents_shape)[0] if job.latents is None else job.latents
                 job.x = noise * np.float32(self.bundle.schedule[0].sigma)
-        else:
-            self._encode_image(job, job.image)
-        return job
-
-    def _encode_image(self, job: Job, image: ImageInput) -> None:
-        """The image as latents, with the noise of the first step added. An AutoencoderTiny has no posterior."""
+                job.start = {"latents": job.x}
+            return job
         with job.clock.part("image"):
-            pixels = to_pixels(image, self.bundle.height, self.bundle.width)
-        with job.clock.part("noise"):
+            pixels = to_pixels(job.image, self.bundle.height, self.bundle.width)
+        with job.clock.part("noise"):  # an AutoencoderTiny has no posterior
             names = [spec.name for spec in self.bundle.stages["encoder"].inputs if spec.name in NOISES]
             noises = dict(zip(names, randn(job.seeds, self._latents_shape, draws=len(names)), strict=True))
-        with job.clock.part("encoder"):
-            inputs = {"image": [pixels[0]] * len(job.seeds), **noises}
-            job.x = self._run("encoder", inputs, step=np.int64(job.rows[0]))
+        job.start = {"image": [pixels[0]] * len(job.seeds), **noises}
+        return job
+
+    def _encode_image(self, job: Job) -> Job:
+        """The image, if there is one, as latents with the noise of the first step added."""
+        if job.image is not None:
+            with job.clock.part("encoder"):
+                job.x = self._run("encoder", job.start, step=np.int64(job.rows[0]))
+        return job
 
     def _encode_text(self, job: Job) -> Job:
         """prompt_embeds float32 (77, 1024) per image, from the cache or the text encoder."""
@@ -213,7 +229,7 @@ class Pipeline:
             with job.clock.part("decoder"):
                 job.images = self._run("decoder", {"latents": job.x})
                 require_pictures(job.images, self.backend.precision)
-        return finish(job, self.bundle, self.backend)
+        return finish(job, self.bundle, self.backend, self._lost_recordings)
 
     def _draw(self, job: Job) -> Result:
         """All stages at once, batch by batch, where the backend keeps tensors on its device."""
@@ -221,13 +237,14 @@ class Pipeline:
         for size, rows in self._batches(len(job.seeds)):
             with job.clock.part("engines"):
                 input_ids = np.concatenate([job.tokens[row // job.images_per_prompt].input_ids for row in rows])
-                program = self._programs[job.num_inference_steps, size]
-                outputs = program.run({"input_ids": input_ids, "latents": job.x[rows]})
+                start = {name: np.stack([values[row] for row in rows]) for name, values in job.start.items()}
+                program = self._programs[job.image is not None, job.rows, size]
+                outputs = program.run({"input_ids": input_ids, **start})
                 require_finite(outputs["latents"], "denoiser")
                 require_pictures(outputs["image"], self.backend.precision)
                 images.append(outputs["image"])
         job.images = np.concatenate(images)[: len(job.seeds)]
-        return finish(job, self.bundle, self.backend)
+        return finish(job, self.bundle, self.backend, self._lost_recordings)
 
     def _run(self, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
         """Run a stage over N rows, batch by batch."""

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Required, SupportsIndex, TypedDict, cast
+from typing import Any, Required, SupportsIndex, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,9 @@ class Job:
     """A checked request of N images, and the tensors that the stages make of it.
 
     rows: the schedule's rows that will run. images_per_prompt: image i belongs to prompt i // images_per_prompt.
-    The stages fill in the rest. tokens: one per prompt. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32
-    (77, 1024) per image. images: uint8 (N, H, W, 3).
+    The stages fill in the rest. tokens: one per prompt. start: by name, the rows of `latents` (noise), or from an image those
+    of the encoder's inputs. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32 (77, 1024) per image. images: uint8
+    (N, H, W, 3).
     """
 
     prompts: list[str]
@@ -67,6 +68,7 @@ class Job:
     output_type: str
     clock: Clock
     tokens: list[Tokens] = field(default_factory=list[Tokens])
+    start: dict[str, Any] = field(default_factory=dict[str, Any])
     x: F32 = field(default_factory=lambda: np.empty(0, np.float32))
     prompt_embeds: list[F32] = field(default_factory=list[F32])
     images: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))

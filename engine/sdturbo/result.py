@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class Result:
     images: a list of PIL images. With output_type "np" uint8 (N, H, W, 3), with "latent" float32 (N, 4, H/8, W/8).
     seeds: one per image, none if `latents` were given. timings: milliseconds per part, and "total".
     dropped: per prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
+    lost_recordings: titles of recordings (CUDA graphs) that could not be made at load, so that the device took longer.
     """
 
     images: Any
@@ -36,10 +38,11 @@ class Result:
     precision: str
     bundle_id: str
     decoder: str
+    lost_recordings: list[str]
 
 
-def finish(job: Job, bundle: Bundle, backend: Backend) -> Result:
-    """The result of a job whose stages are done."""
+def finish(job: Job, bundle: Bundle, backend: Backend, lost_recordings: Sequence[str]) -> Result:
+    """The result of a job whose stages are done. lost_recordings: as of `Result`."""
     images: Any = job.images if job.ends_in_pictures else job.x
     if job.output_type == "pil":
         with job.clock.part("output"):
@@ -52,6 +55,7 @@ def finish(job: Job, bundle: Bundle, backend: Backend) -> Result:
         num_inference_steps=job.num_inference_steps,
         strength=job.strength,
         **origin(bundle, backend),
+        lost_recordings=list(lost_recordings),
     )
 
 

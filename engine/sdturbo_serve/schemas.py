@@ -84,7 +84,8 @@ class ImageData(BaseModel):
 class Report(BaseModel):
     """The making of the pictures. timings_ms: milliseconds per part of the slowest picture's batch.
 
-    dropped: the end of the prompt that the model did not see. decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
+    dropped: the end of the prompt that the model did not see. lost_recordings: CUDA graphs that could not be made at load.
+    decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
     """
 
     backend: str
@@ -92,6 +93,7 @@ class Report(BaseModel):
     precision: str
     bundle_id: str
     decoder: str
+    lost_recordings: list[str]
     steps: int
     strength: float | None
     timings_ms: dict[str, float]

@@ -40,6 +40,7 @@ class Service:
         self.pipeline = pipeline
         self.settings = settings
         self.metrics = Metrics()
+        self.metrics.lost_recordings.set(len(pipeline.lost_recordings))
         self.worker = Worker(pipeline, settings.max_queue, self.metrics)
         self.not_ready: str | None = "The engine is warming up."
         self.started = int(time.time())
@@ -145,6 +146,7 @@ class Service:
         slowest = max((each.batch for each in drawn), key=lambda batch: batch.timings["total"])
         report = {
             **origin(self.pipeline.bundle, self.pipeline.backend),
+            "lost_recordings": slowest.lost_recordings,
             "steps": slowest.num_inference_steps,
             "strength": slowest.strength,
             "timings_ms": {part: round(ms, 3) for part, ms in slowest.timings.items()},

@@ -64,12 +64,34 @@ def test_pictures_on_the_device_are_those_of_the_host(bundle, on_device, steps, 
     assert (found.device, expected.device) == ("null:0", "cpu")
 
 
-def test_image_to_image_and_latents_run_stage_by_stage(bundle, on_device):
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_image_to_image_is_one_program_too(bundle, on_device, steps, strength):
+    if int(steps * strength) < 1:
+        pytest.skip("no step would run")
     host = Pipeline.load(bundle.path, "null")
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    for request in ({"image": picture, "num_inference_steps": 4}, {"output_type": "latent", "num_inference_steps": 2}):
-        options = {"output_type": "np"} | request
-        assert np.array_equal(on_device("a cat", **options).images, host("a cat", **options).images)
+    options = {"strength": strength, "num_inference_steps": steps, "num_images_per_prompt": 3, "output_type": "np"}
+    found, expected = on_device("a cat", picture, **options), host("a cat", picture, **options)
+    assert np.array_equal(found.images, expected.images)
+    assert "engines" in found.timings
+    assert "encoder" not in found.timings
+    assert "encoder" in expected.timings
+
+
+def test_latents_run_stage_by_stage(bundle, on_device):
+    host = Pipeline.load(bundle.path, "null")
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for image in (None, picture):
+        found, expected = (
+            pipe("a cat", image, num_inference_steps=2, output_type="latent") for pipe in (on_device, host)
+        )
+        assert np.array_equal(found.images, expected.images)
+
+
+def test_without_an_encoder_there_is_no_program_from_an_image(bundle):
+    pipe = Pipeline.load(bundle.path, "null", device="null", image_to_image=False)
+    assert not any(from_image for from_image, *_ in pipe._programs)
 
 
 def test_a_replay_takes_new_inputs_and_moves_no_buffer(bundle):
@@ -129,6 +151,47 @@ class Forgetful(NullQueue):
             self._pending.pop()
 
         return short
+
+
+class Restless(NullQueue):
+    """Its replays differ from launches by a little, as sums in another order do, or by a lot."""
+
+    by = 1e-3
+
+    def record(self, work):
+        replay = super().record(work)
+
+        def changed():
+            replay()
+            self.enqueue(self.change)
+
+        return changed
+
+    def download(self, buffer):
+        super().download(buffer)
+        self.last = buffer
+
+    def change(self):
+        if self.last.host.dtype == np.float32:
+            self.last.host[...] *= 1 + self.by
+
+
+@pytest.mark.parametrize(("by", "replays"), [(0.0, True), (1e-3, True), (0.1, False), (np.nan, False)])
+def test_a_replay_may_differ_as_sums_in_another_order_do_and_no_more(bundle, by, replays):
+    queue = Restless()
+    queue.by = by
+    stage = bundle.stages["denoiser"]
+    assert DeviceSession(NullEngine(stage, 2), stage, 2, queue).replays is replays
+
+
+def test_a_lost_recording_is_in_every_result(bundle, monkeypatch):
+    monkeypatch.setattr(NullQueue, "record", Failing.record)
+    pipe = Pipeline.load(bundle.path, "null", device="null", image_to_image=False)
+    lost = pipe("a cat").lost_recordings
+    assert tuple(lost) == pipe.lost_recordings
+    assert len(lost) == 2 * (3 + 4)
+    assert "text_encoder at batch size 1" in lost
+    assert Pipeline.load(bundle.path, "null")("a cat").lost_recordings == []
 
 
 @pytest.mark.parametrize(("queue", "why"), [(Failing, "not permitted"), (Forgetful, "other values")])

@@ -59,12 +59,18 @@ def test_plans_draw_what_their_graphs_draw(bundle, steps):
     assert (found.backend, found.device) == ("tensorrt", "cuda:0")
 
 
-def test_a_request_is_one_graph_launch_and_nothing_else(bundle, nvidia):
+@pytest.mark.parametrize("strength", [None, 0.25, 0.5, 1.0])
+def test_a_request_is_one_graph_launch_and_nothing_else(bundle, nvidia, strength):
     cuda, _ = nvidia
     pipe = Pipeline.load(bundle.path, "tensorrt", device="cuda:1")
-    pipe("a cat", num_inference_steps=4)
+    image = None if strength is None else np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     cuda.calls.clear()
-    pipe("a dog", num_inference_steps=4, output_type="np")
+    result = pipe("a dog", image, strength=strength, num_inference_steps=4, output_type="np")
+    assert "engines" in result.timings
+    assert result.lost_recordings == []
+    host = Pipeline.load(bundle.path, "onnxruntime")
+    expected = host("a dog", image, strength=strength, num_inference_steps=4, output_type="np")
+    assert np.array_equal(result.images, expected.images)
     assert [name for name in cuda.calls if name != "cudaSetDevice"] == ["cudaGraphLaunch", "cudaStreamSynchronize"]
     assert pipe.backend.device == "cuda:1"
 
@@ -144,9 +150,36 @@ def test_a_failed_capture_is_logged_and_the_launches_go_on_plainly(bundle, nvidi
         pipe = Pipeline.load(bundle.path, "tensorrt")
     assert not any(one.replays for one in (*pipe._programs.values(), *pipe._sessions.values()))
     assert "decoder at batch size 2: launched plainly, for recording failed" in caplog.text
-    assert "4 steps at batch size 2: launched plainly, for recording failed" in caplog.text
+    assert (
+        "text-to-image from row 6 to 9 of the schedule, at batch size 2: launched plainly, for recording" in caplog.text
+    )
     expected = Pipeline.load(bundle.path, "onnxruntime")("a cat", output_type="np").images
-    assert np.array_equal(pipe("a cat", output_type="np").images, expected)
+    result = pipe("a cat", output_type="np")
+    assert np.array_equal(result.images, expected)
+    assert len(result.lost_recordings) == 2 * (4 + 4 + 10)  # per batch size: stages, text-to-image, image-to-image
+    assert "decoder at batch size 2" in result.lost_recordings
+
+
+def test_garbage_that_holds_device_memory_is_not_collected_in_a_capture(nvidia):
+    stream = CudaStream(0)
+
+    def work():
+        garbage = [stream.memory(100)]
+        garbage.append(garbage)
+        del garbage
+        for _ in range(2000):  # allocations, which start the collector
+            junk.append([])
+
+    junk = []
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10, 1, 1)
+    try:
+        stream.record(work)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="cudaErrorStreamCaptureInvalidated"):
+        stream.record(lambda: stream.memory(100))  # freed at once
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("enqueue failed"), KeyboardInterrupt()])

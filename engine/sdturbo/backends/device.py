@@ -1,146 +1,58 @@
 """Stages whose tensors live on a device. Buffers are made once at load, then only copy in, launch, copy out.
 
-`DeviceSession` runs one stage. `DeviceProgram` runs a whole request: text encoder, denoiser × n and decoder. Each is recorded
-once, on a queue of its own, and replayed. Sessions of different stages may work at the same time (`Pipeline.stream`). They
-hand on their tensors through host memory, 0.4 MB per picture.
+`DeviceSession` runs one stage. `DeviceProgram` runs a whole request. Each is recorded once, on a queue of its own, and
+replayed. Sessions of different stages may work at the same time (`Pipeline.stream`). They hand on their tensors through host
+memory, 0.4 MB per picture.
 Knows no library. A backend supplies a `DeviceQueue` and an `Engine` per stage.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.checks import copy_inputs
 from sdturbo.backends.protocols import Tensors
+from sdturbo.backends.recording import Buffer, Buffers, DeviceQueue, Recording, Work
 from sdturbo.bundle.description import Stage, TensorSpec
 
-log = logging.getLogger("sdturbo")
-
-Work = Callable[[], None]
-PROGRAM_STAGES = ("text_encoder", "denoiser", "decoder")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Buffer:
-    """A tensor's memory on the device, in the library's terms, and its twin on the host. Neither ever moves."""
-
-    host: NDArray[Any]
-    device: Any
-
-
-Buffers = Mapping[str, Buffer]
-
-
-class DeviceQueue(Protocol):
-    """Work on a device, done in order. CUDA calls it a stream. One thread at a time."""
-
-    def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer: ...
-    def upload(self, buffer: Buffer) -> None:
-        """Enqueue the copy host -> device."""
-
-    def download(self, buffer: Buffer) -> None:
-        """Enqueue the copy device -> host."""
-
-    def record(self, work: Work) -> Work:
-        """A function that enqueues again, at once, all that `work` enqueues. Raises RuntimeError if that fails."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait until everything enqueued is done."""
+PROGRAM_STAGES = ("text_encoder", "denoiser", "decoder")  # of text-to-image
 
 
 class Engine(Protocol):
-    """A compiled stage. lock: held during a run. Engines that cannot run at the same time share it."""
+    """A compiled stage.
+
+    lock: held during a run. Engines that cannot run at the same time share it. recordable: whether a recording of it is
+    worth something. It is not where a library launches plainly inside.
+    """
 
     @property
     def lock(self) -> threading.Lock: ...
+    @property
+    def recordable(self) -> bool: ...
     def bind(self, buffers: Buffers, queue: Any, /) -> Work:
         """A function that enqueues one run on these buffers, named after the stage's tensors."""
         ...
 
 
-class Recording:
-    """Launches between the copies of their inputs and outputs, recorded once and replayed. title: its name in the log.
-
-    Construction runs it once launched plainly and once replayed. If recording fails or the values differ, that is logged. It
-    is then launched plainly, and `replays` is False. No reference leads back to its owner. Device memory is thus freed with
-    the owner, and does not wait for Python's search for cycles.
-    """
-
-    def __init__(
-        self, title: str, launches: Sequence[Work], queue: DeviceQueue, inputs: Buffers, outputs: Buffers
-    ) -> None:
-        def work() -> None:
-            for buffer in inputs.values():
-                queue.upload(buffer)
-            for launch in launches:
-                launch()
-            for buffer in outputs.values():
-                queue.download(buffer)
-
-        self._title, self._work, self._queue, self._outputs = title, work, queue, outputs
-        self._host = {name: buffer.host for name, buffer in inputs.items()}
-        self.replays = False
-        self._replay: Work = work
-        self._record()
-
-    def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
-        """Copies of the outputs by name. replay: False launches plainly, for measurements. Raises InputError."""
-        copy_inputs(self._host, inputs)
-        return self._run(self._replay if replay else self._work)
-
-    def _run(self, work: Work) -> dict[str, NDArray[Any]]:
-        try:
-            work()
-        finally:  # even if a launch failed, nothing is under way when the next run begins
-            self._queue.synchronize()
-        return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
-
-    def _record(self) -> None:
-        """Record the work, and keep the recording if its replay gives the values of plain launches."""
-        rng = np.random.default_rng(0)
-        for array in self._host.values():  # standard normals where floats go in, zeros elsewhere
-            array[...] = rng.standard_normal(array.shape, np.float32) if array.dtype.kind == "f" else 0
-        samples = {name: array.copy() for name, array in self._host.items()}
-        plain = self._run(self._work)
-        try:
-            replay = self._queue.record(self._work)
-        except RuntimeError as error:
-            log.warning("%s: launched plainly, for recording failed (%s)", self._title, error)
-            return
-        for buffer in self._outputs.values():
-            buffer.host[...] = 0
-        copy_inputs(self._host, samples)  # an output may have been copied over an input
-        replayed = self._run(replay)
-        self.replays = all(
-            np.array_equal(values, plain[name], equal_nan=values.dtype.kind == "f") for name, values in replayed.items()
-        )
-        if self.replays:
-            self._replay = replay
-        else:
-            log.warning("%s: launched plainly, for a replay gave other values than plain launches", self._title)
-
-
 class DeviceSession:
-    """One stage at one batch size. Calls from several threads take turns."""
+    """One stage at one batch size. Calls from several threads take turns.
+
+    replays: whether its recording is replayed. Otherwise it is launched plainly, which takes longer.
+    """
 
     def __init__(self, engine: Engine, stage: Stage, batch_size: int, queue: DeviceQueue) -> None:
         self.engine, self.stage, self.batch_size, self.lock = engine, stage, batch_size, engine.lock
         inputs = {spec.name: _buffer(queue, spec, batch_size) for spec in stage.inputs}
         outputs = {spec.name: _buffer(queue, spec, batch_size) for spec in stage.outputs}
         launch = engine.bind({**inputs, **outputs}, queue)
+        self.title = f"{stage.name} at batch size {batch_size}"
         with self.lock:
-            title = f"{stage.name} at batch size {batch_size}"
-            self._recording = Recording(title, [launch], queue, inputs, outputs)
-        self.replays = self._recording.replays
+            self._recording = Recording(self.title, [launch], queue, inputs, outputs)
+        self.replays = self._recording.replays and engine.recordable
 
     def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
         """Outputs by name. replay: False launches plainly, for measurements."""
@@ -149,37 +61,54 @@ class DeviceSession:
 
 
 class DeviceProgram:
-    """text encoder -> denoiser per step -> decoder. Embeddings and latents never leave the device in between.
+    """text encoder -> (encoder ->) denoiser per row -> decoder. Nothing leaves the device in between.
 
+    rows: of the schedule. image_to_image: the encoder makes the first latents. replays: as of a session.
     It takes turns with its sessions, whose engines it uses.
     """
 
-    def __init__(self, sessions: Mapping[str, DeviceSession], steps: range, queue: DeviceQueue) -> None:
-        text, denoiser, decoder = self._sessions = [sessions[name] for name in PROGRAM_STAGES]
+    def __init__(
+        self, sessions: Mapping[str, DeviceSession], rows: range, queue: DeviceQueue, *, image_to_image: bool = False
+    ) -> None:
+        text, denoiser, decoder = (sessions[name] for name in PROGRAM_STAGES)
+        encoder = sessions["encoder"] if image_to_image else None
+        self._sessions = [session for session in (text, encoder, denoiser, decoder) if session is not None]
         size = text.batch_size
-        input_ids = _buffer(queue, text.stage.inputs[0], size)
+
+        def buffers(specs: tuple[TensorSpec, ...]) -> dict[str, Buffer]:
+            return {spec.name: _buffer(queue, spec, size) for spec in specs}
+
+        steps = {row: queue.buffer((), "int64") for row in rows}
+        for row, buffer in steps.items():
+            buffer.host[...] = row
+            queue.upload(buffer)  # once: it stays on the device
+        inputs = buffers(text.stage.inputs)
         embeds = _buffer(queue, text.stage.outputs[0], size)
         latents = [_buffer(queue, denoiser.stage.outputs[0], size) for _ in range(2)]
         image = _buffer(queue, decoder.stage.outputs[0], size)
-        launches = [_bind(text, {"input_ids": input_ids}, embeds, queue)]
-        for i, step in enumerate(steps):
-            row = queue.buffer((), "int64")
-            row.host[...] = step
-            queue.upload(row)  # once: it stays on the device
-            tensors = {"latents": latents[i % 2], "prompt_embeds": embeds, "step": row}
+        launches = [_bind(text, inputs, embeds, queue)]
+        if encoder is None:
+            inputs["latents"] = latents[0]
+        else:
+            start = buffers(tuple(spec for spec in encoder.stage.inputs if spec.name != "step"))
+            launches.append(_bind(encoder, {**start, "step": steps[rows[0]]}, latents[0], queue))
+            inputs |= start
+        for i, row in enumerate(rows):
+            tensors = {"latents": latents[i % 2], "prompt_embeds": embeds, "step": steps[row]}
             launches.append(_bind(denoiser, tensors, latents[(i + 1) % 2], queue))
-        last = latents[len(steps) % 2]
+        last = latents[len(rows) % 2]
         launches.append(_bind(decoder, {"latents": last}, image, queue))
-        inputs, outputs = {"input_ids": input_ids, "latents": latents[0]}, {"latents": last, "image": image}
+        kind = "image-to-image" if image_to_image else "text-to-image"
+        self.title = f"{kind} from row {rows[0]} to {rows[-1]} of the schedule, at batch size {size}"
         with self._turn():
-            title = f"{len(steps)} steps at batch size {size}"
-            self._recording = Recording(title, launches, queue, inputs, outputs)
-        self.replays = self._recording.replays
+            self._recording = Recording(self.title, launches, queue, inputs, {"latents": last, "image": image})
+        self.replays = self._recording.replays and all(session.engine.recordable for session in self._sessions)
 
     def run(self, inputs: Tensors, *, replay: bool = True) -> dict[str, NDArray[Any]]:
-        """From input_ids int64 (B, 77) and latents float32 (B, 4, H/8, W/8) to the last latents and image uint8 (B, H, W, 3).
+        """The last latents and image uint8 (B, H, W, 3).
 
-        replay: False launches plainly, for measurements.
+        inputs: input_ids int64 (B, 77), and latents float32 (B, 4, H/8, W/8). For image-to-image those of the encoder but
+        `step` take the place of latents. replay: False launches plainly, for measurements.
         """
         with self._turn():
             return self._recording.run(inputs, replay=replay)

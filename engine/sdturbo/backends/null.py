@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from sdturbo.backends.checks import check_inputs
 from sdturbo.backends.choice import Offer
-from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work
+from sdturbo.backends.device import DeviceProgram, DeviceSession
 from sdturbo.backends.protocols import Program, Session, Tensors
+from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage, TensorSpec
 
@@ -47,8 +48,8 @@ class NullBackend:
             return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullQueue())
         return NullSession(stage, batch_size)
 
-    def program(self, sessions: Mapping[str, Any], steps: range) -> Program | None:
-        return DeviceProgram(sessions, steps, NullQueue()) if self._records else None
+    def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program | None:
+        return DeviceProgram(sessions, rows, NullQueue(), image_to_image=image_to_image) if self._records else None
 
 
 class NullSession:
@@ -100,6 +101,8 @@ class NullQueue:
 
 
 class NullEngine:
+    recordable = True
+
     def __init__(self, stage: Stage, batch_size: int) -> None:
         self.lock = threading.Lock()
         self._stage = stage

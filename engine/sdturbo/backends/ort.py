@@ -65,7 +65,7 @@ class OrtBackend:
         check_tensors(graph, stage, batch_size, shapes)
         return OrtSession(compiled, stage, batch_size)
 
-    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
+    def program(self, sessions: Mapping[str, Session], rows: range, *, image_to_image: bool = False) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU
 
 

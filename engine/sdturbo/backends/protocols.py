@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,14 +25,25 @@ class Session(Protocol):
 
 
 class Program(Protocol):
-    """Text-to-image at one step count and batch size. Its tensors stay on the device between stages."""
+    """A whole request at one batch size: some rows of the schedule, from noise or from an image. Nothing leaves the device."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """From `input_ids` and `latents` to the last `latents` and `image`, with the stages' dtypes and shapes.
+        """The last `latents` and `image`, with the stages' dtypes and shapes.
 
+        inputs: `input_ids` and `latents`. From an image: `input_ids`, and the encoder's inputs but `step`.
         Raises InputError for other inputs.
         """
         ...
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A session or program that a device records once. replays: False if that failed, so that it is launched plainly."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def replays(self) -> bool: ...
 
 
 class Backend(Protocol):
@@ -51,8 +62,11 @@ class Backend(Protocol):
         """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""
         ...
 
-    def program(self, sessions: Mapping[str, Session], steps: range) -> Program | None:
-        """The stages of a request joined into one, from this backend's own sessions. None if nothing is gained by it."""
+    def program(self, sessions: Mapping[str, Session], rows: range, *, image_to_image: bool = False) -> Program | None:
+        """The stages of a request joined into one, from this backend's own sessions. None if nothing is gained by it.
+
+        rows: of the schedule. image_to_image: the request starts from an image, so `sessions` hold an encoder.
+        """
         ...
 
 

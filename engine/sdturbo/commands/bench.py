@@ -45,6 +45,7 @@ def measure(
     by_part = {name: [parts[name] for parts in timings] for name in first}
     figures: dict[str, Any] = {
         **origin(pipe.bundle, pipe.backend),
+        "lost_recordings": list(pipe.lost_recordings),
         "model": pipe.bundle.model.get("name"),
         "backend_version": pipe.backend.version,
         "num_inference_steps": num_inference_steps,

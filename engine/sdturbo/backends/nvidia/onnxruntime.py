@@ -19,9 +19,10 @@ import numpy as np
 
 from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
-from sdturbo.backends.device import Buffer, DeviceProgram, DeviceSession, Work, device_index
+from sdturbo.backends.device import DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_missing
 from sdturbo.backends.protocols import Program
+from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
@@ -121,28 +122,30 @@ class OrtGpuBackend:
         self.version: str = onnxruntime.__version__
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
-        compiled = self._compile(graph, self._providers)
+        compiled, recordable = self._compile(graph, self._providers)
         self._require_provider(compiled, graph)
         shapes = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
         check_tensors(graph, stage, batch_size, shapes)
-        return DeviceSession(OrtGpuEngine(compiled, graph.name, self.device), stage, batch_size, OrtQueue(*self._place))
+        engine = OrtGpuEngine(compiled, graph.name, self.device, recordable=recordable)
+        return DeviceSession(engine, stage, batch_size, OrtQueue(*self._place))
 
-    def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
-        return DeviceProgram(sessions, steps, OrtQueue(*self._place))
+    def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program:
+        return DeviceProgram(sessions, rows, OrtQueue(*self._place), image_to_image=image_to_image)
 
-    def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> InferenceSession:
+    def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> tuple[InferenceSession, bool]:
+        """A session, and whether it may record CUDA graphs."""
         session_options = self._ort.SessionOptions()
         session_options.log_severity_level = 4  # errors are raised
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            return self._ort.InferenceSession(str(graph), session_options, providers=providers, enable_fallback=0)
+            return self._ort.InferenceSession(str(graph), session_options, providers=providers, enable_fallback=0), True
         except Exception as error:  # onnxruntime's exceptions share no base class
             switches = {"trt_cuda_graph_enable", "enable_cuda_graph"}
             if any(options.get(key) == "1" for _, options in providers for key in switches):
                 plain = [(name, {k: v for k, v in options.items() if k not in switches}) for name, options in providers]
-                compiled = self._compile(graph, plain)
+                compiled, _ = self._compile(graph, plain)
                 log.warning("%s runs without a CUDA graph: %s", graph.name, error)
-                return compiled
+                return compiled, False
             raise BackendUnavailable(
                 f"onnxruntime {self.version} refuses {graph.name} on {self.device}: {error}. If it is out of memory, free"
                 " some or load with image_to_image=False. Otherwise `sdturbo doctor` names the missing part."
@@ -167,8 +170,9 @@ class OrtGpuBackend:
 
 
 class OrtGpuEngine:
-    def __init__(self, compiled: InferenceSession, name: str, device: str) -> None:
+    def __init__(self, compiled: InferenceSession, name: str, device: str, *, recordable: bool) -> None:
         self.lock = threading.Lock()
+        self.recordable = recordable
         self._compiled = compiled
         self._inputs = {value.name for value in compiled.get_inputs()}
         self._title = f"{name} on {device}"

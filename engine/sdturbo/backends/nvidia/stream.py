@@ -1,4 +1,4 @@
-"""Memory, copies and recordings on one NVIDIA GPU: `device.DeviceQueue` in CUDA's runtime API, without torch.
+"""Memory, copies and recordings on one NVIDIA GPU: `recording.DeviceQueue` in CUDA's runtime API, without torch.
 
 A recording is a CUDA graph. Host memory is pinned, so that copies are asynchronous and may be recorded. Not yet run on a GPU.
 Its logic is tested on an imitation of CUDA's runtime, its names and arity against the stubs of the real package.
@@ -6,21 +6,27 @@ Its logic is tested on an imitation of CUDA's runtime, its names and arity again
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.device import Buffer, Work
 from sdturbo.backends.nvidia.gpus import CudaError, check
+from sdturbo.backends.recording import Buffer, Work
 from sdturbo.errors import BackendUnavailable
 
 OUT_OF_MEMORY = (
     " The GPU is out of memory. nvidia-smi shows the processes that hold it. Free some, load with image_to_image=False, or"
     " build a bundle with fewer batch sizes."
 )
+
+
+_COLLECTOR = threading.Lock()
 
 
 class CudaStream:
@@ -92,7 +98,14 @@ class CudaStream:
         self._do("run", self._runtime.cudaStreamSynchronize(self._stream))
 
     def _capture(self, work: Work) -> Any:
-        """A CUDA graph of all that `work` enqueues. The capture always ends, because the stream is of no use within one."""
+        """A CUDA graph of all that `work` enqueues. The capture always ends, because the stream is of no use within one.
+
+        Memory that is freed in this thread meanwhile invalidates it, so Python's search for cycles waits.
+        """
+        with _without_collector():
+            return self._captured(work)
+
+    def _captured(self, work: Work) -> Any:
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("begin a recording", self._runtime.cudaStreamBeginCapture(self._stream, mode))
         try:
@@ -148,6 +161,19 @@ class Scratch:
             block = stream.memory(size)
             self._block = weakref.ref(block)
         return block
+
+
+@contextmanager
+def _without_collector() -> Generator[None]:
+    """Python's search for cycles, of the whole process, waits. One thread at a time."""
+    with _COLLECTOR:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 def _when_gone(owner: object, free: Any, *arguments: Any) -> None:

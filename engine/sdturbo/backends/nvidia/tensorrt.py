@@ -19,10 +19,11 @@ import numpy as np
 
 from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
-from sdturbo.backends.device import PROGRAM_STAGES, Buffer, DeviceProgram, DeviceSession, Work, device_index
+from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.backends.protocols import Program
+from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
@@ -105,8 +106,8 @@ class TrtBackend:
         plan = choose_plan(bundle, self._plans, stage.name, batch_size, machine)
         return self.open(plan_bytes(bundle, plan), stage, batch_size, graph, host_code=plan.key.version_compatible)
 
-    def program(self, sessions: Mapping[str, Any], steps: range) -> Program:
-        return DeviceProgram(sessions, steps, CudaStream(self.gpu.index))
+    def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program:
+        return DeviceProgram(sessions, rows, CudaStream(self.gpu.index), image_to_image=image_to_image)
 
     def open(
         self, data: bytes, stage: Stage, batch_size: int, graph: Path, *, host_code: bool = False
@@ -132,6 +133,8 @@ class TrtEngine:
 
     Every launch sets the tensors' addresses. A CUDA graph keeps the addresses of the launches that it recorded.
     """
+
+    recordable = True
 
     def __init__(self, data: bytes, title: str, stream: CudaStream, scratch: Scratch, *, host_code: bool) -> None:
         import tensorrt

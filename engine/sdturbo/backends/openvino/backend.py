@@ -169,7 +169,7 @@ class OpenVinoBackend:
             round_weights(model)
         return self._core.compile_model(model, self._place, self._config)
 
-    def program(self, sessions: Mapping[str, Session], steps: range) -> None:
+    def program(self, sessions: Mapping[str, Session], rows: range, *, image_to_image: bool = False) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU
 
 
