@@ -212,6 +212,7 @@ class Trt(types.ModuleType):
         super().__init__("tensorrt")
         self.__version__, self.cuda = version, cuda
         self.refuses, self.configs, self.distort = None, [], 0.0
+        self.loggers = set()  # the real library would keep the first alone
         self.used_gpus = set()  # by building and loading
         self.scratch, self.busy = [], set()  # (graph, address, size) of each context; addresses in use at this moment
         for name, kind in (("Runtime", Runtime), ("Builder", Builder), ("OnnxParser", OnnxParser)):
@@ -233,6 +234,7 @@ class Runtime:
 
     def __init__(self, logger):
         self.logger = logger
+        self.trt.loggers.add(logger)
 
     def deserialize_cuda_engine(self, data):
         self.trt.deserialised = data
@@ -325,6 +327,7 @@ class Context:
 class Builder:
     def __init__(self, logger):
         self.logger = logger
+        self.trt.loggers.add(logger)
 
     def create_network(self, flags):
         assert flags == 2, "only strongly typed networks are the same in TensorRT 10 and 11"
@@ -396,6 +399,9 @@ class OnnxParser:
 
     def node_name(self):
         return "fancy_1"
+
+    def node_operator(self):
+        return "Fancy"
 
 
 def install(monkeypatch, **options):

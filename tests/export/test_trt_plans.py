@@ -159,7 +159,7 @@ def test_the_builder_is_told_the_options(bundle, nvidia):
 @pytest.mark.parametrize(
     ("what", "match"),
     [
-        ("parse", r"cannot read decoder\.1\.onnx: no importer for operator Fancy \(node fancy_1\)"),
+        ("parse", r"cannot read decoder\.1\.onnx: no importer for operator Fancy \(node fancy_1, operator Fancy\)"),
         (
             "build",
             r"cannot compile decoder\.1\.onnx: \[build\] out of memory.*--optimization-level \(now 4\)",

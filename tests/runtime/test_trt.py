@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import imitation
@@ -18,6 +19,7 @@ from sdturbo import BackendUnavailable, Bundle, BundleError, Pipeline, backends
 from sdturbo.backends import BackendChoice
 from sdturbo.backends.nvidia import gpus
 from sdturbo.backends.nvidia import tensorrt as trt
+from sdturbo.backends.nvidia.messages import Messages, tell
 from sdturbo.backends.nvidia.stream import CudaStream
 from sdturbo.bundle.plans import Plan, read_plans
 from sdturbo.errors import PlanMismatch
@@ -362,3 +364,43 @@ def test_offers_name_every_gpu_and_hash_each_graph_once(bundle, monkeypatch):
     ]
     assert all("in fp32, as its graphs say, not in 'fp16'" in offer.reason for offer in offered if not offer.runs)
     assert len(hashed) == len(set(hashed)) == 6  # three stages, two batch sizes
+
+
+def test_there_is_one_logger_and_each_error_has_its_own_words(bundle, nvidia):
+    _, trt = nvidia
+    pipe = Pipeline.load(bundle.path, "tensorrt", image_to_image=False)
+    session = pipe._sessions["decoder", 1]
+    given = {"latents": np.zeros((1, 4, 8, 8), np.float32)}
+    trt.refuses = "enqueue"
+    with pytest.raises(BackendUnavailable, match=r"failed to run .*decoder.*: \[enqueue\] out of memory"):
+        session.run(given, replay=False)
+    trt.refuses = "deserialize"
+    with pytest.raises(BackendUnavailable, match=r"\[deserialize\] out of memory\. If") as caught:
+        Pipeline.load(bundle.path, "tensorrt")
+    assert "enqueue" not in str(caught.value)
+    assert len(trt.loggers) == 1
+
+
+def test_an_error_reaches_those_who_listen_in_its_thread_or_all():
+    here, there = Messages(), Messages()
+    ready, done = threading.Event(), threading.Event()
+
+    def listen():
+        with there.listening():
+            ready.set()
+            done.wait(10)
+
+    other = threading.Thread(target=listen)
+    other.start()
+    ready.wait(10)
+    with here.listening():
+        tell("of this thread ")
+        library = threading.Thread(target=tell, args=("of the library's own",))
+        library.start()
+        library.join()
+    done.set()
+    other.join()
+    tell("to nobody")
+    assert here.last() == "of this thread; of the library's own."
+    assert there.last() == "of the library's own."
+    assert Messages().last() == "it gives no reason."

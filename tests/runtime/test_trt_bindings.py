@@ -20,21 +20,23 @@ from sdturbo import BackendUnavailable
 from sdturbo.errors import NotOffered
 from sdturbo.backends import BackendChoice, connect, offers
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
-from sdturbo.backends.nvidia.tensorrt import MAJORS, Messages, TrtEngine
+from sdturbo.backends.nvidia.messages import Messages, logger
+from sdturbo.backends.nvidia.tensorrt import MAJORS, TrtEngine
 from sdturbo_export.errors import BuildError
 from sdturbo_export.tensorrt.trt_from_onnx import Phases, PlanOptions, _monitor, trt_from_onnx
 
 assert tensorrt.__version__.split(".")[0] in MAJORS
 messages = Messages()
-logger = messages.logger()
 severity = tensorrt.ILogger.Severity
-for one in (severity.ERROR, severity.INFO, severity.INTERNAL_ERROR):
-    logger.log(one, f"told as {one.name}")
+with messages.listening():
+    for one in (severity.ERROR, severity.INFO, severity.INTERNAL_ERROR):
+        logger().log(one, f"told as {one.name}")
+assert logger() is logger()
 assert messages.last() == "told as ERROR; told as INTERNAL_ERROR.", messages.last()
 
 told, stop = [], []
 monitor = _monitor(Phases(told.append), stop)
-assert isinstance(monitor, tensorrt.IProgressMonitor) and isinstance(logger, tensorrt.ILogger)
+assert isinstance(monitor, tensorrt.IProgressMonitor) and isinstance(logger(), tensorrt.ILogger)
 monitor.phase_start("build", None, 2)
 assert monitor.step_complete("build", 0) is True and told == [0.5] and stop == []
 broken = _monitor(Phases(lambda share: 1 / 0), stop)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdturbo.backends.nvidia.tensorrt import Messages
+from sdturbo.backends.nvidia.messages import Messages, logger
 from sdturbo_export.errors import BuildError
 
 if TYPE_CHECKING:
@@ -48,20 +48,24 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
     tell: takes the share that is done, 0 to 1, from TensorRT's own threads.
     Raises BuildError with TensorRT's words if it lacks an operator or memory, or the graph is faulty.
     """
+    messages = Messages()
+    with messages.listening():
+        return _compile(graph, options, timings, tell, messages)
+
+
+def _compile(graph: Path, options: PlanOptions, timings: bytes, tell: Tell, messages: Messages) -> Compiled:
     import tensorrt
 
-    messages = Messages()
-    logger = messages.logger()
     try:
-        builder = tensorrt.Builder(logger)
+        builder = tensorrt.Builder(logger())
     except TypeError as error:  # pybind11's, when TensorRT gives none
         raise BuildError(f"TensorRT {tensorrt.__version__} does not start: {messages.last()}") from error
     typed = tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
-    parser = tensorrt.OnnxParser(network, logger)
+    parser = tensorrt.OnnxParser(network, logger())
     if not parser.parse_from_file(str(graph)):
         errors: list[tensorrt.ParserError] = [parser.get_error(i) for i in range(parser.num_errors)]
-        words = "; ".join(f"{error.desc()} (node {error.node_name()})" for error in errors) or messages.last()
+        words = "; ".join(map(_words, errors)) or messages.last()
         raise BuildError(f"TensorRT {tensorrt.__version__} cannot read {graph.name}: {words}")
     config = builder.create_builder_config()
     if options.workspace_bytes is not None:
@@ -90,6 +94,11 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
         )
     used = config.get_timing_cache()
     return Compiled(bytes(plan), b"" if used is None else bytes(used.serialize()))
+
+
+def _words(error: tensorrt.ParserError) -> str:
+    """A parser's error, with the node and the operator."""
+    return f"{error.desc()} (node {error.node_name()}, operator {error.node_operator()})"
 
 
 def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMonitor:

@@ -8,12 +8,11 @@ checker holds it against stubs of the real bindings of both versions.
 from __future__ import annotations
 
 import functools
-import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
+from sdturbo.backends.nvidia.messages import Messages, logger
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
@@ -28,11 +28,6 @@ from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
 from sdturbo.errors import BackendUnavailable, BundleError, PlanMismatch
-
-if TYPE_CHECKING:
-    import tensorrt
-
-log = logging.getLogger("sdturbo")
 
 NAME = "tensorrt"
 PRECISIONS = ("fp16", "fp32")
@@ -142,16 +137,16 @@ class TrtEngine:
         self.lock = scratch.lock
         self._title = title
         self._messages = Messages()
-        self._logger = self._messages.logger()
-        try:
-            self._loader = tensorrt.Runtime(self._logger)
-        except TypeError as error:  # pybind11's, when TensorRT gives none
-            message = f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
-            raise BackendUnavailable(message) from error
-        self._loader.engine_host_code_allowed = host_code
-        engine = self._loader.deserialize_cuda_engine(data)
-        strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.create_execution_context(strategy) if engine is not None else None
+        with self._messages.listening():
+            try:
+                self._loader = tensorrt.Runtime(logger())
+            except TypeError as error:  # pybind11's, when TensorRT gives none
+                message = f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
+                raise BackendUnavailable(message) from error
+            self._loader.engine_host_code_allowed = host_code
+            engine = self._loader.deserialize_cuda_engine(data)
+            strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy) if engine is not None else None
         if engine is None or context is None:
             raise BackendUnavailable(
                 f"TensorRT {tensorrt.__version__} cannot load {title}: {self._messages.last()} If it is out of memory, free"
@@ -167,10 +162,12 @@ class TrtEngine:
     def bind(self, buffers: Mapping[str, Buffer], stream: CudaStream) -> Work:
         def launch() -> None:
             handle = stream.handle()
-            bound = all(
-                self._context.set_tensor_address(name, buffer.device.address) for name, buffer in buffers.items()
-            )
-            if not bound or not self._context.execute_async_v3(handle):
+            with self._messages.listening():
+                bound = all(
+                    self._context.set_tensor_address(name, buffer.device.address) for name, buffer in buffers.items()
+                )
+                started = bound and self._context.execute_async_v3(handle)
+            if not started:
                 raise BackendUnavailable(f"TensorRT failed to run {self._title}: {self._messages.last()}")
 
         return launch
@@ -181,36 +178,3 @@ class TrtEngine:
 
         inspector = self._engine.create_engine_inspector()
         return inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
-
-
-class Messages:
-    """Messages of TensorRT. Everything goes to the log, and the last errors are kept for error texts."""
-
-    def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=4)
-
-    def take(self, text: str, *, is_error: bool) -> None:
-        if is_error:
-            self._errors.append(text.strip())
-        log.log(logging.WARNING if is_error else logging.DEBUG, "TensorRT: %s", text)
-
-    def last(self) -> str:
-        """The last errors as a sentence."""
-        return "; ".join(self._errors).rstrip(".") + "." if self._errors else "it gives no reason."
-
-    def logger(self) -> tensorrt.ILogger:
-        """A logger for TensorRT that fills this object. Its caller must keep it."""
-        import tensorrt
-
-        severities = tensorrt.ILogger.Severity
-        errors = (severities.INTERNAL_ERROR, severities.ERROR)
-        take = self.take
-
-        class Logger(tensorrt.ILogger):
-            def __init__(self) -> None:
-                tensorrt.ILogger.__init__(self)  # pybind11 wants the class by its name
-
-            def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
-                take(msg, is_error=severity in errors)
-
-        return Logger()
