@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.backends.recording import Buffer, Work
 from sdturbo.backends.nvidia.gpus import CudaError, check
 from sdturbo.backends.nvidia.stream import CudaStream
+from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable
 
