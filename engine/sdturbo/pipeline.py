@@ -81,8 +81,8 @@ class Pipeline:
             for from_image, rows in [*((False, rows) for rows in runs), *((True, rows) for rows in later)]:
                 if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
                     self._programs[from_image, rows, size] = program
-        recorded = [one for one in (*self._sessions.values(), *self._programs.values()) if isinstance(one, Recorded)]
-        self._lost_recordings = tuple(one.title for one in recorded if not one.replays)
+        parts = (*self._sessions.values(), *self._programs.values())
+        self._lost_recordings = tuple(part.title for part in parts if isinstance(part, Recorded) and not part.replays)
         self._image_to_image = image_to_image
         self._latents_shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first

@@ -75,7 +75,7 @@ def _logger_of(kind: type[tensorrt.ILogger]) -> tensorrt.ILogger:
 
 def tell(text: str) -> None:
     """Hand an error to those who listen in this thread, or to all if nobody does."""
-    here = threading.get_ident()
-    listeners = list(_listening)
-    for messages in {one for thread, one in listeners if thread == here} or {one for _, one in listeners}:
+    thread, listeners = threading.get_ident(), list(_listening)
+    here = {messages for speaker, messages in listeners if speaker == thread}
+    for messages in here or {messages for _, messages in listeners}:
         messages.take(text)
