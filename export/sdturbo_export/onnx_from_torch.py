@@ -66,11 +66,13 @@ def onnx_from_torch(
     *,
     pack: bool = True,
     rounded: bool = False,
+    opset: int = 20,
 ) -> None:
     """Export `module`, called with `inputs` in order, to `path`. Large tensors go to `weights`, in the same directory.
 
     Shapes are those of `inputs`. pack: store float32 weights in float16 where that is exact. rounded: store weights of two
-    dimensions and more so where it is not exact, too, unless a number is beyond float16.
+    dimensions and more so where it is not exact, too, unless a number is beyond float16. opset: version of ONNX's operators.
+    From 21 on a GroupNorm is one node.
     The file holds no path, stack trace or name of this machine, so that the same model gives the same bytes.
     """
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # "no torchvision"
@@ -82,6 +84,7 @@ def onnx_from_torch(
             input_names=list(inputs),
             output_names=list(outputs),
             dynamo=True,
+            opset_version=opset,
             optimize=False,
             verbose=False,
         )

@@ -18,8 +18,8 @@ from sdturbo_export.stages import stage_definitions
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-IN_FLOAT = {"Softmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "Round", "Exp"}
-IN_HALF = {"Conv", "MatMul", "Gemm", "Resize", "Gelu", "Sigmoid"}
+IN_FLOAT = {"Softmax", "LayerNormalization", "Round", "Exp"}
+IN_HALF = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Resize", "Gelu", "Sigmoid", "GroupNormalization"}
 
 
 def graph_of(bundle, stage):
@@ -44,7 +44,12 @@ def test_products_are_in_float16_and_islands_in_float32(half_bundle, stage):
         if node.op_type in IN_HALF and node.op_type != "Resize":  # a Resize's scales are float32
             assert kinds == {HALF}, node.name
         seen.add(node.op_type)
+        if node.op_type == "GroupNormalization":  # inside, sums are in float32
+            assert not any(attribute.name == "stash_type" and attribute.i != FLOAT for attribute in node.attribute)
     assert {"MatMul", "Softmax"} <= seen
+    assert "InstanceNormalization" not in seen
+    assert ("GroupNormalization" in seen) == (stage != "text_encoder")
+    assert ("ConvTranspose" in seen) == (stage == "decoder")
 
 
 @pytest.mark.parametrize("stage", STAGES)

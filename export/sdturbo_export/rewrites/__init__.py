@@ -20,6 +20,7 @@ from sdturbo.errors import InvalidRequest
 _MODULES = [
     "sdturbo_export.rewrites.time_tables",
     "sdturbo_export.rewrites.upsample",
+    "sdturbo_export.rewrites.transposed_upsample",
     "sdturbo_export.rewrites.group_norm",
     "sdturbo_export.rewrites.geglu",
 ]
@@ -29,17 +30,17 @@ _MODULES = [
 class Rewrite:
     """The declaration in a rewrite's file. Its name is the file's, with hyphens.
 
-    stages: names of the stages that it changes. apply: changes a stage's graph module in place.
-    fp32_only: for rewrites whose unchanged form has kernels of its own on the GPU engines that fp16 is for.
+    stages: names of the stages that it changes. apply: changes a stage's graph module in place. precisions: those of the graphs
+    that gain by it. fp16 is for GPU engines, which have kernels of their own for some of the unchanged forms.
     """
 
     stages: tuple[str, ...]
     apply: Callable[[Any], None]
-    fp32_only: bool = False
+    precisions: tuple[str, ...] = ("fp32", "fp16")
 
     def applies(self, stage: str, precision: str) -> bool:
         """Whether a stage in that precision of its graph gets it."""
-        return stage in self.stages and (precision == "fp32" or not self.fp32_only)
+        return stage in self.stages and precision in self.precisions
 
 
 def rewrite_names() -> tuple[str, ...]:

@@ -40,4 +40,4 @@ def _rows(proj: nn.Linear, part: int) -> nn.Linear:
     return rows
 
 
-REWRITE = Rewrite(("denoiser",), two_linear_geglu, fp32_only=True)
+REWRITE = Rewrite(("denoiser",), two_linear_geglu, precisions=("fp32",))

@@ -45,4 +45,4 @@ def group_norm_by_channels(stage: nn.Module) -> None:
     replace_modules(stage, nn.GroupNorm, lambda norm: ChannelGroupNorm(norm) if norm.affine else norm)
 
 
-REWRITE = Rewrite(("denoiser", "decoder", "encoder"), group_norm_by_channels, fp32_only=True)
+REWRITE = Rewrite(("denoiser", "decoder", "encoder"), group_norm_by_channels, precisions=("fp32",))

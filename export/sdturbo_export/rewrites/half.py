@@ -1,8 +1,11 @@
 """A stage in float16 with float32 islands, spelled out in modules and casts, because strongly typed engines add none.
 
-float16: weights and activations. float32: norms, softmax, and the stage's own arithmetic around the model (schedule, pixels,
-posterior). Attention is softmax((√s·Q)(√s·K)ᵀ)·V. It is scaled before the product, so that no score overflows that the
-softmax would have brought back. TensorRT fuses this form (its guide, "Fused Attention").
+float16: weights and activations. float32: LayerNorm, softmax, and the stage's own arithmetic around the model (schedule,
+pixels, posterior). GroupNorm is one node between float16 tensors. It reduces in float32 inside (ONNX GroupNormalization,
+stash_type), and TensorRT makes one kernel of it and the SiLU after it. With casts around it, float32 went through memory.
+Attention is softmax((s·Q)Kᵀ)·V. It is scaled before the product, so that no score overflows that the softmax would have
+brought back. For heads of 64 numbers s is 1/8, so scaling rounds nothing. TensorRT fuses this form (its guide, "Fused
+Attention"), and reads K where it lies. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -35,10 +38,10 @@ class Half(nn.Module):
             return self.stage.pixels(latents)
 
 
-class _Norm(nn.Module):
-    """A norm that reduces in float32 between float16 tensors. The last norm of a stage leaves its output in float32."""
+class _LayerNorm(nn.Module):
+    """A LayerNorm in float32 between float16 tensors. The last norm of a stage leaves its output in float32."""
 
-    def __init__(self, norm: nn.GroupNorm | nn.LayerNorm, *, last: bool) -> None:
+    def __init__(self, norm: nn.LayerNorm, *, last: bool) -> None:
         super().__init__()
         self.last = last
         for name, weight in list(norm.named_parameters()):
@@ -49,6 +52,20 @@ class _Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x.float())
         return y if self.last else y.to(x.dtype)
+
+
+class _PixelNorm(nn.Module):
+    """The GroupNorm before the attention of an autoencoder, of pixels (B, C, H·W), as one of a picture of one row.
+
+    TensorRT has its fused kernel for four dimensions alone.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.unsqueeze(2)).squeeze(2)
 
 
 class _ExactSoftmax(TorchFunctionMode):
@@ -75,8 +92,9 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
-    scores = ((query * root) @ (key * root).transpose(-2, -1)).float()
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    scores = ((query * scale) @ key.transpose(-2, -1)).float()
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None:
@@ -87,12 +105,14 @@ def _attention(
 
 
 def _halve(module: nn.Module) -> None:
-    """Turn every floating tensor below `module` to float16, except the norms' weights."""
+    """Turn every floating tensor below `module` to float16, except the weights of LayerNorms."""
     for name, child in module.named_children():
-        if isinstance(child, (nn.GroupNorm, nn.LayerNorm)):
-            setattr(module, name, _Norm(child, last=name == "final_layer_norm"))
-        else:
-            _halve(child)
+        if isinstance(child, nn.LayerNorm):
+            setattr(module, name, _LayerNorm(child, last=name == "final_layer_norm"))
+            continue
+        _halve(child)
+        if isinstance(child, nn.GroupNorm) and name == "group_norm":  # of diffusers' Attention
+            setattr(module, name, _PixelNorm(child))
     for name, parameter in list(module.named_parameters(recurse=False)):
         setattr(module, name, nn.Parameter(parameter.detach().half(), requires_grad=False))
     for name, buffer in list(module.named_buffers(recurse=False)):

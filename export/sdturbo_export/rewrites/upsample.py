@@ -12,6 +12,7 @@ exact, for the padding of the large image lies in the padding of the small one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeGuard
 
@@ -47,17 +48,23 @@ class PhaseUpsample(nn.Module):
         return F.pixel_shuffle(self.conv(x), 2)[:, :, 1:-1, 1:-1]
 
 
-@torch.no_grad()
 def phase_upsampling(stage: nn.Module) -> None:
-    """Change every such pair below `stage` in place, in diffusers' Upsample2D and in sequences (AutoencoderTiny)."""
-    replace_modules(
-        stage, Upsample2D, lambda pair: PhaseUpsample(pair.conv) if _is_plain(pair) and _pays(pair.conv) else pair
-    )
+    """Change every such pair below `stage` in place."""
+    replace_upsampling(stage, PhaseUpsample)
+
+
+@torch.no_grad()
+def replace_upsampling(stage: nn.Module, form: Callable[[nn.Conv2d], nn.Module]) -> None:
+    """Put `form(conv)` in the place of every such pair below `stage`, in diffusers' Upsample2D and in sequences.
+
+    AutoencoderTiny has the latter.
+    """
+    replace_modules(stage, Upsample2D, lambda pair: form(pair.conv) if _is_plain(pair) and _pays(pair.conv) else pair)
     for module in list(stage.modules()):
         if isinstance(module, nn.Sequential):
             for i, (before, conv) in enumerate(pairwise(list(module))):
                 if isinstance(before, nn.Upsample) and _is_nearest(before) and _pays(conv):
-                    module[i], module[i + 1] = nn.Identity(), PhaseUpsample(conv)
+                    module[i], module[i + 1] = nn.Identity(), form(conv)
 
 
 def _is_nearest(module: nn.Upsample) -> bool:
@@ -80,4 +87,4 @@ def _pays(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     )
 
 
-REWRITE = Rewrite(("denoiser", "decoder"), phase_upsampling)
+REWRITE = Rewrite(("denoiser", "decoder"), phase_upsampling, precisions=("fp32",))

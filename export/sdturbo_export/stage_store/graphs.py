@@ -18,9 +18,10 @@ def write_graphs(definition: StageDefinition, options: BuildOptions, directory: 
     precision, name = options.exported_precision, definition.name
     module = graph_module(definition, precision=precision, without=options.without)
     storage = {"pack": precision == "fp32", "rounded": options.weight_format == "fp16"}
+    opset = 21 if precision == "fp16" else 20  # see `rewrites/half.py`
     with WeightFile(directory / f"{name}.weights") as weights:
         for size in options.batch_sizes:
             graphs[size] = f"{name}.onnx" if size == 1 else f"{name}.b{size}.onnx"
             inputs, outputs = example_inputs(definition, size), [definition.output.name]
-            onnx_from_torch(module, inputs, outputs, directory / graphs[size], weights, **storage)
+            onnx_from_torch(module, inputs, outputs, directory / graphs[size], weights, opset=opset, **storage)
     return graphs
