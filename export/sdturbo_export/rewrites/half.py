@@ -92,9 +92,8 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    if scale is None:
-        scale = query.shape[-1] ** -0.5
-    scores = ((query * scale) @ key.transpose(-2, -1)).float()
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = ((query * factor) @ key.transpose(-2, -1)).float()
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None:
