@@ -1,6 +1,7 @@
 """The TensorRT backend on imitations of CUDA and TensorRT: what it makes, in which order, what it refuses and what it frees."""
 
 import dataclasses
+import enum
 import gc
 import json
 import logging
@@ -288,14 +289,37 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, options, device, match)
         backends.connect(BackendChoice("tensorrt", device=device))
 
 
+NoDevice = enum.IntEnum("NoDevice", {"cudaErrorNoDevice": 100})
+
+
 @pytest.mark.parametrize(
-    ("driver", "match"), [(0, "there is no NVIDIA driver"), (12040, "supports CUDA 12.4, the installed")]
+    ("driver", "error", "match"),
+    [
+        (0, Error.cudaErrorInsufficientDriver, r"there is no NVIDIA driver .*`--gpus all`"),
+        (0, NoDevice.cudaErrorNoDevice, r"there is no NVIDIA driver"),
+        (12040, Error.cudaErrorInsufficientDriver, r"supports CUDA 12\.4, the installed .* 13\.5 .*Update the driver"),
+        (13000, NoDevice.cudaErrorNoDevice, r"driver is there, for CUDA 13\.0, and shows no GPU \(cudaErrorNoDevice"),
+        (13000, Error.cudaErrorIllegalState, r"CUDA says cudaErrorIllegalState \(401\)\. Look at"),
+    ],
 )
-def test_a_driver_that_is_missing_or_too_old_is_named(monkeypatch, driver, match):
+def test_what_cuda_says_of_driver_and_gpu_is_told_with_its_remedy(monkeypatch, driver, error, match):
+    """With bindings that are newer than the driver: of one major version they run together."""
     cuda, _ = imitation.install(monkeypatch, driver=driver)
-    cuda.fail["cudaGetDeviceCount"] = (Error.cudaErrorInsufficientDriver, 0)
-    with pytest.raises(BackendUnavailable, match=match):
+    cuda.cudaRuntimeGetVersion = lambda: (Error.cudaSuccess, 13050)
+    cuda.fail["cudaGetDeviceCount"] = (error, 0)
+    with pytest.raises(BackendUnavailable, match=match) as refusal:
         backends.connect(BackendChoice("tensorrt"))
+    assert ("Update the driver" in str(refusal.value)) == (driver == 12040)
+
+
+@pytest.mark.parametrize(("value", "words"), [(None, "it is not set"), ("", "it is ''"), ("7", "it is '7'")])
+def test_a_driver_that_shows_no_gpu_names_the_variable_that_may_hide_it(nvidia, monkeypatch, value, words):
+    nvidia[0].fail["cudaGetDeviceCount"] = (NoDevice.cudaErrorNoDevice, 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with pytest.raises(BackendUnavailable, match=rf"{words}\. A container needs `--gpus all`"):
+        gpus.find_gpus()
 
 
 def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypatch):

@@ -5,6 +5,7 @@ Uses `cuda-bindings`, CUDA's runtime API in Python. Not yet run on a GPU. Tests 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,11 @@ LEAST_CAPABILITY = (7, 5)
 
 
 class CudaError(RuntimeError):
-    """A call of CUDA's runtime failed."""
+    """A call of CUDA's runtime failed. name: CUDA's for the error, "cudaErrorNoDevice"."""
+
+    def __init__(self, name: str, code: int) -> None:
+        self.name = name
+        super().__init__(f"{name} ({code})")
 
 
 def libraries_missing(backend: str, library: str, extra: str, *, package: str | None = None) -> NotOffered | None:
@@ -67,7 +72,7 @@ def check(result: tuple[Any, ...]) -> Any:
     """The value in the answer of cuda.bindings.runtime, (error, value…). Raises CudaError."""
     error, *values = result
     if int(error):
-        raise CudaError(f"{error.name} ({int(error)})")
+        raise CudaError(error.name, int(error))
     return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -120,18 +125,36 @@ def make_current(index: int) -> None:
 
 
 def _reason(error: CudaError) -> str:
+    """What stands in the way, and the remedy.
+
+    Libraries of a newer CUDA run on a driver of the same major version. So versions that differ are no reason on their own:
+    CUDA's error decides. Source: CUDA Compatibility, "Minor Version Compatibility".
+    """
     from cuda.bindings import runtime
 
     needs = _version(check(runtime.cudaRuntimeGetVersion()))
     driver = check(runtime.cudaDriverGetVersion())
     if not driver:
-        return f"there is no NVIDIA driver ({error}). Install one for CUDA {needs} or newer, or use another backend."
-    if driver < check(runtime.cudaRuntimeGetVersion()):
+        return (
+            f"there is no NVIDIA driver ({error}). Install one for CUDA {needs} or newer, start a container with"
+            " `--gpus all`, or use another backend."
+        )
+    if error.name == "cudaErrorInsufficientDriver":
         return (
             f"the driver supports CUDA {_version(driver)}, the installed libraries are of CUDA {needs} ({error}). Update the"
             " driver, or install cuda-bindings of the driver's version."
         )
+    if error.name == "cudaErrorNoDevice":
+        return (
+            f"the driver is there, for CUDA {_version(driver)}, and shows no GPU ({error}). CUDA_VISIBLE_DEVICES may hide it:"
+            f" it is {_visible()}. A container needs `--gpus all`. `nvidia-smi -L` lists what the driver sees."
+        )
     return f"CUDA says {error}. Look at CUDA_VISIBLE_DEVICES and nvidia-smi."
+
+
+def _visible() -> str:
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "not set" if value is None else repr(value)
 
 
 def _version(number: int) -> str:
