@@ -12,14 +12,14 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test-tensorrt engines engines-cpu engines-tensorrt engines-cuda gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 DRAW = $(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
 
-# ENGINES=cpu, tensorrt or cuda overrules what the NVIDIA driver, or its absence, decides
+# ENGINES=cpu or one of GPU_ENGINES overrules what the NVIDIA driver, or its absence, decides
 engines:  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
 	@$(MAKE) --no-print-directory engines-$(or $(ENGINES),$(shell $(PYTHON) export/machine.py))
 
@@ -30,16 +30,21 @@ engines-cpu: $(VENV)/.export
 # tiny's activations overflow float16: on a GPU it computes in fp32
 GPU_PRECISION = $(if $(filter tiny,$(MODEL)),fp32,fp16)
 
-engines-tensorrt: $(VENV)/.tensorrt
+# each is an extra of pyproject.toml, and a stamp below. Those of CUDA 12 are for drivers below 580
+TENSORRT_ENGINES := tensorrt tensorrt-cu12
+CUDA_ENGINES     := cuda cuda-cu12 cuda-tensorrt
+GPU_ENGINES      := $(TENSORRT_ENGINES) $(CUDA_ENGINES)
+
+$(TENSORRT_ENGINES:%=engines-%): engines-%: $(VENV)/.%
 	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
 	$(BIN)/sdturbo-export trt "$(BUNDLE)"
 	$(DRAW) --backend tensorrt
 
-engines-cuda: $(VENV)/.cuda
+$(CUDA_ENGINES:%=engines-%): engines-%: $(VENV)/.%
 	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
-	$(DRAW) --backend cuda
+	$(DRAW) --backend $(subst -cu12,,$*)
 
 # a dry run needs no GPU: it shows the report and runs all but CUDA's calls
 gpu-acceptance: MODEL = $(if $(DRY),small,seeded)
@@ -172,14 +177,21 @@ $(VENV)/.export: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,serve,export]"
 	touch $@
 
-$(VENV)/.tensorrt: $(VENV)/.export
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[tensorrt]"
-	touch $@
-
-# onnxruntime-gpu and onnxruntime are the same Python module: the one replaces the other
-$(VENV)/.cuda: $(VENV)/.export
-	$(BIN)/pip uninstall --quiet --yes onnxruntime
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cuda]"
+# TensorRT's packages for CUDA 12 and 13 are one Python module and overwrite each other, so do onnxruntime and onnxruntime-gpu.
+# What the new extra excludes goes first, with its stamps
+CU12        := $(filter %-cu12,$(GPU_ENGINES))
+CU13        := $(filter-out %-cu12,$(GPU_ENGINES))
+trt_packages = tensorrt-$1 tensorrt-$1-bindings tensorrt-$1-libs
+$(CU12:%=$(VENV)/.%): STAMPS = $(CU13:%=$(VENV)/.%)
+$(CU12:%=$(VENV)/.%): PACKAGES = tensorrt $(call trt_packages,cu13)
+$(CU13:%=$(VENV)/.%): STAMPS = $(CU12:%=$(VENV)/.%)
+$(CU13:%=$(VENV)/.%): PACKAGES = $(call trt_packages,cu12)
+$(VENV)/.tensorrt: STAMPS += $(VENV)/.cuda-tensorrt
+$(VENV)/.cuda-tensorrt: STAMPS += $(VENV)/.tensorrt
+$(GPU_ENGINES:%=$(VENV)/.%): $(VENV)/.%: $(VENV)/.export
+	rm -f $(STAMPS)
+	$(BIN)/pip uninstall --quiet --yes $(PACKAGES) $(if $(filter $*,$(CUDA_ENGINES)),onnxruntime)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.export

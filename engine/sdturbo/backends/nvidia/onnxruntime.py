@@ -54,15 +54,15 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None, provid
 
 
 def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Offer]:
-    """The offers of the backend `name`, which uses one of ONNX Runtime's GPU providers."""
-    if refusal := libraries_missing(name, "onnxruntime", "cuda", package="onnxruntime-gpu"):
+    """The offers of the backend `name`, which uses a GPU provider of ONNX Runtime and comes with the extra of its name."""
+    if refusal := libraries_missing(name, "onnxruntime", name, package="onnxruntime-gpu"):
         return refuse_all(name, refusal)
     import onnxruntime
 
     if provider not in onnxruntime.get_available_providers():
         refusal = BackendUnavailable(
             f"The backend {name!r} cannot run here: the installed onnxruntime {onnxruntime.__version__} was built without"
-            f" {provider}. In a clone: `pip uninstall onnxruntime`, then `pip install '.[cuda]'`. The two exclude each other."
+            f" {provider}. In a clone: `pip uninstall onnxruntime`, then `pip install '.[{name}]'`. The two exclude each other."
         )
         return refuse_all(name, refusal)
 
@@ -157,8 +157,8 @@ class OrtGpuBackend:
         if actual != provider:
             raise BackendUnavailable(
                 f"onnxruntime {self.version} would run {graph.name} with {actual} in the place of {provider}, which does not"
-                " load: its CUDA, cuDNN or TensorRT libraries are missing or of another version. In a clone of"
-                " sdturbo, `pip install '.[cuda]'` brings those it was built for. Nothing is run on another device instead."
+                " load: its CUDA, cuDNN or TensorRT libraries are missing or of another version. In a clone,"
+                f" `pip install '.[{self.name}]'` brings those it was built for. Nothing runs on another device instead."
             )
         parts = compiled.get_provider_graph_assignment_info() if provider != CPU else ()
         on_cpu = {node.op_type for part in parts if part.ep_name == CPU for node in part.get_nodes()}

@@ -21,6 +21,7 @@ from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
 from sdturbo.backends.nvidia.messages import Messages, logger
+from sdturbo.backends.nvidia.packages import mixed_majors
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
@@ -37,6 +38,8 @@ MAJORS = ("10", "11")
 def offers(bundle: Bundle | None) -> list[Offer]:
     if missing := libraries_missing(NAME, "tensorrt", "tensorrt"):
         return refuse_all(NAME, missing)
+    if mixed := mixed_majors(NAME, "tensorrt"):
+        return refuse_all(NAME, mixed)
     import tensorrt
 
     version = str(tensorrt.__version__)
