@@ -345,9 +345,11 @@ class Builder:
         for step in range(2):
             monitor.phase_start("Timing", "Building Engine", 4)
             for i in range(4):
-                assert monitor.step_complete("Timing", i)
+                if not monitor.step_complete("Timing", i):
+                    return None
             monitor.phase_finish("Timing")
-            assert monitor.step_complete("Building Engine", step)
+            if not monitor.step_complete("Building Engine", step):
+                return None
         monitor.phase_finish("Building Engine")
         config.timings += b"+"
         if self.trt.refuse(self.logger, "build"):

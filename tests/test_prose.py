@@ -176,7 +176,9 @@ def test_commands_that_are_shown_can_be_parsed(name):
 @pytest.mark.parametrize("name", (*DOCUMENTS, "Makefile", ".github/workflows/ci.yml"))
 def test_extras_that_are_named_exist(name):
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
-    named = {extra for group in re.findall(r"(?:\.|sdturbo)\[([a-z,0-9-]+)\]", read(name)) for extra in group.split(",")}
+    named = {
+        extra for group in re.findall(r"(?:\.|sdturbo)\[([a-z,0-9-]+)\]", read(name)) for extra in group.split(",")
+    }
     assert named - set(extras) == set()
 
 

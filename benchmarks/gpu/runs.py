@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,3 +40,7 @@ def milliseconds(call: Callable[[int], object], runs: int) -> list[float]:
         call(i)
         times.append((time.perf_counter() - start) * 1e3)
     return times[WARM_UP:]
+
+
+def summary(times: Sequence[float]) -> str:
+    return f"median {np.median(times):.2f} ms, p99 {np.percentile(times, 99):.2f} ms, {len(times)} runs"

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gpu.lines import NEEDS_GPU, Line
 from benchmarks.gpu.runs import TOKENS, milliseconds
 from benchmarks.gpu.smoke_kernels import ARITHMETIC, CudaKernels, ImitatedKernels, KernelEngine, Kernels
-from benchmarks.gpu_acceptance import NEEDS_GPU, Line
 from sdturbo.backends.checks import not_installed
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession
 from sdturbo.backends.nvidia.gpus import find_gpus, free_memory
