@@ -229,7 +229,7 @@ def test_any_exception_ends_its_line_and_not_the_report(bundle, tmp_path, monkey
     failed = [line for line in report["lines"] if line["ok"] is False]
     assert status == 1
     assert [(line["what"], line["measured"]) for line in failed] == [
-        ("golden picture", "ZeroDivisionError: as never before")
+        ("golden picture", "ZeroDivisionError: as never before and more")
     ]
     assert {line["what"] for line in report["lines"]} == set(LINES)
 

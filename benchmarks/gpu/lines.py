@@ -60,8 +60,8 @@ def guarded(name: str, part: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     try:
         yield from part()
     except Exception as error:
-        words = str(error).splitlines()[:1] or ["it gives no reason"]
-        yield Line(name, f"{type(error).__name__}: {words[0]}", "no error", False)
+        words = " ".join(str(error).split()) or "it gives no reason"
+        yield Line(name, f"{type(error).__name__}: {words}", "no error", False)
 
 
 @dataclass(slots=True)

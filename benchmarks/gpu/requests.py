@@ -85,8 +85,9 @@ def requests(path: Path, extent: Extent) -> Iterator[Line]:
 
 
 def _pipeline(bundle: Bundle, extent: Extent, sizes: tuple[int, ...]) -> Pipeline:
-    bundle = dataclasses.replace(bundle, batch_sizes=sizes)
-    return Pipeline(bundle, backends.connect(extent.choice, bundle))
+    """With these batch sizes alone. The backend gets the whole bundle, whose plans are of all batch sizes."""
+    backend = backends.connect(extent.choice, bundle)
+    return Pipeline(dataclasses.replace(bundle, batch_sizes=sizes), backend)
 
 
 def _full(bundle: Bundle) -> bool:

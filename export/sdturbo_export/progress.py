@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ class Progress:
     _part_start: float = 0.0
     _count: int = 0
     _tenth: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def part(self, name: str) -> Generator[None]:
@@ -35,8 +37,13 @@ class Progress:
         self._done += self.parts[name]
 
     def share(self, done: float) -> None:
-        """Say at every new tenth how much of the current part is done, 0 to 1, and how long its rest takes."""
-        if int(done * 10) > self._tenth:
-            self._tenth = int(done * 10)
-            left = (time.monotonic() - self._part_start) / done * (1 - done)
-            self.say(f"      {self._tenth * 10} %, the rest in about {left:.0f} s")
+        """Say at every new tenth how much of the current part is done, 0 to 1, and how long its rest takes.
+
+        Called from any thread. What is behind an earlier share is not said.
+        """
+        with self._lock:
+            tenth = min(int(done * 10), 10)
+            if tenth > self._tenth:
+                self._tenth = tenth
+                left = (time.monotonic() - self._part_start) / done * max(0.0, 1 - done)
+                self.say(f"      {tenth * 10} %, the rest in about {left:.0f} s")

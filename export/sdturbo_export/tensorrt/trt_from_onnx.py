@@ -131,13 +131,15 @@ def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMon
 
 @dataclass(slots=True)
 class Phases:
-    """TensorRT's nested phases as one share that is done. Called from several threads.
+    """TensorRT's nested phases as one share that never shrinks. Called from several threads.
 
-    A phase's share is (steps done + the share of the phase within it) / steps. A phase that begins outside is a new whole.
+    A step of a phase may hold several phases, one after another, and nobody says how many. So each takes half of what is left
+    of its step: a phase's share is (steps done + 1 - 2⁻ᵏ + 2⁻ᵏ⁻¹ · share of the phase within) / steps, after k others.
     """
 
     tell: Tell
     _open: dict[str, _Phase] = field(default_factory=dict[str, "_Phase"])
+    _told: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
@@ -150,23 +152,29 @@ class Phases:
             if name not in self._open:
                 return
             phase = self._open[name]
-            phase.done = min(step + 1, phase.steps)
+            phase.done, phase.left = min(step + 1, phase.steps), 1.0
             for inner_name, inner in list(self._open.items()):
                 if inner.parent == name:
                     del self._open[inner_name]
             share = phase.done / phase.steps
             while phase.parent in self._open:
                 phase = self._open[phase.parent]
-                share = min(phase.done + share, phase.steps) / phase.steps
-        self.tell(share)
+                share = min(phase.done + 1 - phase.left + phase.left / 2 * share, phase.steps) / phase.steps
+            self._told = max(self._told, share)  # phases of other threads, or a second outermost one, may be behind
+            self.tell(self._told)
 
     def finish(self, name: str) -> None:
         with self._lock:
-            self._open.pop(name, None)
+            phase = self._open.pop(name, None)
+            if phase is not None and phase.parent in self._open:
+                self._open[phase.parent].left /= 2
 
 
 @dataclass(slots=True)
 class _Phase:
+    """left: of the step under way, the share that finished phases within it did not take."""
+
     parent: str | None
     steps: int
     done: int = 0
+    left: float = 1.0

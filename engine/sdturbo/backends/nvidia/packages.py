@@ -55,8 +55,8 @@ def provider_refusal(backend: str, extra: str) -> BackendUnavailable | None:
 
 def provider_major() -> int:
     """The major version of TensorRT that the installed ONNX Runtime's provider is linked with."""
-    found = find_spec("onnxruntime")
-    for folder in (found.submodule_search_locations or ()) if found else ():
+    package = find_spec("onnxruntime")
+    for folder in (package.submodule_search_locations or ()) if package else ():
         library = Path(folder) / "capi" / PROVIDER
         if library.is_file() and (needed := _NEEDED.search(library.read_bytes())):
             return int(needed[1])
