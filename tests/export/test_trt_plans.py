@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import imitation
 import numpy as np
@@ -16,6 +17,7 @@ from sdturbo.commands.console import run
 from sdturbo.files import sha256_file
 from sdturbo_export.cli import cli
 from sdturbo_export.errors import BuildError, ParityError
+from sdturbo_export.progress import Progress
 from sdturbo_export.tensorrt import trt_plans
 from sdturbo_export.tensorrt.plan_writer import keep_plans
 from sdturbo_export.tensorrt.trt_from_onnx import Phases, PlanOptions, trt_from_onnx
@@ -199,9 +201,41 @@ def test_nested_phases_are_one_share_that_only_grows():
         phases.finish("inner")
         phases.step("build", outer)
     phases.finish("build")
-    assert told == [0.125, 0.25, 0.375, 0.5, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
+    assert told == [0.0625, 0.125, 0.1875, 0.25, 0.5, 0.5625, 0.625, 0.6875, 0.75, 1.0]
     phases.step("unknown", 3)
     assert len(told) == 10
+
+
+def test_phases_one_after_another_in_a_step_and_those_of_threads_never_run_backwards():
+    """As TensorRT for RTX builds: several phases in one step. Then two phases at once, and a second outermost one."""
+    told = []
+    phases = Phases(told.append)
+    phases.start("build", None, 2)
+    for name in ("optimizing", "timing", "refit"):
+        phases.start(name, "build", 5)
+        for step in range(5):
+            phases.step(name, step)
+        phases.finish(name)
+    assert told == sorted(told)
+    assert 0.4 < told[-1] < 0.5  # the third phase still moved it
+    phases.start("one", "build", 2)
+    phases.start("other", "build", 2)
+    phases.step("one", 1)
+    phases.step("other", 0)
+    phases.step("build", 1)
+    phases.start("again", None, 2)
+    phases.step("again", 0)
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_progress_is_said_once_per_tenth_and_never_backwards():
+    lines = []
+    progress = Progress({"all": 1}, lines.append)
+    with progress.part("all"):
+        for share in (0.31, 0.1, 0.35, 0.62, 0.3, 1.2):
+            progress.share(share)
+    assert [line.split()[0] for line in lines if "%" in line] == ["30", "60", "100"]
 
 
 def test_room_on_the_gpu_is_looked_at_first(bundle):
@@ -232,6 +266,54 @@ def test_the_command_compiles_and_says_what_it_did(bundle, tmp_path, capsys):
 def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys):
     assert run(cli, "sdturbo-export", ["trt", str(bundle_dir)]) == 4
     assert "pip install '.[tensorrt]'" in capsys.readouterr().err
+
+
+def install_lean(site, version, library):
+    """The package of the lean runtime as pip leaves it, with the bytes of its library. None: without it."""
+    (site / "tensorrt_lean_libs").mkdir()
+    (site / "tensorrt_lean_libs/__init__.py").touch()
+    if library is not None:
+        (site / "tensorrt_lean_libs/libnvinfer_lean.so.10").write_bytes(library)
+    metadata = site / f"tensorrt_lean_cu13_libs-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt_lean_cu13_libs\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "library", "match"),
+    [
+        (
+            None,
+            None,
+            r"needs the lean runtime of TensorRT 10\.16\.1\.11.*libnvinfer_lean\.so\.10.*tensorrt-lean==10\.16\.1\.11",
+        ),
+        ("10.15.1.29", b"", r"tensorrt-lean-cu13-libs 10\.15\.1\.29 is installed, expected version 10\.16\.1\.11"),
+        ("10.16.1.11", b"no library", r"needs the lean runtime.*(invalid ELF|too short)"),
+    ],
+)
+def test_without_the_lean_runtime_a_version_compatible_build_does_not_begin(
+    bundle, timing_caches, nvidia, tmp_path, monkeypatch, version, library, match
+):
+    site = tmp_path / "site"
+    site.mkdir()
+    if version is not None:
+        install_lean(site, version, library)
+    monkeypatch.syspath_prepend(str(site))
+    with pytest.raises(BuildError, match=match):
+        compile_plans(bundle, PlanOptions(version_compatible=True), timing_caches=timing_caches)
+    assert nvidia[1].configs == []
+    assert read_plans(compile_plans(bundle, timing_caches=timing_caches, tries=1))
+
+
+def test_with_the_lean_runtime_version_compatible_plans_are_built(bundle, timing_caches, nvidia, tmp_path, monkeypatch):
+    import _ctypes
+
+    site = tmp_path / "site"
+    site.mkdir()
+    install_lean(site, "10.16.1.11", Path(_ctypes.__file__).read_bytes())  # some library that loads
+    monkeypatch.syspath_prepend(str(site))
+    compiled = compile_plans(bundle, PlanOptions(version_compatible=True), timing_caches=timing_caches, tries=1)
+    assert all(plan.key.version_compatible for plan in read_plans(compiled))
 
 
 @pytest.fixture

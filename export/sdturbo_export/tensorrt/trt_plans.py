@@ -30,6 +30,7 @@ from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
 from sdturbo_export.proof.walk import Arrays, Visit, Walk
+from sdturbo_export.tensorrt.lean_runtime import load_lean_runtime
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 from sdturbo_export.tensorrt.trt_from_onnx import Compiled, PlanOptions, trt_from_onnx
 
@@ -66,6 +67,8 @@ def compile_plans(
     """
     backend = backends.connect(BackendChoice("tensorrt", device, bundle.precision))
     assert isinstance(backend, TrtBackend)
+    if options.version_compatible:
+        load_lean_runtime(backend.version)
     known = {(plan.stage, plan.batch_size, plan.key) for plan in read_plans(bundle)}
     parts = {f"{name} at batch size {size}": SHARES[name] for size in bundle.batch_sizes for name in bundle.stages}
     progress = Progress(parts, say)
