@@ -35,7 +35,7 @@ MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 
 def dry_run(*arguments):
-    command = ["make", "--dry-run", "--always-make", *arguments]
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=MAKEFILE.parent, capture_output=True, text=True, check=True).stdout
 
 
