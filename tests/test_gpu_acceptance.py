@@ -273,7 +273,7 @@ def test_parity_names_attention_that_a_fused_kernel_may_sum_in_fp16(bundle, stag
 
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda", "cuda-tensorrt"])
 def test_make_installs_the_backends_extra_and_names_it(backend):
-    command = ["make", "--dry-run", "--always-make", "gpu-acceptance", f"BACKEND={backend}"]
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", "gpu-acceptance", f"BACKEND={backend}"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f'-e ".[{backend}]"' in told
     assert f"--backend {backend}" in told.splitlines()[-1]

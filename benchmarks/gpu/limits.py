@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+# An H200 computes as an H100 does, and has more and faster memory.
 # ms for a whole request from prompt to pixels: fp16, one picture, one step, the full-size model
 LATENCY = {
-    "tensorrt": {"H100": 12.0, "A100": 22.0, "RTX 4090": 28.0, "T4": 100.0},
-    "cuda": {"H100": 20.0},
+    "tensorrt": {"H100": 12.0, "H200": 12.0, "A100": 22.0, "RTX 4090": 28.0, "T4": 100.0},
+    "cuda": {"H100": 20.0, "H200": 20.0},
 }
 ANY_CARD = 100.0  # ms: promised for every card that TensorRT supports
 # ms for text encoder, UNet and decoder, batch 1: per operator the greater of arithmetic and memory traffic, ideal fusion

@@ -428,3 +428,11 @@ def test_an_error_reaches_those_who_listen_in_its_thread_or_all():
     assert here.last() == "of this thread; of the library's own."
     assert there.last() == "of the library's own."
     assert Messages().last() == "it gives no reason."
+
+
+def test_a_bundle_cut_down_to_one_batch_size_keeps_its_plans(bundle):
+    """As benchmarks measure it: the plans of its other batch sizes are no fault."""
+    one = dataclasses.replace(bundle, batch_sizes=(1,))
+    pipe = Pipeline(one, backends.connect(BackendChoice("tensorrt"), one))
+    expected = Pipeline.load(bundle.path, "onnxruntime")("a cat", output_type="np").images
+    assert np.array_equal(pipe("a cat", output_type="np").images, expected)

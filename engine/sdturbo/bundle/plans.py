@@ -142,7 +142,8 @@ def _plan_faults(bundle: Bundle, plan: Plan, where: str) -> list[str]:
     faults: list[str] = []
     if plan.file not in bundle.files:
         faults.append(f"{where}: {plan.file} is not among the bundle's files")
-    if plan.stage not in bundle.stages or plan.batch_size not in bundle.batch_sizes:
+    stage = bundle.stages.get(plan.stage)  # its graphs, for `bundle` may be cut down to some of its batch sizes
+    if stage is None or plan.batch_size not in {graph.batch_size for graph in stage.graphs}:
         faults.append(f"{where}: the bundle has no stage {plan.stage} at batch size {plan.batch_size}")
     if plan.key.hardware not in HARDWARE:
         faults.append(f"{where}: hardware is {plan.key.hardware!r}, expected one of {', '.join(HARDWARE)}")
