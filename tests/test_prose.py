@@ -156,7 +156,7 @@ def test_make_targets_that_are_named_exist(name):
 
 def test_ci_runs_what_the_repositorys_own_check_runs():
     (targets,) = re.findall(r"target: \[(.*)\]", read(".github/workflows/ci.yml"))
-    assert targets.split(", ") == re.findall(r"^make (\S+)", read(".ci/run"), re.MULTILINE)
+    assert sorted(targets.split(", ")) == sorted(re.findall(r"\bmake ([a-z-]+)", read(".ci/run")))
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
