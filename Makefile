@@ -46,13 +46,14 @@ $(CUDA_ENGINES:%=engines-%): engines-%: $(VENV)/.%
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
 	$(DRAW) --backend $(subst -cu12,,$*)
 
-# the extra of BACKEND, that of CUDA 12 where the driver asks for it
+# the extra of BACKEND, that of CUDA 12 where the driver asks for it. In recipes alone, for it asks the driver
 BACKEND  ?= tensorrt
 GPU_EXTRA = $(BACKEND)$(if $(findstring -cu12,$(shell $(PYTHON) export/machine.py 2>/dev/null)),-cu12)
 
 # a dry run needs no GPU: it shows the report and runs all but CUDA's calls
 gpu-acceptance: MODEL = $(if $(DRY),small,seeded)
-gpu-acceptance: $(VENV)/$(if $(DRY),.export,.$(GPU_EXTRA))  ## On an NVIDIA GPU: engines, parity, latency, memory, soak; BACKEND=cuda; BATCH="1 2 4 8"; DRY=1 anywhere
+gpu-acceptance:  ## On an NVIDIA GPU: engines, parity, latency, memory, soak; BACKEND=cuda; BATCH="1 2 4 8"; DRY=1 anywhere
+	@$(MAKE) --no-print-directory $(VENV)/$(if $(DRY),.export,.$(GPU_EXTRA))
 	$(BIN)/python -m benchmarks.gpu_acceptance --model "$(MODEL)" --bundle "$(BUNDLE)" --backend $(BACKEND) $(BATCH:%=--batch-size %) $(if $(DRY),--dry)
 
 gpu-smoke: $(VENV)/$(if $(IMITATE),.export,.cuda)  ## On an NVIDIA GPU: our CUDA code, with small kernels as stages, in seconds; IMITATE=1 anywhere

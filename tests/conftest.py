@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import imitation
 import numpy as np
 import onnx
 import onnx.parser
@@ -183,3 +184,9 @@ def write_manifest(root: Path, stages: dict, batch_sizes) -> None:
         "golden": {"prompt": "a cat", "seed": 0, "num_inference_steps": 1, "image": "golden.png", "min_psnr": 40.0},
     }
     (root / "bundle.json").write_text(json.dumps({**manifest, "bundle_id": identity(manifest)}), encoding="utf-8")
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """(cuda, tensorrt): imitations in the place of the libraries, with two GPUs."""
+    return imitation.install(monkeypatch)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import imitation
 import pytest
+from imitation import cuda as imitated_cuda
+from imitation import tensorrt as imitated_tensorrt
 
 ROOT = Path(__file__).parent.parent
 TYPINGS = ROOT / "tests" / "typings"
@@ -183,19 +184,19 @@ def test_a_lie_of_a_stub_is_found(tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_imitations_have_no_name_that_the_libraries_lack(version):
     runtime = stub_members(TYPINGS / version / "cuda/bindings/runtime.pyi")
-    assert {name for name in vars(imitation.Cuda) if name.startswith("cuda") and name not in runtime} == set()
-    for kind, name in ((imitation.Kind, "cudaMemcpyKind"), (imitation.Mode, "cudaStreamCaptureMode")):
+    assert {name for name in vars(imitated_cuda.Cuda) if name.startswith("cuda") and name not in runtime} == set()
+    for kind, name in ((imitated_cuda.Kind, "cudaMemcpyKind"), (imitated_cuda.Mode, "cudaStreamCaptureMode")):
         assert set(kind.__members__) <= set(runtime[name])
-    assert set(imitation.Error.__members__) <= set(runtime["cudaError_t"])
+    assert set(imitated_cuda.Error.__members__) <= set(runtime["cudaError_t"])
     trt = stub_members(TYPINGS / version / "tensorrt/__init__.pyi")
-    for name, kind in vars(imitation.Trt).items():
+    for name, kind in vars(imitated_tensorrt.Trt).items():
         if isinstance(kind, type):
             assert set(getattr(kind, "__members__", ())) <= set(trt[name]), name
     for kind, name in (
-        (imitation.Runtime, "Runtime"),
-        (imitation.Engine, "ICudaEngine"),
-        (imitation.Context, "IExecutionContext"),
-        (imitation.Builder, "Builder"),
+        (imitated_tensorrt.Runtime, "Runtime"),
+        (imitated_tensorrt.Engine, "ICudaEngine"),
+        (imitated_tensorrt.Context, "IExecutionContext"),
+        (imitated_tensorrt.Builder, "Builder"),
     ):
         own = {one for one in vars(kind) if not one.startswith("_")} - {"array", "get_engine_information"}
         assert own <= set(trt[name]), name

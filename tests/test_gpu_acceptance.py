@@ -16,6 +16,7 @@ from benchmarks import gpu_acceptance as script
 from benchmarks.gpu import engines, limits, requests
 from benchmarks.gpu.lines import NEEDS_GPU, Extent
 from sdturbo import Bundle, Pipeline, save_png
+from sdturbo.backends.null import NullQueue
 from sdturbo.files import sha256_file
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,14 @@ LINES = [
     *("model", "sdturbo", "GPU", "TensorRT"),
     *(f"parity, {name} at batch size {size}" for size in (1, 2) for name in STAGES),
     *(f"{what} at batch size {size}" for size in (1, 2) for what in AT_A_SIZE),
-    *("load time", "GPU memory, peak", "golden picture", "latency, whole request, one step", "roofline of this GPU"),
+    *(
+        "load time",
+        "GPU memory, peak",
+        "recordings that were lost",
+        "golden picture",
+        "latency, whole request, one step",
+        "roofline of this GPU",
+    ),
     *("streamed against called", "throughput, calls", "throughput, stream"),
     *("soak, 20 requests: memory of the GPU", "soak, 20 requests: memory of the process"),
     "latency, whole request of 2 pictures",
@@ -67,7 +75,7 @@ def test_a_dry_run_has_every_line_and_judges_no_figure_of_a_gpu(bundle, tmp_path
     assert by_name["run 1 equals run 2 at batch size 2"]["ok"] is True
     assert by_name["stages joined and replayed as one at batch size 1"]["ok"] is True
     assert by_name["streamed against called"]["ok"] is True
-    assert report["verdict"] == f"0 lines failed, 7 passed, {len(of_a_gpu)} need a GPU"
+    assert report["verdict"] == f"0 lines failed, 8 passed, {len(of_a_gpu)} need a GPU"
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     assert "FAIL" not in (tmp_path / "out/report.txt").read_text()
 
@@ -184,7 +192,7 @@ def test_limits_and_rooflines_belong_to_the_gpu_by_name(name, tensorrt, cuda, fl
 @pytest.mark.parametrize(("milliseconds", "verdict"), [(11.9, True), (12.1, False), (90.0, False)])
 def test_an_h100_is_held_to_its_own_limit(bundle, monkeypatch, milliseconds, verdict):
     imitation.install(monkeypatch)
-    monkeypatch.setattr(imitation.Properties, "name", b"NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(imitation.cuda.Properties, "name", b"NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(limits, "FULL_SIZE", 0)
     monkeypatch.setattr(requests, "milliseconds", lambda call, runs: [milliseconds] * runs)
     pipe = Pipeline.load(bundle.path, "onnxruntime")
@@ -277,3 +285,28 @@ def test_make_installs_the_backends_extra_and_names_it(backend):
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f'-e ".[{backend}]"' in told
     assert f"--backend {backend}" in told.splitlines()[-1]
+
+
+def test_a_recording_that_is_lost_is_a_line_that_fails(bundle, tmp_path, monkeypatch):
+    def refuse(self, work):
+        raise RuntimeError("no capture here")
+
+    monkeypatch.setattr(NullQueue, "record", refuse)
+    status, report = report_of(bundle, tmp_path / "out", "--dry")
+    (line,) = [line for line in report["lines"] if line["what"] == "recordings that were lost"]
+    assert line["ok"] is False
+    assert "decoder at batch size 1" in line["measured"]
+    assert status == 1
+
+
+def test_replays_that_differ_as_sums_do_pass(bundle, monkeypatch):
+    run, offsets = engines.DeviceProgram.run, itertools.count(1)
+
+    def drift(self, inputs, *, replay=True):
+        outputs = run(self, inputs, replay=replay)
+        return outputs | {"latents": outputs["latents"] * np.float32(1 + 1e-4 * next(offsets))}
+
+    monkeypatch.setattr(engines.DeviceProgram, "run", drift)
+    extent = Extent("null", "null:0", dry=True, runs=1, soak=1)
+    lines = {line.what: line.ok for line in engines.stages(bundle, extent, 1)}
+    assert lines["run 1 equals run 2 at batch size 1"] is True

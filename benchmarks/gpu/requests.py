@@ -70,6 +70,8 @@ def requests(path: Path, extent: Extent) -> Iterator[Line]:
         for i in range(3):
             pipe(f"picture number {i}", seed=i, num_images_per_prompt=bundle.batch_sizes[0], output_type="np")
     yield from _load(bundle, extent, seconds, memory.bytes)
+    lost = ", ".join(pipe.lost_recordings) or "none"
+    yield Line("recordings that were lost", lost, "none", not pipe.lost_recordings)
     parts = {
         "golden picture": _golden,
         "latency, whole request, one step": _latency,

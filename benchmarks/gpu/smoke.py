@@ -1,7 +1,7 @@
 """Check our CUDA code on this GPU: memory, streams, CUDA graphs and threads, with three small kernels as stages.
 
     python -m benchmarks.gpu.smoke                # on a machine with a GPU and NVRTC, CUDA's compiler, without engine library
-    python -m benchmarks.gpu.smoke --imitate      # anywhere, on tests/imitation.py. Lines that need a GPU are left open
+    python -m benchmarks.gpu.smoke --imitate      # anywhere, on tests/imitation. Lines that need a GPU are left open
 
 Every result is compared with NumPy bit for bit. Prints one JSON document as its last line. Exit code 1 if a line failed.
 """
@@ -206,7 +206,7 @@ def _same(outputs: Arrays, expected: Arrays) -> bool:
 
 
 def imitate_cuda() -> Any:
-    """Put tests/imitation.py in the place of cuda-bindings in this process. Returns its runtime."""
+    """Put tests/imitation in the place of cuda-bindings in this process. Returns its runtime."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     import imitation
 

@@ -135,7 +135,7 @@ class CudaKernels:
 
 
 class ImitatedKernels:
-    """The same arithmetic on `tests/imitation.py`. runtime: its `Cuda`, whose streams take Python functions."""
+    """The same arithmetic on `tests/imitation`. runtime: its `Cuda`, whose streams take Python functions."""
 
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime

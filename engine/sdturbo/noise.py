@@ -29,7 +29,7 @@ _LOG_COEFFICIENTS = _constants(
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
 )  # fmt: skip
-_LN2_PART, _HALF_LESS = _constants(0.693359375, -0.5)
+_LN2_PART, _MINUS_HALF = _constants(0.693359375, -0.5)
 _PI_4_PARTS = _constants(-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)
 _COS_COEFFICIENTS = _constants(2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 _SIN_COEFFICIENTS = _constants(-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
@@ -144,7 +144,7 @@ def _log(x: F32) -> F32:
     for coefficient in _LOG_COEFFICIENTS[2:]:
         y = _fma(_wide(y), wide, coefficient)
     y = _fma(_wide(y * x), z, exponent * _f(-2.12194440e-4))
-    y = _fma(z, _HALF_LESS, y)
+    y = _fma(z, _MINUS_HALF, y)
     return _fma(_wide(exponent), _LN2_PART, x + y)
 
 

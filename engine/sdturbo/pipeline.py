@@ -31,7 +31,10 @@ PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B 
 
 
 class Pipeline:
-    """One bundle on one backend. It does not change after `load`, so any number of threads may call it."""
+    """One bundle on one backend. It does not change after `load`, so any number of threads may call it.
+
+    lost_recordings: titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer.
+    """
 
     @classmethod
     def load(
@@ -82,7 +85,7 @@ class Pipeline:
                 if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
                     self._programs[from_image, rows, size] = program
         parts = (*self._sessions.values(), *self._programs.values())
-        self._lost_recordings = tuple(part.title for part in parts if isinstance(part, Recorded) and not part.replays)
+        self.lost_recordings = tuple(part.title for part in parts if isinstance(part, Recorded) and not part.replays)
         self._image_to_image = image_to_image
         self._latents_shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first
@@ -159,11 +162,6 @@ class Pipeline:
 
         return stream(requests, start, self._encode_text, self._denoise, self._decode)
 
-    @property
-    def lost_recordings(self) -> tuple[str, ...]:
-        """Titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer."""
-        return self._lost_recordings
-
     def _start(self, request: Request, stop: CancelToken | None = None) -> Job:
         """A checked job with its tokens, and the inputs of its first stage. stop: one more token that cancels it."""
         job = accept(self.bundle, request)
@@ -229,7 +227,7 @@ class Pipeline:
             with job.clock.part("decoder"):
                 job.images = self._run("decoder", {"latents": job.x})
                 require_pictures(job.images, self.backend.precision)
-        return finish(job, self.bundle, self.backend, self._lost_recordings)
+        return finish(job, self.bundle, self.backend, self.lost_recordings)
 
     def _draw(self, job: Job) -> Result:
         """All stages at once, batch by batch, where the backend keeps tensors on its device."""
@@ -244,7 +242,7 @@ class Pipeline:
                 require_pictures(outputs["image"], self.backend.precision)
                 images.append(outputs["image"])
         job.images = np.concatenate(images)[: len(job.seeds)]
-        return finish(job, self.bundle, self.backend, self._lost_recordings)
+        return finish(job, self.bundle, self.backend, self.lost_recordings)
 
     def _run(self, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
         """Run a stage over N rows, batch by batch."""

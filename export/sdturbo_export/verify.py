@@ -76,11 +76,11 @@ def _listed(loras: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{lora['file']} x {lora['scale']:g}" for lora in loras) or "none"
 
 
-def _backends(bundle: Bundle) -> Iterator[Backend]:
-    """A backend per device and precision that runs here. Raises BackendUnavailable if there is none."""
+def _backends(bundle: Bundle, precision: str | None = None) -> Iterator[Backend]:
+    """A backend per device and precision that runs here, or per device in one. Raises BackendUnavailable if nothing runs."""
     offers = [offer for name in backends.names(automatic=True) for offer in backends.offers(name, bundle)]
     for offer in offers:
-        if offer.runs:
+        if offer.runs and precision in (None, offer.precision):
             yield backends.connect(BackendChoice(offer.backend, offer.device, offer.precision), bundle)
     if not any(offer.runs for offer in offers):
         reasons = "\n".join(f"  - {offer.reason}" for offer in offers)
@@ -150,9 +150,7 @@ def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[st
     start = Image.fromarray(noise).resize(larger, Image.Resampling.BICUBIC)
     expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
     gc.collect()  # diffusers' pipelines hold reference cycles, and the weights are gigabytes
-    for backend in _backends(bundle):
-        if backend.precision != bundle.precision:
-            continue
+    for backend in _backends(bundle, bundle.precision):
         pipe = Pipeline(bundle, backend)
         distances: list[tuple[float, int]] = []
         for (steps, strength), picture in zip(REQUESTS, expected, strict=True):

@@ -87,7 +87,9 @@ def test_a_kernel_that_is_wrong_by_one_bit_fails(trial, monkeypatch):
 
 
 def test_a_recording_that_cannot_be_made_fails(trial, monkeypatch):
-    monkeypatch.setitem(sys.modules["cuda.bindings"].runtime.fail, "cudaGraphInstantiate", (imitation.Error(401), 0))
+    monkeypatch.setitem(
+        sys.modules["cuda.bindings"].runtime.fail, "cudaGraphInstantiate", (imitation.cuda.Error(401), 0)
+    )
     lines = failed(trial)
     assert "each stage is one CUDA graph, batch size 1" in lines
     assert "a request is one CUDA graph, batch size 4, 4 steps" in lines
@@ -96,7 +98,7 @@ def test_a_recording_that_cannot_be_made_fails(trial, monkeypatch):
 
 def test_what_breaks_in_a_part_is_a_line_and_the_other_parts_go_on(trial, monkeypatch):
     monkeypatch.setitem(
-        sys.modules["cuda.bindings"].runtime.fail, "cudaMemGetInfo", (imitation.Error.cudaErrorMemoryAllocation, 0)
+        sys.modules["cuda.bindings"].runtime.fail, "cudaMemGetInfo", (imitation.cuda.Error.cudaErrorMemoryAllocation, 0)
     )
     assert failed(trial) == ["GPU", "programs made and dropped"]
 

@@ -27,11 +27,6 @@ GB = 1 << 30
 
 
 @pytest.fixture
-def nvidia(monkeypatch):
-    return imitation.install(monkeypatch)
-
-
-@pytest.fixture
 def bundle(make_bundle, tmp_path, nvidia):
     return Bundle.load(shutil.copytree(make_bundle((1, 2)), tmp_path / "bundle"))
 
@@ -143,7 +138,7 @@ def test_timings_of_another_gpu_are_left_alone(bundle, nvidia):
 
 
 def test_the_builder_is_told_the_options(bundle, nvidia):
-    flags, levels = imitation.Trt.BuilderFlag, imitation.Trt.HardwareCompatibilityLevel
+    flags, levels = imitation.tensorrt.Trt.BuilderFlag, imitation.tensorrt.Trt.HardwareCompatibilityLevel
     trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB, 3, "ampere_plus", True), b"", lambda _: None)
     trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB), b"", lambda _: None)
     compatible, plain = nvidia[1].configs
@@ -153,7 +148,7 @@ def test_the_builder_is_told_the_options(bundle, nvidia):
         levels.AMPERE_PLUS,
         levels.NONE,
     )
-    assert compatible.limits == {imitation.Trt.MemoryPoolType.WORKSPACE: GB}
+    assert compatible.limits == {imitation.tensorrt.Trt.MemoryPoolType.WORKSPACE: GB}
     assert (compatible.builder_optimization_level, plain.builder_optimization_level) == (3, 4)
     assert plain.max_aux_streams == 0
 
@@ -184,7 +179,7 @@ def test_an_interrupt_in_the_monitor_stops_the_build_and_is_raised_after_it(bund
         config.progress_monitor.phase_start("Building", None, 2)
         answers.append(config.progress_monitor.step_complete("Building", 0))
 
-    monkeypatch.setattr(imitation.Builder, "build_serialized_network", build)
+    monkeypatch.setattr(imitation.tensorrt.Builder, "build_serialized_network", build)
     with pytest.raises(KeyboardInterrupt):
         trt_from_onnx(bundle.graph("decoder", 1), PlanOptions(GB), b"", interrupt)
     assert answers == [False]

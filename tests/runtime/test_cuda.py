@@ -116,8 +116,8 @@ def test_fp32_in_tf32_is_refused_where_the_provider_has_no_switch(gpu_build, bun
 
 @pytest.mark.parametrize("name", ["cuda", "cuda-tensorrt"])
 def test_a_gpu_that_cuda_13_has_no_code_for_is_named(gpu_build, monkeypatch, name):
-    monkeypatch.setattr(imitation.Properties, "major", 7)
-    monkeypatch.setattr(imitation.Properties, "minor", 0)
+    monkeypatch.setattr(imitation.cuda.Properties, "major", 7)
+    monkeypatch.setattr(imitation.cuda.Properties, "minor", 0)
     with pytest.raises(
         BackendUnavailable, match=r"does not support the Imitated GPU: .* is 7\.0, expected 7\.5 or more"
     ):

@@ -1,48 +1,22 @@
-"""The TensorRT backend on imitations of CUDA and TensorRT: what it makes, in which order, what it refuses and what it frees."""
+"""The TensorRT backend on imitations of CUDA and TensorRT: what it makes, in which order, and what it frees."""
 
 import dataclasses
-import enum
 import gc
 import json
 import logging
 import shutil
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import imitation
 import numpy as np
 import pytest
-from imitation import Error
+from imitation.cuda import Error
+from imitation.plans import with_plans
 
 from sdturbo import BackendUnavailable, Bundle, BundleError, Pipeline, backends
 from sdturbo.backends import BackendChoice
-from sdturbo.backends.nvidia import gpus
-from sdturbo.backends.nvidia import tensorrt as trt
-from sdturbo.backends.nvidia.messages import Messages, tell
 from sdturbo.backends.nvidia.stream import CudaStream
-from sdturbo.bundle.plans import Plan, read_plans
+from sdturbo.bundle.plans import read_plans
 from sdturbo.errors import PlanMismatch
-from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
-
-
-@pytest.fixture
-def nvidia(monkeypatch):
-    """(cuda, tensorrt), with two GPUs."""
-    return imitation.install(monkeypatch)
-
-
-def with_plans(bundle, **key):
-    """The bundle with a plan for every stage and batch size on the imitated GPU."""
-    backend = backends.connect(BackendChoice("tensorrt"))
-    plans = {}
-    for name in bundle.stages:
-        for size in bundle.batch_sizes:
-            made_for = dataclasses.replace(trt.machine_key(backend.version, backend.gpu, bundle, name, size), **key)
-            data = json.dumps({"graph": str(bundle.graph(name, size)), "distort": 0}).encode()
-            plans[Plan(plan_name(made_for, name, size, data), name, size, made_for, 0.0, 1.0)] = data
-    return add_plans(bundle, plans, {})
 
 
 @pytest.fixture
@@ -266,168 +240,6 @@ def test_another_graph_than_the_bundles_is_refused(bundle, tmp_path):
     backend = backends.connect(BackendChoice("tensorrt"), bundle)
     with pytest.raises(BackendUnavailable, match="is not the bundle's decoder"):
         backend.session(tmp_path / "decoder.onnx", bundle.stages["decoder"], 1)
-
-
-def test_auto_takes_plans_where_they_fit_and_says_why_not_elsewhere(bundle_dir, bundle, caplog):
-    with caplog.at_level(logging.INFO, "sdturbo"):
-        assert backends.connect(BackendChoice("auto"), bundle).name == "tensorrt"
-        assert backends.connect(BackendChoice("auto"), Bundle.load(bundle_dir)).name != "tensorrt"
-    assert "holds no TensorRT plan for the text_encoder" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("options", "device", "match"),
-    [
-        ({"gpus": 1}, "cuda:1", "no device 'cuda:1' here, expected one of cuda:0"),
-        ({"gpus": 0}, None, "no device cuda:0 here, this machine has none"),
-        ({}, "cpu", "no device 'cpu'"),
-    ],
-)
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch, options, device, match):
-    imitation.install(monkeypatch, **options)
-    with pytest.raises(BackendUnavailable, match=match):
-        backends.connect(BackendChoice("tensorrt", device=device))
-
-
-NoDevice = enum.IntEnum("NoDevice", {"cudaErrorNoDevice": 100})
-
-
-@pytest.mark.parametrize(
-    ("driver", "error", "match"),
-    [
-        (0, Error.cudaErrorInsufficientDriver, r"there is no NVIDIA driver .*`--gpus all`"),
-        (0, NoDevice.cudaErrorNoDevice, r"there is no NVIDIA driver"),
-        (12040, Error.cudaErrorInsufficientDriver, r"supports CUDA 12\.4, the installed .* 13\.5 .*Update the driver"),
-        (13000, NoDevice.cudaErrorNoDevice, r"driver is there, for CUDA 13\.0, and shows no GPU \(cudaErrorNoDevice"),
-        (13000, Error.cudaErrorIllegalState, r"CUDA says cudaErrorIllegalState \(401\)\. Look at"),
-    ],
-)
-def test_what_cuda_says_of_driver_and_gpu_is_told_with_its_remedy(monkeypatch, driver, error, match):
-    """With bindings that are newer than the driver: of one major version they run together."""
-    cuda, _ = imitation.install(monkeypatch, driver=driver)
-    cuda.cudaRuntimeGetVersion = lambda: (Error.cudaSuccess, 13050)
-    cuda.fail["cudaGetDeviceCount"] = (error, 0)
-    with pytest.raises(BackendUnavailable, match=match) as refusal:
-        backends.connect(BackendChoice("tensorrt"))
-    assert ("Update the driver" in str(refusal.value)) == (driver == 12040)
-
-
-@pytest.mark.parametrize(("value", "words"), [(None, "it is not set"), ("", "it is ''"), ("7", "it is '7'")])
-def test_a_driver_that_shows_no_gpu_names_the_variable_that_may_hide_it(nvidia, monkeypatch, value, words):
-    nvidia[0].fail["cudaGetDeviceCount"] = (NoDevice.cudaErrorNoDevice, 0)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if value is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    with pytest.raises(BackendUnavailable, match=rf"{words}\. A container needs `--gpus all`"):
-        gpus.find_gpus()
-
-
-def test_a_gpu_and_a_tensorrt_that_are_not_supported_are_named(nvidia, monkeypatch):
-    monkeypatch.setattr(imitation.Properties, "major", 6)
-    with pytest.raises(
-        BackendUnavailable, match=r"compute capability is 6\.9, expected 7\.5 or more. Use another GPU.* or the CPU"
-    ):
-        backends.connect(BackendChoice("tensorrt"))
-    nvidia[1].__version__ = "9.3.0"
-    with pytest.raises(BackendUnavailable, match=r"TensorRT 9\.3\.0 is installed, expected 10 or 11"):
-        backends.connect(BackendChoice("tensorrt"))
-
-
-def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
-    """As with the bindings' wheel alone: `import tensorrt` fails for want of libnvinfer."""
-    (tmp_path / "tensorrt").mkdir()
-    (tmp_path / "tensorrt/__init__.py").write_text(
-        "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
-    )
-    for name in ("cuda", "cuda/bindings"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom sdturbo.backends import BackendChoice, connect\n"
-        "connect(BackendChoice('tensorrt'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (
-        "BackendUnavailable: The backend 'tensorrt' cannot run here: its library is installed but does not"
-        in done.stderr
-    )
-    assert "libnvinfer.so.10" in done.stderr
-
-
-def test_without_the_library_the_backend_says_what_to_install():
-    with pytest.raises(BackendUnavailable, match=r"pip install '\.\[tensorrt\]'"):
-        backends.connect(BackendChoice("tensorrt"))
-
-
-def test_a_gpu_that_is_full_does_not_hide_the_others(nvidia):
-    cuda, _ = nvidia
-    assert [one.index for one in gpus.find_gpus()] == [0, 1]
-    assert "cudaSetDevice" not in cuda.calls  # it would take memory on each
-    assert gpus.free_memory(1) == 12 << 30
-    cuda.fail["cudaSetDevice"] = (Error.cudaErrorMemoryAllocation, 0)
-    assert len(gpus.find_gpus()) == 2
-    with pytest.raises(BackendUnavailable, match="cuda:1 cannot be used: cudaErrorMemoryAllocation"):
-        gpus.free_memory(1)
-
-
-def test_an_installed_gpu_library_that_auto_passes_over_is_a_warning(bundle_dir, nvidia, caplog):
-    with caplog.at_level(logging.WARNING, "sdturbo"):
-        backends.connect(BackendChoice("auto"), Bundle.load(bundle_dir))
-    assert "passed over: The bundle" in caplog.text
-
-
-def test_offers_name_every_gpu_and_hash_each_graph_once(bundle, monkeypatch):
-    hashed, graph_sha256 = [], Bundle.graph_sha256
-    monkeypatch.setattr(
-        Bundle, "graph_sha256", lambda self, graph: (hashed.append(graph), graph_sha256(self, graph))[1]
-    )
-    offered = backends.offers("tensorrt", bundle)
-    assert [(offer.device, offer.precision) for offer in offered if offer.runs] == [
-        ("cuda:0", "fp32"),
-        ("cuda:1", "fp32"),
-    ]
-    assert all("in fp32, as its graphs say, not in 'fp16'" in offer.reason for offer in offered if not offer.runs)
-    assert len(hashed) == len(set(hashed)) == 6  # three stages, two batch sizes
-
-
-def test_there_is_one_logger_and_each_error_has_its_own_words(bundle, nvidia):
-    _, trt = nvidia
-    pipe = Pipeline.load(bundle.path, "tensorrt", image_to_image=False)
-    session = pipe._sessions["decoder", 1]
-    given = {"latents": np.zeros((1, 4, 8, 8), np.float32)}
-    trt.refuses = "enqueue"
-    with pytest.raises(BackendUnavailable, match=r"failed to run .*decoder.*: \[enqueue\] out of memory"):
-        session.run(given, replay=False)
-    trt.refuses = "deserialize"
-    with pytest.raises(BackendUnavailable, match=r"\[deserialize\] out of memory\. If") as caught:
-        Pipeline.load(bundle.path, "tensorrt")
-    assert "enqueue" not in str(caught.value)
-    assert len(trt.loggers) == 1
-
-
-def test_an_error_reaches_those_who_listen_in_its_thread_or_all():
-    here, there = Messages(), Messages()
-    ready, done = threading.Event(), threading.Event()
-
-    def listen():
-        with there.listening():
-            ready.set()
-            done.wait(10)
-
-    other = threading.Thread(target=listen)
-    other.start()
-    ready.wait(10)
-    with here.listening():
-        tell("of this thread ")
-        library = threading.Thread(target=tell, args=("of the library's own",))
-        library.start()
-        library.join()
-    done.set()
-    other.join()
-    tell("to nobody")
-    assert here.last() == "of this thread; of the library's own."
-    assert there.last() == "of the library's own."
-    assert Messages().last() == "it gives no reason."
 
 
 def test_a_bundle_cut_down_to_one_batch_size_keeps_its_plans(bundle):

@@ -92,6 +92,7 @@ def _compile(graph: Path, options: PlanOptions, timings: bytes, tell: Tell, mess
             f"TensorRT {tensorrt.__version__} cannot compile {graph.name}: {messages.last()} If it is out of memory, close what"
             f" else uses the GPU, or lower --workspace-gb and --optimization-level (now {options.optimization_level})."
         )
+    tell(1.0)  # the library does not report its last steps
     used = config.get_timing_cache()
     return Compiled(bytes(plan), b"" if used is None else bytes(used.serialize()))
 

@@ -1,7 +1,7 @@
 """TensorRT 10 and 11 on an NVIDIA GPU: plans compiled by `sdturbo-export trt`, checked before they are loaded.
 
-Every buffer is made at load. Text encoder, denoiser × n and decoder run on one stream and are replayed as one CUDA graph per
-step count (`device.DeviceProgram`). Not yet run on a GPU. Tests run the path on an imitation of CUDA and TensorRT. The type
+Every buffer is made at load. A whole request, from noise or from an image, runs on one stream and is replayed as one CUDA
+graph (`device.DeviceProgram`). Not yet run on a GPU. Tests run the path on an imitation of CUDA and TensorRT. The type
 checker holds it against stubs of the real bindings of both versions.
 """
 

@@ -1,0 +1,23 @@
+"""CUDA's runtime and TensorRT imitated on the CPU, so that all of our code around them runs: device memory is memory of its
+own, work waits in streams until they are synchronised, captures record it, a plan runs its ONNX file in ONNX Runtime.
+
+What is imitated is how our code uses the libraries, not the libraries: `test_api.py` holds every name against the real ones.
+"""
+
+import sys
+import types
+
+from imitation.cuda import Cuda
+from imitation.tensorrt import Trt
+
+
+def install(monkeypatch, **options):
+    """Put the imitations in the place of the libraries; returns (cuda, tensorrt)."""
+    cuda = Cuda(**options)
+    trt = Trt(cuda)
+    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
+    bindings.runtime, package.bindings = cuda, bindings
+    for module in (package, bindings, cuda, trt):
+        module.__spec__ = types.SimpleNamespace(name=module.__name__)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return cuda, trt
