@@ -65,7 +65,7 @@ tensorrt-layers: MODEL = small
 tensorrt-layers: BUNDLE = build/$(notdir $(patsubst %/,%,$(MODEL)))-$(GPU_PRECISION)
 tensorrt-layers: $(VENV)/.rtx  ## What NVIDIA's compiler makes of MODEL: layers, their bytes, fused attentions (no GPU; SM=SM120)
 	@test -d "$(BUNDLE)" || $(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
-	$(BIN)/python -m benchmarks.gpu.rtx_layers $(SM) "$(BUNDLE)"/onnx/*.onnx
+	$(BIN)/python -m benchmarks.gpu.rtx_layers $(SM) $(foreach stage,text_encoder denoiser decoder encoder,"$(BUNDLE)/onnx/$(stage).onnx")
 
 image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines

@@ -7,7 +7,7 @@
 
 Prints the report, and one JSON document as its last line. Text and JSON in the folder of the report grow line by line. Exit
 code 0 if no line failed, 1 otherwise. A dry run uses the null backend's device in the place of CUDA. Its figures are no
-figures of a GPU, and neither pass nor fail. This has not been run on a GPU yet.
+figures of a GPU, and neither pass nor fail. Stored reports: benchmarks/results/gpu.
 """
 
 from __future__ import annotations

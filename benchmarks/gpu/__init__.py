@@ -11,5 +11,5 @@ On a card, in this order:
 5. `peer`: diffusers in fp16 on the same card.
 
 Without a card run `smoke --imitate`, `rtx_build` and `rtx_layers`. The last two use NVIDIA's TensorRT for RTX, which compiles
-on any x86-64 machine. Nothing here has run on a GPU yet.
+on any x86-64 machine. All but the parts of TensorRT ran on an H100 or H200: see ../gpu_acceptance.md.
 """

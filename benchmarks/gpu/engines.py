@@ -79,7 +79,9 @@ def parity(bundle: Bundle, extent: Extent) -> Iterator[Line]:
         for visit in references(bundle, size):
 
             def compare(visit: Any = visit, size: int = size) -> Iterator[Line]:
-                session = backend.session(bundle.graph(visit.stage, size), bundle.stages[visit.stage], size)
+                session = backend.session(
+                    bundle.graph(visit.stage, size, form=backend.form), bundle.stages[visit.stage], size
+                )
                 (output,) = session.run(visit.inputs).values()
                 yield _parity(visit.stage, size, relative_l2(output, visit.output), bundle, extent)
 
@@ -100,7 +102,8 @@ def stages(bundle: Bundle, extent: Extent, size: int) -> Iterator[Line]:
     """Each stage alone at a batch size, with its copies in and out. Then all joined, launched plainly and as one CUDA graph."""
     backend = backends.connect(extent.choice, bundle)
     sessions: dict[str, Any] = {
-        name: backend.session(bundle.graph(name, size), bundle.stages[name], size) for name in PROGRAM_STAGES
+        name: backend.session(bundle.graph(name, size, form=backend.form), bundle.stages[name], size)
+        for name in PROGRAM_STAGES
     }
     ids = np.random.default_rng(0).integers(0, TOKENS, (size, 77))
     walk = Walk(bundle.stages, bundle.schedule, 1, ids, list(range(size)))
@@ -122,7 +125,7 @@ def stages(bundle: Bundle, extent: Extent, size: int) -> Iterator[Line]:
     def joined() -> Iterator[Line]:
         distance = relative_l2(program.run(first, replay=False)["latents"], walk.outputs["denoiser"])
         measured = f"relative L2 distance {distance:.1e}"
-        yield Line(f"joined against stage by stage{at}", measured, "<= 1e-3", distance <= 1e-3)
+        yield Line(f"joined against stage by stage{at}", measured, f"<= {TOLERANCE:.0e}", distance <= TOLERANCE)
 
     def repeated() -> Iterator[Line]:
         before, after = program.run(first), program.run(first)

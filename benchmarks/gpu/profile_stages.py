@@ -92,7 +92,8 @@ def main(command_line: list[str] | None = None) -> int:
         backend = backends.connect(backends.BackendChoice(arguments.backend, arguments.device), bundle)
         size = bundle.batch_sizes[0]
         for name, stage in bundle.stages.items():
-            session, inputs = backend.session(bundle.graph(name, size), stage, size), random_inputs(stage, size)
+            session = backend.session(bundle.graph(name, size, form=backend.form), stage, size)
+            inputs = random_inputs(stage, size)
             median = float(np.median(milliseconds(lambda _, s=session, i=inputs: s.run(i), RUNS)))
             kernels = kernels_by_time(trace(lambda s=session, i=inputs: s.run(i), PROFILED), PROFILED)
             if not kernels:

@@ -1,7 +1,7 @@
-"""ONNX Runtime's CUDA provider under other options than the product's: latency of each stage, and distance of its output.
+"""ONNX Runtime's CUDA provider under other options than the product's: each stage's latency, memory and distance.
 
     python -m benchmarks.gpu.variants build/seeded-fp16
-    python -m benchmarks.gpu.variants build/seeded-fp16 nhwc heuristic        # these beside the product's
+    python -m benchmarks.gpu.variants build/seeded-fp16 heuristic "fused bias"        # these beside the product's
 
 Needs the backend `cuda`. Prints one JSON document as its last line.
 """
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.runs import milliseconds, random_inputs
 from benchmarks.tables import ms, table
 from sdturbo import backends
-from sdturbo.backends import Backend
-from sdturbo.backends.device import PROGRAM_STAGES
+from sdturbo.backends import Backend, Session
 from sdturbo.backends.nvidia.gpus import free_memory
 from sdturbo.backends.nvidia.onnxruntime import CUDA, MEMORY_SHARE, OrtGpuBackend, provider_options
 from sdturbo.bundle import Bundle
@@ -33,14 +32,15 @@ from sdturbo_export.proof.distance import relative_l2
 
 RUNS = 60
 PRODUCT = "product"
-# options that a variant changes: convolutions in NHWC, a bias fused into its convolution, how cuDNN searches, TF32
+# the options that a variant changes
 VARIANTS: dict[str, dict[str, str]] = {
     PRODUCT: {},
-    "nhwc": {"prefer_nhwc": "1"},
-    "fuse": {"fuse_conv_bias": "1"},
-    "nhwc+fuse": {"prefer_nhwc": "1", "fuse_conv_bias": "1"},
+    "channels first": {"prefer_nhwc": "0"},
+    "fused bias": {"fuse_conv_bias": "1"},
     "heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
-    "tf32": {"use_tf32": "1"},
+    "small workspace": {"cudnn_conv_use_max_workspace": "0"},
+    "sums in float16": {"enable_skip_layer_norm_strict_mode": "0"},
+    "no tensor cores": {"use_tf32": "0"},
 }
 
 Options = Mapping[str, str]
@@ -58,22 +58,35 @@ def chosen(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def connect(bundle: Bundle, changed: Options) -> OrtGpuBackend:
     """The backend `cuda` on GPU 0 with some options changed. Raises BackendUnavailable."""
-    precision = backends.connect(backends.BackendChoice("cuda", "cuda:0"), bundle).precision
-    options = provider_options(CUDA, 0, int(free_memory(0) * MEMORY_SHARE))
-    return OrtGpuBackend("cuda", [(CUDA, options | dict(changed))], "cuda", 0, precision)
+    product = backends.connect(backends.BackendChoice("cuda", "cuda:0"), bundle)
+    options = provider_options(CUDA, 0, int(free_memory(0) * MEMORY_SHARE), product.precision, product.form)
+    return OrtGpuBackend("cuda", [(CUDA, options | dict(changed))], "cuda", 0, product.precision, product.form)
 
 
 def measure(
-    bundle: Bundle, variants: Mapping[str, Options], make_backend: Callable[[Bundle, Options], Backend], runs: int
+    bundle: Bundle,
+    variants: Mapping[str, Options],
+    make_backend: Callable[[Bundle, Options], Backend],
+    runs: int,
+    free: Callable[[], int],
 ) -> Iterator[dict[str, Any]]:
-    """A row per variant and stage at the smallest batch size. If the library refuses a variant, the row has its error."""
+    """A row per variant and stage at the smallest batch size. If the library refuses a variant, the row has its error.
+
+    free: gives the free bytes of the device.
+    """
     size = bundle.batch_sizes[0]
     first: dict[str, NDArray[Any]] = {}
     for variant, options in variants.items():
-        for name in PROGRAM_STAGES:
+        for name, stage in bundle.stages.items():
             row: dict[str, Any] = {"variant": variant, "stage": name}
             try:
-                output, figures = _run(bundle, bundle.stages[name], size, make_backend(bundle, options), runs)
+                before, backend = free(), make_backend(bundle, options)
+                session, load_s = _load(bundle, stage, size, backend)
+                inputs = random_inputs(stage, size)
+                (output,) = session.run(inputs).values()
+                median = float(np.median(milliseconds(lambda _, s=session, i=inputs: s.run(i), runs)))
+                figures = {"load_s": load_s, "median_ms": median, "bytes": before - free()}
+                del session  # its memory is the next one's
             except SDTurboError as error:
                 yield row | {"error": str(error).splitlines()[0]}
                 continue
@@ -89,34 +102,31 @@ def main(command_line: list[str] | None = None) -> int:
     try:
         variants, bundle = chosen(arguments.variants), Bundle.load(arguments.bundle)
         connect(bundle, {})  # so that a machine without a GPU ends it
-        for row in measure(bundle, variants, connect, RUNS):
+        for row in measure(bundle, variants, connect, RUNS, lambda: free_memory(0)):
             rows.append(row)
             print(f"{row['variant']}, {row['stage']}: {row.get('error', 'done')}", file=sys.stderr)
     except SDTurboError as error:
         print(f"variants: {error}", file=sys.stderr)
         return error.exit_code
-    header = ("variant, stage", "median ms", "load s", "relative L2 to the product's")
+    header = ("variant, stage", "median ms", "load s", "GPU memory, GB", "relative L2 to the product's")
     print(table(header, [_cells(row) for row in rows]))
     print(json.dumps({"bundle_id": bundle.bundle_id, "precision": bundle.precision, "runs": RUNS, "rows": rows}))
     return 0
 
 
-def _run(bundle: Bundle, stage: Stage, size: int, backend: Backend, runs: int) -> tuple[NDArray[Any], dict[str, float]]:
-    """The stage's output and its times. Its memory is free again afterwards."""
-    inputs = random_inputs(stage, size)
+def _load(bundle: Bundle, stage: Stage, size: int, backend: Backend) -> tuple[Session, float]:
+    """A session and the seconds that it took."""
     start = time.perf_counter()
-    session = backend.session(bundle.graph(stage.name, size), stage, size)
-    load_s = time.perf_counter() - start
-    (output,) = session.run(inputs).values()
-    median = np.median(milliseconds(lambda _: session.run(inputs), runs))
-    return output, {"load_s": load_s, "median_ms": float(median)}
+    session = backend.session(bundle.graph(stage.name, size, form=backend.form), stage, size)
+    return session, time.perf_counter() - start
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     name = f"{row['variant']}, {row['stage']}"
     if "error" in row:
-        return [f"{name}: {row['error']}", "–", "–", "–"]
-    return [name, ms(row["median_ms"]), f"{row['load_s']:.1f}", f"{row['relative_l2']:.1e}"]
+        return [f"{name}: {row['error']}", "–", "–", "–", "–"]
+    figures = [ms(row["median_ms"]), f"{row['load_s']:.1f}", f"{row['bytes'] / 1e9:.2f}", f"{row['relative_l2']:.1e}"]
+    return [name, *figures]
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Pipeline:
         except Exception as error:  # the Rust library raises bare Exception
             raise BundleError(bundle.path, [f"{TOKENIZER} is no tokenizer: {error}"]) from error
         self._sessions: dict[tuple[str, int], Session] = {
-            (name, size): backend.session(bundle.graph(name, size), stage, size)
+            (name, size): backend.session(bundle.graph(name, size, form=backend.form), stage, size)
             for name, stage in bundle.stages.items()
             for size in sorted(bundle.batch_sizes, reverse=True)  # the smaller ones then fit into memory they may share
             if image_to_image or name != "encoder"

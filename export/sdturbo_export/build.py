@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdturbo import backends
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import MANIFEST
+from sdturbo.bundle.description import MANIFEST, PLAIN
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo.tokenizer import PromptTokenizer
@@ -112,7 +112,7 @@ def _export_stage(definition: StageDefinition, options: BuildOptions, walk: Walk
         expected = torch_output(definition, inputs)
         gc.collect()
         backend = backends.connect(backends.BackendChoice("onnxruntime", precision=precision))
-        files = {size: partial / name for size, name in graphs.items()}
+        files = {size: partial / name for size, name in graphs[PLAIN].items()}
         output = engine_output(definition, files.pop(len(walk.seeds)), inputs, backend, store)
         distance = max(relative_l2(output, expected), stage_parity(definition, files, backend, store))
         if precision == "fp16":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import save_png
-from sdturbo.bundle.description import FORMAT, MANIFEST, PLAIN, TOKENIZER, identity
+from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.options import BuildOptions
@@ -120,7 +120,11 @@ def _manifest(
             name: {
                 "inputs": [asdict(spec) for spec in definition.inputs],
                 "outputs": [asdict(definition.output)],
-                "graphs": [_graph(definition, size, f"onnx/{file}") for size, file in stages[name].graphs.items()],
+                "graphs": [
+                    _graph(definition, size, form, f"onnx/{file}")
+                    for form, graphs in stages[name].graphs.items()
+                    for size, file in graphs.items()
+                ],
                 "rewrites": list(options.rewrites(name)),
             }
             for name, definition in stage_definitions(checkpoint).items()
@@ -134,11 +138,11 @@ def _manifest(
     }
 
 
-def _graph(definition: StageDefinition, batch_size: int, file: str) -> dict[str, Any]:
+def _graph(definition: StageDefinition, batch_size: int, form: str, file: str) -> dict[str, Any]:
     """A graph's entry: its `GraphName` and its file."""
     sized = any(spec.is_sized for spec in (*definition.inputs, definition.output))
     size = {"height": HEIGHT, "width": WIDTH} if sized else {}
-    return {"batch_size": batch_size, **size, "form": PLAIN, "file": file}
+    return {"batch_size": batch_size, **size, "form": form, "file": file}
 
 
 def write_licence(directory: Path, checkpoint: Checkpoint) -> None:

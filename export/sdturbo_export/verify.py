@@ -103,7 +103,7 @@ def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterato
         most = bound(name, backend.precision, bundle.weight_format)
         if np.isinf(most):
             continue  # its pictures are judged
-        graphs = {size: bundle.graph(name, size) for size in bundle.batch_sizes}
+        graphs = {size: bundle.graph(name, size, form=backend.form) for size in bundle.batch_sizes}
         distance = stage_parity(definition, graphs, backend)
         what = f"{name} against PyTorch, {_name(backend)} {backend.precision}"
         yield _line(what, distance <= most, f"relative L2 distance {distance:.1e}", f"<= {most:.0e}")

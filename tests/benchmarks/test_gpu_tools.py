@@ -118,27 +118,34 @@ def test_every_kernel_has_its_arithmetic_in_cuda_and_in_numpy():
 
 def test_the_products_options_are_the_first_variant():
     assert list(variants.chosen([])) == list(variants.VARIANTS)
-    assert list(variants.chosen(["tf32", "nhwc"])) == ["product", "nhwc", "tf32"]
+    assert list(variants.chosen(["heuristic", "fused bias"])) == ["product", "fused bias", "heuristic"]
     assert variants.chosen(["product"]) == {"product": {}}
-    with pytest.raises(InvalidRequest, match=r"Got variants nchw\. Expected product, nhwc"):
+    with pytest.raises(InvalidRequest, match=r"Got variants nchw\. Expected product, channels first"):
         variants.chosen(["nchw"])
 
 
 def test_a_variant_is_compared_with_the_product_and_a_refused_one_keeps_its_reason(bundle_dir):
     class Refusing:
+        form = "plain"
+
         def session(self, graph, stage, batch_size):
             raise BackendUnavailable("onnxruntime refuses the option\nand says more")
 
     def make_backend(bundle, options):
-        return Refusing() if "use_tf32" in options else OrtGpuBackend("cuda", [(CPU, {})], "cpu", 0, "fp32")
+        return (
+            Refusing() if "cudnn_conv_algo_search" in options else OrtGpuBackend("cuda", [(CPU, {})], "cpu", 0, "fp32")
+        )
 
-    rows = list(variants.measure(Bundle.load(bundle_dir), variants.chosen(["nhwc", "tf32"]), make_backend, 2))
+    free, bundle = iter(range(100, 0, -1)), Bundle.load(bundle_dir)
+    chosen = variants.chosen(["fused bias", "heuristic"])
+    rows = list(variants.measure(bundle, chosen, make_backend, 2, lambda: next(free)))
     assert [(row["variant"], row["stage"]) for row in rows] == [
-        (variant, stage) for variant in ("product", "nhwc", "tf32") for stage in ("text_encoder", "denoiser", "decoder")
+        (variant, stage) for variant in ("product", "fused bias", "heuristic") for stage in bundle.stages
     ]
-    assert [row.get("relative_l2") for row in rows] == [0.0] * 6 + [None] * 3
-    assert {row["error"] for row in rows[6:]} == {"onnxruntime refuses the option"}
-    assert variants._cells(rows[6])[1:] == ["–"] * 3
+    assert [row.get("relative_l2") for row in rows] == [0.0] * 8 + [None] * 4
+    assert [row.get("bytes") for row in rows] == [1] * 8 + [None] * 4
+    assert {row["error"] for row in rows[8:]} == {"onnxruntime refuses the option"}
+    assert variants._cells(rows[8])[1:] == ["–"] * 4
 
 
 def test_kernels_are_summed_by_name_over_the_runs():

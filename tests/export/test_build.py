@@ -253,7 +253,7 @@ def test_store_forgets_a_stage_whose_bundle_was_deleted(small_checkpoint, tmp_pa
         tmp_path,
         key,
         partial,
-        graphs={1: "text_encoder.onnx"},
+        graphs={"plain": {1: "text_encoder.onnx"}},
         parity=1e-6,
         inputs={"input_ids": np.zeros(1, np.int64)},
         output=np.zeros(3, np.float32),

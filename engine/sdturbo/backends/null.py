@@ -21,7 +21,7 @@ from sdturbo.backends.device import DeviceProgram, DeviceSession
 from sdturbo.backends.protocols import Program, Session, Tensors
 from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import Stage, TensorSpec
+from sdturbo.bundle.description import PLAIN, Stage, TensorSpec
 
 NAME = "null"
 DEVICES = ("cpu", "null:0", "null:1")
@@ -37,7 +37,7 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Nul
 
 
 class NullBackend:
-    name, version, precision = NAME, "1", PRECISION
+    name, version, precision, form = NAME, "1", PRECISION, PLAIN
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device

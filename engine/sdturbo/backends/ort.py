@@ -18,7 +18,7 @@ from sdturbo.backends.checks import by_graph, check_tensors, copy_inputs, graph_
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import Stage
+from sdturbo.bundle.description import PLAIN, Stage
 from sdturbo.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Ort
 
 
 class OrtBackend:
-    name, device = NAME, "cpu"
+    name, device, form = NAME, "cpu", PLAIN
 
     def __init__(self, num_threads: int | None, precision: str) -> None:
         import onnxruntime

@@ -57,6 +57,10 @@ class Backend(Protocol):
     def device(self) -> str: ...
     @property
     def precision(self) -> str: ...
+    @property
+    def form(self) -> str:
+        """The form of the graphs that `session` takes: see `bundle.description`."""
+        ...
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> Session:
         """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""

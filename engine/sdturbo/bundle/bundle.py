@@ -101,6 +101,15 @@ class Bundle:
             raise InvalidRequest(f"The bundle {self.path} has no graph {name} of the {stage}. It has {names}.")
         return self.path / file
 
+    def has_form(self, form: str) -> bool:
+        """Whether every stage has graphs of that form, at every batch size and picture size."""
+        return all(
+            stage.graph(GraphName(batch_size, height, width, form)) is not None
+            for stage in self.stages.values()
+            for batch_size in self.batch_sizes
+            for height, width in self.sizes
+        )
+
     def graph_files(self, graph: Path) -> list[str]:
         """The names in the bundle of a graph and of its weight files. Empty for other graphs."""
         if not graph.is_relative_to(self.path) or (name := graph.relative_to(self.path).as_posix()) not in self.files:

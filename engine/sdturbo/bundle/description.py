@@ -21,6 +21,7 @@ WEIGHT_FORMATS = ("fp32", "fp16")
 DTYPES = ("int64", "uint8", "float32", "float16")
 SYMBOLS = ("B", "H", "W", "H/8", "W/8")  # in shapes: batch size, height and width in pixels and in latents
 PLAIN = "plain"  # the form of a graph that every backend takes
+ONNXRUNTIME_CUDA = "onnxruntime-cuda"  # the form in operators that ONNX Runtime's CUDA provider alone has
 
 
 @dataclass(frozen=True, slots=True)

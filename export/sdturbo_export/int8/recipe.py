@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sdturbo import backends
 from sdturbo.backends import Backend
+from sdturbo.bundle.description import PLAIN
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.errors import BuildError
@@ -131,7 +132,7 @@ class Int8Build:
         with unfinished(self.store / key) as partial:
             partial.mkdir()
             with WeightFile(partial / f"{name}.weights") as weights:
-                for graph in exact.graphs.values():
+                for graph in exact.plain.values():
                     model = ir.load(exact.path / graph)
                     layers = layers_of(model)
                     if [layer.name for layer in layers] != list(measured["damage"]):
@@ -142,13 +143,13 @@ class Int8Build:
                     insert_qdq(model, [layer for layer in layers if layer.name not in in_fp32], ranges)
                     write_graph(model, partial / graph, weights)
             batch_size, inputs = len(self.golden_walk.seeds), self.golden_walk.inputs(name)
-            output = self._output(name, partial / exact.graphs[batch_size], inputs, "int8")
+            output = self._output(name, partial / exact.plain[batch_size], inputs, "int8")
             expected = self._output(name, exact.graph(batch_size), inputs, "fp32")
             return stage_store.publish(
                 self.store,
                 key,
                 partial,
-                graphs=exact.graphs,
+                graphs={PLAIN: exact.plain},
                 parity=relative_l2(output, expected),
                 inputs=inputs,
                 output=output,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdturbo.bundle.description import PLAIN
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrite_module
@@ -34,20 +35,24 @@ _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 class StoredStage:
     """A finished stage. `path` holds its graphs and weights, `entry` is its directory in the store.
 
-    graphs: batch size -> file name. files: name -> (sha256, size). parity: relative L2 distance to PyTorch.
+    graphs: form -> batch size -> file name. files: name -> (sha256, size). parity: relative L2 distance to PyTorch.
     inputs_sha256: of the inputs that `output` was computed for.
     """
 
     path: Path
     entry: Path
-    graphs: Mapping[int, str]
+    graphs: Mapping[str, Mapping[int, str]]
     files: Mapping[str, tuple[str, int]]
     parity: float
     inputs_sha256: str
 
+    @property
+    def plain(self) -> Mapping[int, str]:
+        return self.graphs[PLAIN]
+
     def graph(self, batch_size: int) -> Path:
-        """The ONNX file for that batch size."""
-        return self.path / self.graphs[batch_size]
+        """The plain ONNX file for that batch size."""
+        return self.path / self.plain[batch_size]
 
     def output(self) -> NDArray[Any]:
         """The stage's output for the golden request's inputs (see `proof.golden`)."""
@@ -85,7 +90,7 @@ def find(store: Path, key: str) -> StoredStage | None:
     entry = store / key
     try:
         data = json.loads((entry / MANIFEST).read_bytes())
-        graphs = {int(size): name for size, name in data["graphs"].items()}
+        graphs = {form: {int(size): name for size, name in graphs.items()} for form, graphs in data["graphs"].items()}
         files = {name: (digest, size) for name, (digest, size) in data["files"].items()}
         stage = StoredStage(Path(data["files_at"]), entry, graphs, files, data["parity"], data["inputs_sha256"])
         paths = [*(stage.path / name for name in files), entry / OUTPUT]
@@ -103,7 +108,7 @@ def publish(
     key: str,
     partial: Path,
     *,
-    graphs: Mapping[int, str],
+    graphs: Mapping[str, Mapping[int, str]],
     parity: float,
     inputs: Mapping[str, NDArray[Any]],
     output: NDArray[Any],

@@ -1,8 +1,10 @@
 """ONNX Runtime on an NVIDIA GPU, with its CUDA or its TensorRT provider. The bundle's ONNX files run as they are.
 
+In fp16 the CUDA provider takes the graphs of a form of its own, whose operators have fused kernels.
 Tensors are bound once to device memory that all stages share. Each stage replays a CUDA graph of its own. ONNX Runtime
 replaces a provider that does not load. Here that is an error, and so is a product that it leaves to the CPU.
-Not yet run on a GPU. The logic is tested on device "cpu", the refusals with onnxruntime-gpu on a machine without GPU.
+The CUDA provider ran on an H100 (benchmarks/results/gpu). The TensorRT provider has not run on a GPU. The logic is tested on
+device "cpu", the refusals with onnxruntime-gpu on a machine without GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_miss
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import Stage
+from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN, Stage
 from sdturbo.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ log = logging.getLogger("sdturbo")
 NAME = "cuda"
 PRECISIONS = ("fp16", "fp32")
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
-PRODUCTS = {"Conv", "MatMul", "Gemm", "Softmax"}  # never left to the CPU
+PRODUCTS = {"Conv", "MatMul", "Gemm", "Softmax", "MultiHeadAttention"}  # never left to the CPU
 MEMORY_SHARE = 0.9  # of the memory that is free at load. It caps the arena
 
 
@@ -49,8 +51,23 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None, provid
 
     onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, from their Python packages
     index = device_index(offer.device)
-    options = provider_options(provider, index, int(free_memory(index) * MEMORY_SHARE))
-    return OrtGpuBackend(offer.backend, [(provider, options)], "cuda", index, offer.precision)
+    form = form_for(provider, bundle)
+    options = provider_options(provider, index, int(free_memory(index) * MEMORY_SHARE), offer.precision, form)
+    return OrtGpuBackend(offer.backend, [(provider, options)], "cuda", index, offer.precision, form)
+
+
+def form_for(provider: str, bundle: Bundle | None) -> str:
+    """The form of the bundle's graphs that the provider takes. A bundle that lacks it is run, and a warning says so."""
+    if provider != CUDA or bundle is None or bundle.precision != "fp16":
+        return PLAIN
+    if bundle.has_form(ONNXRUNTIME_CUDA):
+        return ONNXRUNTIME_CUDA
+    log.warning(
+        "%s has no graphs of the form %s, which is several times as fast here. Build the bundle again: `sdturbo-export build`.",
+        bundle.path,
+        ONNXRUNTIME_CUDA,
+    )
+    return PLAIN
 
 
 def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Offer]:
@@ -88,8 +105,14 @@ def _tf32_refusal(name: str) -> BackendUnavailable | None:
     )
 
 
-def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:
-    """The provider's options. memory: bytes that it may take."""
+def provider_options(
+    provider: str, index: int, memory: int, precision: str = "fp32", form: str = PLAIN
+) -> dict[str, str]:
+    """The provider's options. memory: bytes that it may take.
+
+    `use_tf32` allows tensor cores to convolutions of every precision. Without it most of those in fp16 ran on other units of an
+    H100, and took ten times as long. fp16 graphs hold no products in float32 that it would round.
+    """
     if provider == TENSORRT:
         return {
             "device_id": str(index),
@@ -102,23 +125,31 @@ def provider_options(provider: str, index: int, memory: int) -> dict[str, str]:
         "gpu_mem_limit": str(memory),
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "use_tf32": "0",
+        "use_tf32": "1" if precision == "fp16" else "0",
+        "prefer_nhwc": "1" if form == ONNXRUNTIME_CUDA else "0",  # channels last, as its norms are
+        "enable_skip_layer_norm_strict_mode": "1",  # sums in float32
         "enable_cuda_graph": "1",
     }
 
 
 class OrtGpuBackend:
-    """device_type: "cuda", or "cpu" for tests of the shared logic with a CPU provider."""
+    """device_type: "cuda", or "cpu" for tests of the shared logic with a CPU provider. form: of the graphs that it takes."""
 
     def __init__(
-        self, name: str, providers: list[tuple[str, dict[str, str]]], device_type: str, index: int, precision: str
+        self,
+        name: str,
+        providers: list[tuple[str, dict[str, str]]],
+        device_type: str,
+        index: int,
+        precision: str,
+        form: str = PLAIN,
     ) -> None:
         import onnxruntime
 
         self._ort = onnxruntime
         self._providers = providers
         self._place = (device_type, index)
-        self.name, self.device, self.precision = name, f"{device_type}:{index}", precision
+        self.name, self.device, self.precision, self.form = name, f"{device_type}:{index}", precision, form
         self.version: str = onnxruntime.__version__
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
@@ -136,6 +167,8 @@ class OrtGpuBackend:
         """A session, and whether it may record CUDA graphs."""
         session_options = self._ort.SessionOptions()
         session_options.log_severity_level = 4  # errors are raised
+        # shapes are static, so that the second run would take one block beside the tensors of the first
+        session_options.enable_mem_pattern = False
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             return self._ort.InferenceSession(str(graph), session_options, providers=providers, enable_fallback=0), True

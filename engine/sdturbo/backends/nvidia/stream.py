@@ -1,7 +1,7 @@
 """Memory, copies and recordings on one NVIDIA GPU: `recording.DeviceQueue` in CUDA's runtime API, without torch.
 
-A recording is a CUDA graph. Host memory is pinned, so that copies are asynchronous and may be recorded. Not yet run on a GPU.
-Its logic is tested on an imitation of CUDA's runtime, its names and arity against the stubs of the real package.
+A recording is a CUDA graph. Host memory is pinned, so that copies are asynchronous and may be recorded. It ran on an H100 with
+small kernels (`make gpu-smoke`). Its logic is tested on an imitation of CUDA's runtime, its names and arity against stubs.
 """
 
 from __future__ import annotations

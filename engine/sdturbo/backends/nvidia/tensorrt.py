@@ -26,7 +26,7 @@ from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import Stage
+from sdturbo.bundle.description import PLAIN, Stage
 from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
 from sdturbo.errors import BackendUnavailable, BundleError, PlanMismatch
 
@@ -84,7 +84,7 @@ def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: 
 
 
 class TrtBackend:
-    name = NAME
+    name, form = NAME, PLAIN
 
     def __init__(self, gpu: Gpu, version: str, precision: str, bundle: Bundle | None) -> None:
         self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision

@@ -22,7 +22,7 @@ from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import Stage
+from sdturbo.bundle.description import PLAIN, Stage
 from sdturbo.cache.compiled import CompiledCache, cache_key
 from sdturbo.cpu import cpu_flags
 from sdturbo.errors import BackendUnavailable
@@ -97,7 +97,7 @@ def _lack(device: Device, precision: str, capabilities: Sequence[str]) -> Backen
 
 
 class OpenVinoBackend:
-    name = NAME
+    name, form = NAME, PLAIN
 
     def __init__(
         self, core: Core, device: Device, config: dict[str, Any], precision: str, version: str, bundle: Bundle | None
