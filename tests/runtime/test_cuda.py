@@ -1,5 +1,6 @@
 """The ONNX Runtime GPU backend on a machine without GPU: its device logic on a CPU provider, and its refusals for real."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import imitation
 import numpy as np
 import pytest
 
-from sdturbo import BackendUnavailable, Bundle, Pipeline
+from sdturbo import BackendUnavailable, Bundle, InvalidRequest, Pipeline
 from sdturbo.backends import BackendChoice, connect
+from sdturbo.backends.null import NullBackend
 from sdturbo.backends.nvidia import onnxruntime as cuda
+from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN
 
 REPOSITORY = Path(__file__).parents[2]
 GPU_SITE = os.environ.get(
@@ -88,6 +91,58 @@ def test_options_name_the_gpu_cap_the_memory_and_leave_tf32_off():
     assert (options["device_id"], options["gpu_mem_limit"], options["use_tf32"]) == ("1", "5000", "0")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert cuda.provider_options(cuda.TENSORRT, 1, 5_000)["device_id"] == "1"
+
+
+def test_fp16_may_use_tensor_cores_and_its_form_has_channels_last():
+    """`use_tf32` is ONNX Runtime's switch for tensor cores in convolutions of every precision."""
+    options = [
+        cuda.provider_options(cuda.CUDA, 0, 5_000, precision, form)
+        for precision, form in [("fp32", PLAIN), ("fp16", PLAIN), ("fp16", ONNXRUNTIME_CUDA)]
+    ]
+    assert [(each["use_tf32"], each["prefer_nhwc"]) for each in options] == [("0", "0"), ("1", "0"), ("1", "1")]
+    assert {each["enable_skip_layer_norm_strict_mode"] for each in options} == {"1"}
+
+
+def with_form(bundle, precision, stages):
+    """The bundle in that precision. `stages` have their plain graphs in the form for the CUDA provider too."""
+    formed = {
+        name: dataclasses.replace(
+            stage,
+            graphs=stage.graphs | {dataclasses.replace(g, form=ONNXRUNTIME_CUDA): f for g, f in stage.graphs.items()},
+        )
+        for name, stage in bundle.stages.items()
+        if name in stages
+    }
+    return dataclasses.replace(bundle, precision=precision, stages=bundle.stages | formed)
+
+
+def test_the_cuda_provider_takes_its_form_where_every_stage_has_it(make_bundle, caplog):
+    bundle = Bundle.load(make_bundle((1, 2)))
+    whole = with_form(bundle, "fp16", bundle.stages)
+    assert cuda.form_for(cuda.CUDA, whole) == ONNXRUNTIME_CUDA
+    assert cuda.form_for(cuda.TENSORRT, whole) == PLAIN
+    assert cuda.form_for(cuda.CUDA, None) == cuda.form_for(cuda.CUDA, bundle) == PLAIN
+    assert caplog.text == ""
+    assert cuda.form_for(cuda.CUDA, with_form(bundle, "fp16", ["denoiser", "decoder"])) == PLAIN
+    assert "has no graphs of the form onnxruntime-cuda" in caplog.text
+
+
+def test_a_pipeline_loads_the_graphs_of_its_backends_form(make_bundle):
+    bundle = Bundle.load(make_bundle((1, 2)))
+    loaded = []
+
+    class Spy(NullBackend):
+        form = ONNXRUNTIME_CUDA
+
+        def session(self, graph, stage, batch_size):
+            loaded.append((stage.name, batch_size, graph.name))
+            return super().session(graph, stage, batch_size)
+
+    with pytest.raises(InvalidRequest, match="has no graph"):
+        Pipeline(bundle, Spy())
+    whole = with_form(bundle, "fp16", bundle.stages)
+    Pipeline(whole, Spy())
+    assert len(loaded) == 8
 
 
 @pytest.fixture
