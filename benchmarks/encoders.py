@@ -25,7 +25,8 @@ from benchmarks.tables import ms, table
 from sdturbo import Pipeline
 from sdturbo.bundle import EMBEDDED
 from sdturbo.commands.doctor import report as machine
-from sdturbo_serve.encoding import QUALITY, Format, encode
+from sdturbo.image import QUALITY
+from sdturbo_serve.encoding import Format, encode
 
 PROMPTS = ("a red house by a lake under a blue sky", "a green tree in the snow at night")
 GRAIN = 4.0  # standard deviation, of 255

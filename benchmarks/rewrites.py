@@ -27,7 +27,7 @@ from torch import nn
 from sdturbo import backends
 from sdturbo.backends import BackendChoice
 from sdturbo.bundle.description import Stage, TensorSpec
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.rewrites import rewrite, rewrite_names, rewrites_of
 from sdturbo_export.stages import StageDefinition, example_inputs, graph_module, stage_definitions

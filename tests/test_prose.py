@@ -23,7 +23,7 @@ DOCUMENTS = (
     "engine/README.md",
     "engine/sdturbo_serve/README.md",
     "export/README.md",
-    "export/sdturbo_export/forms/README.md",
+    "export/sdturbo_export/graphs/README.md",
     "export/sdturbo_export/int8/README.md",
     "export/sdturbo_export/rewrites/README.md",
     "export/sdturbo_export/tiny/checkpoint/README.md",

@@ -36,7 +36,13 @@ __all__ = [
     "save_png",
 ]
 
-_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "result", "save_png": "image"}
+_LAZY = {
+    "Bundle": "bundle",
+    "Pipeline": "pipeline",
+    "Request": "request",
+    "Result": "result",
+    "save_png": "image",
+}
 
 
 def __getattr__(name: str) -> Any:

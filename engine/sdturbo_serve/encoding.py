@@ -16,30 +16,24 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import Literal
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from sdturbo.image import parameters_of
+from sdturbo.image import Format, parameters_of, write_image
 
-Format = Literal["png", "jpeg", "webp"]
-QUALITY = {"jpeg": 90, "webp": 80}
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # PNG's filter type: each byte less the one above it, mod 256
 
 
 def encode(picture: Image.Image, output_format: Format, quality: int | None = None) -> bytes:
     """An RGB picture as a file's bytes. quality: 0 to 100, for JPEG and WebP."""
-    parameters = parameters_of(picture)
     if output_format == "png":
-        return _png(np.asarray(picture, np.uint8), parameters)
+        return _png(np.asarray(picture, np.uint8), parameters_of(picture))
     file = io.BytesIO()
-    chosen = QUALITY[output_format] if quality is None else quality
-    picture.save(file, output_format, quality=chosen, exif=_exif(parameters), method=0)  # method: of WebP alone
+    write_image(picture, file, output_format, quality)
     return file.getvalue()
 
 
@@ -64,10 +58,3 @@ def _png(pixels: NDArray[np.uint8], parameters: str) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", isal_zlib.crc32(data, isal_zlib.crc32(kind)))
-
-
-def _exif(parameters: str) -> Image.Exif:
-    """EXIF UserComment with its 8 bytes of character code, as AUTOMATIC1111's web UI writes it into JPEG and WebP."""
-    exif = Image.Exif()
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    return exif

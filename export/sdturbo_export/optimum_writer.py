@@ -22,7 +22,7 @@ from sdturbo.errors import InvalidRequest
 from sdturbo.tokenizer import MAX_LENGTH
 from sdturbo_export.bundle_writer import write_licence
 from sdturbo_export.exchange import new_directory
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrite, rewrites_of
 from sdturbo_export.stages import HEIGHT, WIDTH
 from sdturbo_export.weights.checkpoint import Checkpoint

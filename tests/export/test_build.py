@@ -24,7 +24,7 @@ from sdturbo_export import build as build_module
 from sdturbo_export import stage_store
 from sdturbo_export.build import build
 from sdturbo_export.errors import BuildError, ParityError
-from sdturbo_export.onnx_from_torch import WeightFile
+from sdturbo_export.graphs.onnx_from_torch import WeightFile
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof import distance
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import nn
 
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.geglu import TwoLinearGEGLU, two_linear_geglu
 from sdturbo_export.stages import example_inputs, graph_module, stage_definitions

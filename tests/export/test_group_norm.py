@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.group_norm import REWRITE, ChannelGroupNorm, group_norm_by_channels
 from sdturbo_export.stages import example_inputs, graph_module, stage_definitions

@@ -18,6 +18,7 @@ from sdturbo_export import build as build_module
 from sdturbo_export import verify
 from sdturbo_export.build import build
 from sdturbo_export.errors import QualityError
+from sdturbo_export.graphs.onnx_from_torch import WeightFile
 from sdturbo_export.int8 import prompts, quality, recipe
 from sdturbo_export.int8.layers import activations, layers_of
 from sdturbo_export.int8.measurements import remembered
@@ -27,7 +28,6 @@ from sdturbo_export.int8.ranges import best_range, measure_ranges
 from sdturbo_export.int8.sensitivity import measure_damage
 from sdturbo_export.int8.session import GraphSession
 from sdturbo_export.int8.trajectories import SeededPrompt, seeded
-from sdturbo_export.onnx_from_torch import WeightFile
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import relative_l2
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 
 
 def exported(directory, *, half):
@@ -42,8 +42,8 @@ def test_numbers_are_the_same_and_only_exact_weights_are_halved(tmp_path, half):
 
 
 def test_one_value_that_float16_does_not_hold_keeps_its_tensor_in_float32():
-    from sdturbo_export import onnx_from_torch as module
-    from sdturbo_export.onnx_from_torch import ir
+    from sdturbo_export.graphs import onnx_from_torch as module
+    from sdturbo_export.graphs.onnx_from_torch import ir
 
     exact = np.full(1000, 1.5, np.float32)
     assert module._half(ir.tensor(exact, name="w"), rounded=False).numpy().dtype == np.float16

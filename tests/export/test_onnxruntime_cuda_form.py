@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.gpu.runs import random_inputs
 from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN, STAGES
-from sdturbo_export.forms.onnxruntime_cuda import write_form
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnxruntime_cuda import write_form
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.rewrites.half import Half
 

@@ -76,7 +76,7 @@ def test_a_name_without_a_file_is_an_error(package):
     [
         ("sdturbo_export.stages", ["text_encoder", "denoiser", "decoder", "encoder"]),
         ("sdturbo_export.stage_store.graphs", ["text_encoder", "denoiser", "decoder", "encoder"]),
-        ("sdturbo_export.onnx_from_torch", ["text_encoder", "denoiser", "decoder", "encoder"]),
+        ("sdturbo_export.graphs.onnx_from_torch", ["text_encoder", "denoiser", "decoder", "encoder"]),
         ("sdturbo_export.rewrites.half", ["text_encoder", "denoiser", "decoder", "encoder"]),
         ("sdturbo_export.weights.lora", ["text_encoder", "denoiser", "decoder", "encoder"]),
         ("sdturbo_export.weights.autoencoder_tiny", ["text_encoder", "denoiser", "decoder", "encoder"]),

@@ -16,7 +16,7 @@ from torch import nn
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.build import build
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.upsample import MIN_CHANNELS, REWRITE, PhaseUpsample, phase_upsampling

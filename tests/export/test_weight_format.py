@@ -10,7 +10,7 @@ from sdturbo.bundle.description import MANIFEST, identity
 from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
 from sdturbo_export.build import build
-from sdturbo_export.onnx_from_torch import _half, ir
+from sdturbo_export.graphs.onnx_from_torch import _half, ir
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import BOUNDS, ROUNDED_WEIGHTS, bound
 from sdturbo_export.verify import LIMITS

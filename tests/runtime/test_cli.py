@@ -1,9 +1,11 @@
 """The command `sdturbo`, in process, on the hand-made bundle with the null backend."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,86 @@ def test_generate_json_lists_every_image(sdturbo, tmp_path):
     assert [os.path.basename(one["path"]) for one in document["images"]] == ["x-0.png", "x-1.png", "x-2.png"]  # noqa: PTH119
     assert document["backend"] == "null"
     assert document["dropped"].strip().startswith("word")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x.jpg", "JPEG"), ("x.JPEG", "JPEG"), ("x.webp", "WEBP"), ("x", "PNG")])
+def test_the_suffix_of_out_chooses_the_format(sdturbo, tmp_path, name, kind):
+    """Each says how its picture was made, as AUTOMATIC1111's web UI writes it."""
+    assert sdturbo("generate", "ein Füchslein", "--out", tmp_path / name, "--backend", "null")[0] == 0
+    with Image.open(tmp_path / name) as image:
+        assert image.format == kind
+        comment = image.getexif().get_ifd(0x8769).get(0x9286, b"")
+        text = image.text["parameters"] if kind == "PNG" else comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert text.startswith("ein Füchslein\nSteps: 1, ")
+
+
+def test_another_suffix_is_refused_before_anything_is_loaded(sdturbo, tmp_path):
+    out = tmp_path / "x.bmp"
+    status, _, stderr = sdturbo("generate", "x", "--out", out, "--bundle", tmp_path / "none")
+    assert status == 2
+    assert f"Got {out} to write a picture to. Expected a name that ends in .png, .jpg, .jpeg, .webp." in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_on_standard_output_is_alone_there(bundle_dir, tmp_path):
+    command = [sys.executable, "-m", "sdturbo", "generate", "a fox", "--bundle", bundle_dir, "--backend", "null"]
+    done = subprocess.run([*command, "--out", "-"], capture_output=True, check=True, cwd=tmp_path)
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert image.format == "PNG"
+        image.load()
+    assert b"null" in done.stderr
+    assert b"seed 0" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    for more, words in (
+        (["--count", "2"], b"Standard output takes one"),
+        (["--json"], b"Both write to standard output"),
+    ):
+        done = subprocess.run([*command, "--out", "-", *more], capture_output=True, check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+def test_prompts_come_from_a_file_or_from_standard_input(sdturbo, bundle_dir, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\N{BYTE ORDER MARK}a fox\n\n  a blue cat \n", encoding="utf-8")
+    arguments = ["--count", 2, "--seed", 5, "--backend", "null", "--json"]
+    status, stdout, _ = sdturbo("generate", "--prompts", file, "--out", tmp_path / "x.webp", *arguments)
+    assert status == 0
+    written = [(Path(each["path"]).name, each["prompt"], each["seed"]) for each in json.loads(stdout)["images"]]
+    fox, cat = "a fox", "a blue cat"
+    assert written == [("x-0.webp", fox, 5), ("x-1.webp", fox, 6), ("x-2.webp", cat, 5), ("x-3.webp", cat, 6)]
+    command = [
+        sys.executable,
+        "-m",
+        "sdturbo",
+        "generate",
+        "--prompts",
+        "-",
+        "--bundle",
+        bundle_dir,
+        "--backend",
+        "null",
+    ]
+    subprocess.run([*command, "--out", tmp_path / "y.png"], input=file.read_bytes(), check=True, capture_output=True)
+    assert {path.name for path in tmp_path.glob("y*")} == {"y-0.png", "y-1.png"}
+
+
+def test_a_prompt_is_given_once(sdturbo, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\xfd")
+    for arguments, words in (
+        ([], "Got no PROMPT"),
+        (["x", "--prompts", empty], "Got both a PROMPT and --prompts"),
+        (["--prompts", empty], "holds no prompt"),
+        (["--prompts", binary], "Cannot read the prompts"),
+        (["--prompts", tmp_path / "absent"], "Cannot read the prompts"),
+    ):
+        status, _, stderr = sdturbo("generate", *arguments, "--out", tmp_path / "x.png", "--backend", "null")
+        assert status == 2
+        assert words in stderr
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_dropped_text_is_said(sdturbo, tmp_path):

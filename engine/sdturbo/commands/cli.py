@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -60,16 +59,23 @@ def cli() -> None:
 
 @cli.command(
     epilog="Examples:\n\n  sdturbo generate 'a red fox in snow' --seed 7 --steps 2 --out fox.png\n\n"
-    "  sdturbo generate 'a watercolour' --image photo.jpg --strength 0.5 --steps 2 --count 4"
+    "  sdturbo generate 'a watercolour' --image photo.jpg --strength 0.5 --steps 2 --count 4\n\n"
+    "  sdturbo generate --prompts prompts.txt --out pictures/p.webp\n\n"
+    "  sdturbo generate 'a red cat' --out - > cat.png"
 )
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option("--prompts", type=FILE, help="A text file with a prompt per line, or - for standard input.")
 @bundle_option
 @click.option(
-    "--out", type=FILE, default="image.png", help="PNG to write. With --count, a number is added: image-0.png."
+    "--out",
+    type=FILE,
+    default="image.png",
+    help="PNG, JPEG or WebP to write, by its suffix. With several pictures, a number is added: image-0.png. - is standard"
+    " output.",
 )
 @click.option("--steps", type=int, default=1, help="num_inference_steps, 1 to 4.")
-@click.option("--seed", type=int, default=0, help="Seed of the first image. Image i takes seed + i.")
-@click.option("--count", type=int, default=1, help="Number of images.")
+@click.option("--seed", type=int, default=0, help="Seed of the first image. Image i of a prompt takes seed + i.")
+@click.option("--count", type=int, default=1, help="Number of images per prompt.")
 @click.option("--image", type=FILE, help="Picture to start from (image-to-image).")
 @click.option(
     "--strength", type=float, help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step."
@@ -77,7 +83,8 @@ def cli() -> None:
 @backend_options
 @json_option
 def generate(
-    prompt: str,
+    prompt: str | None,
+    prompts: Path | None,
     bundle: Path | None,
     out: Path,
     steps: int,
@@ -88,39 +95,32 @@ def generate(
     choice: BackendChoice,
     as_json: bool,
 ) -> None:
-    """Draw a prompt as PNG files.
+    """Draw a prompt as files.
 
     Each file carries prompt, seed, steps and bundle id.
     """
-    from sdturbo.image import save_png, to_pixels
+    from sdturbo.commands.generate import STDOUT, check_out, entry, prompts_of, report, write
+    from sdturbo.image import to_pixels
     from sdturbo.request import check_count, check_seeds
-    from sdturbo.result import origin
 
     check_count(count, "--count")
-    if os.path.isdir(out):  # noqa: PTH112 (False where Path raises: a name that is too long)
-        raise InvalidRequest(f"Got the directory {out} as --out, expected the name of a PNG file.")
     check_seeds(seed, count)
+    texts = prompts_of(prompt, prompts)
+    pictures = count * len(texts)
+    check_out(out, pictures)
+    if as_json and out == STDOUT:
+        raise InvalidRequest("Got --json and --out -. Both write to standard output. Name a file.")
     pipe = load_pipeline(bundle, choice, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
     written: list[dict[str, Any]] = []
-    dropped = ""
-    with _bar(count, "images", as_json or count == 1) as tick:
-        for i in range(count):
-            result = pipe(prompt, pixels, strength=strength, num_inference_steps=steps, seed=seed + i)
-            path = out if count == 1 else out.with_stem(f"{out.stem}-{i}")
-            save_png(result.images[0], path)
-            written.append({"path": str(path), "seed": result.seeds[0], "timings_ms": result.timings})
-            dropped = result.dropped[0]
-            tick()
-    if as_json:
-        print_json({"images": written, "dropped": dropped, **origin(pipe.bundle, pipe.backend)})
-        return
-    if dropped:
-        click.echo(f"The model sees 77 tokens. It did not see: {dropped!r}", err=True)
-    click.echo(f"{pipe.backend.name} {pipe.backend.version}, {pipe.backend.device}, {pipe.backend.precision}")
-    for entry in written:
-        parts = "  ".join(f"{name} {ms:.1f}" for name, ms in entry["timings_ms"].items())
-        click.echo(f"{entry['path']}  seed {entry['seed']}  ms: {parts}")
+    with _bar(pictures, "images", as_json or pictures == 1) as tick:
+        for text in texts:
+            for i in range(count):
+                result = pipe(text, pixels, strength=strength, num_inference_steps=steps, seed=seed + i)
+                path = write(result.images[0], out, len(written), pictures)
+                written.append(entry(path, text, result))
+                tick()
+    report(pipe, written, as_json=as_json, to_error=out == STDOUT)
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")

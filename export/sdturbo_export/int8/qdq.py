@@ -17,8 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import optimizer
 
+from sdturbo_export.graphs.onnx_from_torch import INLINE_BYTES, WeightFile
 from sdturbo_export.int8.layers import Layer, float_weight
-from sdturbo_export.onnx_from_torch import INLINE_BYTES, WeightFile
 
 WEIGHT_MAX = 63
 

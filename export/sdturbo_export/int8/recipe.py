@@ -18,6 +18,7 @@ from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.errors import BuildError
 from sdturbo_export.exchange import unfinished
+from sdturbo_export.graphs.onnx_from_torch import WeightFile
 from sdturbo_export.int8.layers import activations, layers_of
 from sdturbo_export.int8.measurements import made_from, remembered
 from sdturbo_export.int8.prompts import Prompts
@@ -26,7 +27,6 @@ from sdturbo_export.int8.quality import Score, require_quality, score, summary
 from sdturbo_export.int8.ranges import measure_ranges
 from sdturbo_export.int8.sensitivity import measure_damage
 from sdturbo_export.int8.trajectories import SeededPrompt, Trajectory, seeded, trajectory
-from sdturbo_export.onnx_from_torch import WeightFile
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import INT8_STAGES, relative_l2
 from sdturbo_export.proof.parity import engine_output, golden_output

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN
-from sdturbo_export.forms.onnxruntime_cuda import write_form
-from sdturbo_export.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
+from sdturbo_export.graphs.onnxruntime_cuda import write_form
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.stages import StageDefinition, example_inputs, graph_module
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleClassBase
 
-from sdturbo_export.forms.reading import DOMAIN, FLOAT, HALF, constant_of, epsilon_of, node_of, numbers_of, shape_of
+from sdturbo_export.graphs.reading import DOMAIN, FLOAT, HALF, constant_of, epsilon_of, node_of, numbers_of, shape_of
 
 LARGEST_HEAD = 256  # channels of a head, up to which attention has a fused kernel
 GATED_CHANNELS = (2560, 5120, 10240)  # for which BiasSplitGelu has a kernel

@@ -21,10 +21,10 @@ import onnx_ir as ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
-from sdturbo_export.forms.conv_bias import norms_add_biases
-from sdturbo_export.forms.picture_rules import GroupNorm
-from sdturbo_export.forms.reading import DOMAIN
-from sdturbo_export.forms.transformer_rules import Attention, GatedUnit, Gelu, LayerNorm
+from sdturbo_export.graphs.conv_bias import norms_add_biases
+from sdturbo_export.graphs.picture_rules import GroupNorm
+from sdturbo_export.graphs.reading import DOMAIN
+from sdturbo_export.graphs.transformer_rules import Attention, GatedUnit, Gelu, LayerNorm
 
 # Each set goes over the whole graph. A norm stands before its SiLU, so that without one it has to wait for the next set.
 RULES = (
