@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import RandomState  # at import: numpy loads it lazily, which took 10 ms of the first picture
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
@@ -43,7 +44,7 @@ class TorchGenerator:
     """
 
     def __init__(self, seed: int) -> None:
-        self._mt19937 = np.random.RandomState(seed & 0xFFFFFFFF)  # init_genrand, as at::mt19937
+        self._mt19937 = RandomState(seed & 0xFFFFFFFF)  # init_genrand, as at::mt19937
 
     def seed(self, seed: int) -> None:
         """Begin again with another seed, a fiftieth of the time of a new generator."""
