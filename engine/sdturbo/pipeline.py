@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,7 @@ class Pipeline:
         latents: F32 | None = None,
         output_type: str = DEFAULT_OUTPUT,
         cancel: CancelToken | None = None,
+        **others: Any,
     ) -> Result:
         """Draw `num_images_per_prompt` pictures per prompt, in the prompts' order.
 
@@ -114,10 +115,13 @@ class Pipeline:
         latents: noise of text-to-image to use instead, float32 (N, 4, H/8, W/8), standard normal as in diffusers.
         output_type: "pil", "np" (uint8) or "latent".
         cancel: a token that is looked at between stages. A device that records the whole request looks before each batch.
+        others: of diffusers' arguments a fresh `generator` of the CPU gives its seed, and values that change nothing, such as
+        `guidance_scale=0`, are taken. Others are refused with the reason.
         Raises InvalidRequest, Cancelled, OutputError.
         """
         job = self._start(
             {
+                **cast("Request", others),
                 "prompt": prompt,
                 "image": image,
                 "strength": strength,

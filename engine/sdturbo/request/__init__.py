@@ -1,0 +1,30 @@
+"""Requests, checked before anything runs. Names and meanings are those of diffusers."""
+
+from sdturbo.request.accept import (
+    DEFAULT_IMAGES,
+    DEFAULT_OUTPUT,
+    DEFAULT_SEED,
+    DEFAULT_STEPS,
+    Job,
+    Request,
+    Seeds,
+    accept,
+)
+from sdturbo.request.checks import MAX_SEED, check_count, check_prompts, check_seeds, check_strength, first_step
+
+__all__ = [
+    "DEFAULT_IMAGES",
+    "DEFAULT_OUTPUT",
+    "DEFAULT_SEED",
+    "DEFAULT_STEPS",
+    "MAX_SEED",
+    "Job",
+    "Request",
+    "Seeds",
+    "accept",
+    "check_count",
+    "check_prompts",
+    "check_seeds",
+    "check_strength",
+    "first_step",
+]

@@ -1,0 +1,127 @@
+"""Requests, checked before anything runs. Names and meanings are those of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Required, SupportsIndex, TypedDict, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import MAX_STEPS
+from sdturbo.clock import CancelToken, Clock
+from sdturbo.errors import InvalidRequest
+from sdturbo.image import ImageInput
+from sdturbo.noise import F32
+from sdturbo.request.checks import (
+    check_count,
+    check_latents,
+    check_prompts,
+    check_seeds,
+    check_strength,
+    first_step,
+)
+from sdturbo.request.diffusers_arguments import understood
+from sdturbo.tokenizer import Tokens
+
+# other arguments are None where a request leaves them out
+DEFAULT_STEPS = 1
+DEFAULT_IMAGES = 1  # per prompt
+DEFAULT_SEED = 0
+DEFAULT_OUTPUT = "pil"
+
+MAX_IMAGES = 1000  # per prompt of a call
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+Seeds = SupportsIndex | Sequence[SupportsIndex]
+
+
+class Request(TypedDict, total=False):
+    """The arguments of `Pipeline.__call__`, by name."""
+
+    prompt: Required[str | Sequence[str]]
+    image: ImageInput | None
+    strength: float | None
+    num_inference_steps: int
+    num_images_per_prompt: int
+    seed: Seeds
+    latents: F32 | None
+    output_type: str
+    cancel: CancelToken | None
+
+
+@dataclass(slots=True)
+class Job:
+    """A checked request of N images, and the tensors that the stages make of it.
+
+    rows: the schedule's rows that will run. images_per_prompt: image i belongs to prompt i // images_per_prompt.
+    The stages fill in the rest. tokens: one per prompt. start: by name, the rows of `latents` (noise), or from an image those
+    of the encoder's inputs. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32 (77, 1024) per image. images: uint8
+    (N, H, W, 3).
+    """
+
+    prompts: list[str]
+    image: ImageInput | None
+    strength: float | None
+    num_inference_steps: int
+    rows: range
+    images_per_prompt: int
+    seeds: list[int]
+    latents: F32 | None
+    output_type: str
+    clock: Clock
+    tokens: list[Tokens] = field(default_factory=list[Tokens])
+    start: dict[str, Any] = field(default_factory=dict[str, Any])
+    x: F32 = field(default_factory=lambda: np.empty(0, np.float32))
+    prompt_embeds: list[F32] = field(default_factory=list[F32])
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    @property
+    def ends_in_pictures(self) -> bool:
+        return self.output_type != "latent"
+
+
+def accept(bundle: Bundle, request: Request) -> Job:
+    """The job of a request, its clock started. Missing arguments take their defaults. Raises InvalidRequest."""
+    request = named(request, bundle)
+    prompts = check_prompts(request["prompt"])
+    steps = check_count(request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", MAX_STEPS)
+    per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
+    seeds = check_seeds(request.get("seed", DEFAULT_SEED), len(prompts) * per_prompt)
+    output_type: object = request.get("output_type", DEFAULT_OUTPUT)
+    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+        raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
+    image, strength, latents = request.get("image"), request.get("strength"), request.get("latents")
+    cancel = request.get("cancel")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise InvalidRequest(f"Got cancel={cancel!r:.80}, expected something with is_set(), such as threading.Event().")
+    rows = bundle.steps(steps)
+    if latents is not None:
+        if image is not None:
+            raise InvalidRequest("Got both image and latents. Image-to-image draws its own noise from the seed.")
+        check_latents(latents, (len(seeds), *bundle.stages["denoiser"].outputs[0].shape_at(1)[1:]))
+    if image is not None:
+        strength = check_strength(strength, steps)
+        rows = rows[first_step(steps, strength) :]
+    elif strength is not None:
+        raise InvalidRequest(f"Got strength={strength} without an image. Strength belongs to image-to-image.")
+    return Job(prompts, image, strength, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel))
+
+
+def named(request: object, bundle: Bundle) -> Request:
+    """A call's arguments by name, with a prompt among them. Those of diffusers that mean something here are translated."""
+    if not isinstance(request, Mapping):
+        raise InvalidRequest(f"Got a request of type {type(request).__name__}, expected a call's arguments by name.")
+    names = cast("Mapping[str, Any]", request)
+    known = {name: value for name, value in names.items() if name in Request.__annotations__}
+    others = {name: value for name, value in names.items() if name not in known}
+    if "prompt" not in known:
+        raise InvalidRequest("Got a request without a prompt.")
+    seed = understood(others, bundle.sizes, tuple(Request.__annotations__))
+    if seed is not None:
+        if known.get("seed", DEFAULT_SEED) != DEFAULT_SEED:
+            raise InvalidRequest("Got both seed and generator. Expected one of them.")
+        known["seed"] = seed
+    return cast("Request", known)

@@ -1,0 +1,109 @@
+"""The checks of a request's arguments, one by one. Each raises InvalidRequest that says what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex, cast
+
+import numpy as np
+
+from sdturbo.bundle.description import MAX_STEPS
+from sdturbo.errors import InvalidRequest
+from sdturbo.noise import F32
+
+MAX_SEED = 2**64 - 1
+MAX_LATENT = 1e4  # a standard normal stays below 10
+
+
+def check_prompts(prompt: object) -> list[str]:
+    """The prompts as a list. An empty string is a prompt, an empty list is not."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts:
+        raise InvalidRequest(
+            f"Got a prompt of type {type(prompt).__name__}: {prompt!r:.80}, expected text or a list of it."
+        )
+    for i, text in enumerate(cast("Sequence[object]", prompts)):
+        if not isinstance(text, str):
+            raise InvalidRequest(f"Got prompt[{i}] of type {type(text).__name__}: {text!r:.80}, expected text.")
+    return list(cast("Sequence[str]", prompts))
+
+
+def check_seeds(seed: object, count: int) -> list[int]:
+    """A seed per image: seed + i, or the i-th of a list of exactly `count`."""
+    if isinstance(seed, (list, tuple)):
+        seeds = [_integer(value, f"seed[{i}]") for i, value in enumerate(cast("Sequence[object]", seed))]
+        if len(seeds) != count:
+            raise InvalidRequest(
+                f"Got {len(seeds)} seeds for {count} images, expected one per image, or a single seed."
+            )
+    else:
+        first = _integer(seed, "seed")
+        seeds = [first + i for i in range(count)]
+    for value in seeds:
+        if not 0 <= value <= MAX_SEED:
+            raise InvalidRequest(
+                f"Got seed {value}, expected 0 to 2**64 - 1, for every image (image i takes seed + i)."
+            )
+    return seeds
+
+
+def check_count(value: object, name: str, most: int | None = None) -> int:
+    """A whole number from 1, up to `most` if given."""
+    number = _integer(value, name)
+    if number < 1 or (most is not None and number > most):
+        raise InvalidRequest(f"Got {name}={number}, expected {f'1 to {most}' if most else '1 or more'}.")
+    return number
+
+
+def check_latents(value: object, shape: tuple[int, ...]) -> None:
+    """Refuse anything but standard normals in float32 of that shape."""
+    if not isinstance(value, np.ndarray):
+        raise InvalidRequest(f"Got latents of type {type(value).__name__}, expected a float32 array {shape}.")
+    latents = cast("F32", value)
+    if latents.shape != shape or latents.dtype != np.float32:
+        raise InvalidRequest(f"Got latents {latents.dtype} {latents.shape}, expected float32 {shape}.")
+    if not (np.abs(latents) <= MAX_LATENT).all():  # refuses NaN too
+        raise InvalidRequest(f"Got latents beyond ±{MAX_LATENT:g} or not finite, expected standard normals.")
+
+
+def first_step(num_inference_steps: int, strength: float) -> int:
+    """The index of the first step of image-to-image: n - int(n·strength), in Python's doubles as in diffusers.
+
+    strength: 0 to 1. Raises InvalidRequest, with values that work, if no step is left to run.
+    """
+    count = int(num_inference_steps * strength)
+    if count < 1:
+        least = next(k / 100 for k in range(1, 101) if int(num_inference_steps * (k / 100)) >= 1)
+        options = [f"strength >= {least:g} with num_inference_steps={num_inference_steps}"]
+        more = next((n for n in range(1, MAX_STEPS + 1) if int(n * strength) >= 1), None)
+        if more:
+            options.append(f"num_inference_steps={more} with strength={strength}")
+        raise InvalidRequest(
+            f"int(num_inference_steps·strength) = int({num_inference_steps}·{strength}) = 0: no step would run."
+            f" Use {' or '.join(options)}."
+        )
+    return num_inference_steps - count
+
+
+def check_strength(value: object, num_inference_steps: int) -> float:
+    """A strength from 0 to 1. None means 0.5, or 1.0 with one step, so that a step runs."""
+    if value is None:
+        return max(0.5, 1 / num_inference_steps)
+    try:
+        strength = math.nan if isinstance(value, (bool, str, bytes)) else float(cast("float", value))
+    except (TypeError, ValueError, OverflowError):
+        strength = math.nan
+    if not 0 <= strength <= 1:  # refuses NaN too
+        raise InvalidRequest(f"Got strength={value!r:.80}, expected a number from 0 to 1.")
+    return strength
+
+
+def _integer(value: object, name: str) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(cast("SupportsIndex", value))
+    except TypeError:  # numpy arrays have __index__ whatever they hold
+        pass
+    raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}, expected a whole number.")
