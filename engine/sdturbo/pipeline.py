@@ -110,8 +110,9 @@ class Pipeline:
         image: the picture to start from (PIL, uint8 (H, W, 3) array, or path). It is resized to the frame.
         strength: the share of it that is drawn anew, 0 to 1. int(num_inference_steps·strength) steps run, as in diffusers.
         None means 0.5, or 1.0 with one step. num_inference_steps: 1 to 4. num_images_per_prompt: 1 to 1000.
-        seed: 0 to 2⁶⁴−1. Image i of the call takes seed + i. A list holds one seed per image instead. The noise equals
-        torch.randn((1, 4, H/8, W/8)) on a CPU generator with that seed. Image i equals the same seed drawn alone.
+        seed: 0 to 2⁶⁴−1. Image i of the call takes seed + i. A list, range or array holds one seed per image instead. None
+        draws a seed, and the result says which. The noise equals torch.randn((1, 4, H/8, W/8)) on a CPU generator with that
+        seed. Image i equals the same seed drawn alone.
         latents: noise of text-to-image to use instead, float32 (N, 4, H/8, W/8), standard normal as in diffusers.
         output_type: "pil", "np" (uint8) or "latent".
         cancel: a token that is looked at between stages. A device that records the whole request looks before each batch.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import secrets
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -92,7 +91,7 @@ def _check(body: ImagesBody, service: Service) -> list[int]:
     if body.size not in (None, "auto", size):
         raise ApiError(400, f"Got size {body.size!r}. Expected {size!r} or 'auto'.", param="size", code="invalid_value")
     with _refusals_name("seed"):
-        return check_seeds(secrets.randbits(32) if body.seed is None else body.seed, body.n)
+        return check_seeds(body.seed, body.n)
 
 
 def _size(service: Service) -> str:

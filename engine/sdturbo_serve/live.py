@@ -8,7 +8,6 @@ A newer request replaces an older one until the engine begins with it. The older
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from sdturbo import SDTurboError
-from sdturbo.request import check_strength, first_step
+from sdturbo.request import check_strength, first_step, random_seed
 from sdturbo_serve.access import SUBPROTOCOL, admit
 from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture
@@ -136,7 +135,7 @@ class LiveConnection:
             return None
 
     async def _picture(self, request: LiveRequest) -> QueuedPicture:
-        seed = secrets.randbits(32) if request.seed is None else request.seed
+        seed = random_seed() if request.seed is None else request.seed
         if request.image is None:
             return QueuedPicture(request.prompt, seed, request.steps)
         strength = check_strength(request.strength, request.steps)

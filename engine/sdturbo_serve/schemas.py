@@ -24,8 +24,10 @@ def _printable(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": _TEXT}), AfterValidator(_printable)]
-Seed = Annotated[
-    int, Field(ge=0, le=MAX_SEED, description="Of the first picture. Picture i takes seed + i. Default: random.")
+Seed = Annotated[  # -1 is what AUTOMATIC1111's clients send for a random one
+    Annotated[int, Field(ge=-1, le=MAX_SEED)] | None,
+    Field(description="Of the first picture. Picture i takes seed + i. Default, and -1: random."),
+    AfterValidator(lambda seed: None if seed == -1 else seed),
 ]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="num_inference_steps")]
 Strength = Annotated[float, Field(gt=0, le=1, description="The part of the image that is drawn anew.")]
@@ -41,7 +43,7 @@ class ImagesBody(BaseModel):
     response_format: Literal["b64_json"] | None = None
     output_format: Format | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
-    seed: Seed | None = None
+    seed: Seed = None
     steps: Steps = DEFAULT_STEPS
     quality: Literal["auto"] | None = None
     background: Literal["auto", "opaque"] | None = None
@@ -69,7 +71,7 @@ class LiveRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Prompt
-    seed: Seed | None = None
+    seed: Seed = None
     steps: Steps = DEFAULT_STEPS
     image: str | None = None
     strength: Strength | None = None

@@ -135,6 +135,17 @@ def test_a_prompt_is_given_once(sdturbo, tmp_path):
     assert not list(tmp_path.glob("x*"))
 
 
+def test_a_random_seed_is_told(sdturbo, tmp_path):
+    arguments = ["--out", tmp_path / "x.png", "--backend", "null", "--json"]
+    seeds = [
+        json.loads(sdturbo("generate", "x", "--seed", "random", *arguments)[1])["images"][0]["seed"] for _ in range(3)
+    ]
+    assert len(set(seeds)) == 3
+    status, _, stderr = sdturbo("generate", "x", "--seed", "many", *arguments[:4])
+    assert status == 2
+    assert "'many' is neither a whole number nor the word random" in stderr
+
+
 def test_dropped_text_is_said(sdturbo, tmp_path):
     _, _, stderr = sdturbo("generate", "word " * 100, "--out", tmp_path / "x.png", "--backend", "null")
     assert "did not see" in stderr

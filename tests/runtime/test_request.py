@@ -73,6 +73,21 @@ def test_a_list_of_seeds_is_taken_as_it_is(seeds):
             request.check_seeds(seeds, count)
 
 
+def test_ranges_and_arrays_are_sequences_of_seeds():
+    assert request.check_seeds(range(4, 7), 3) == [4, 5, 6]
+    assert request.check_seeds(np.arange(3, dtype=np.uint8), 3) == [0, 1, 2]
+    for four in (range(4), np.arange(4)):
+        with pytest.raises(InvalidRequest, match="4 seeds for 3 images"):
+            request.check_seeds(four, 3)
+
+
+def test_no_seed_draws_one_that_the_result_tells(pipe):
+    drawn = pipe("a cat", seed=None, num_images_per_prompt=2)
+    assert drawn.seeds[1] == drawn.seeds[0] + 1
+    assert pipe("a cat", seed=drawn.seeds, num_images_per_prompt=2).images == drawn.images
+    assert len({pipe("a cat", seed=None).seeds[0] for _ in range(4)}) == 4
+
+
 def test_seeds_are_python_integers_whatever_came():
     assert [type(value) for value in request.check_seeds(np.int8(7), 2)] == [int, int]
 

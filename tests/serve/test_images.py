@@ -54,9 +54,11 @@ def test_a_request_keeps_its_id_if_it_is_valid(client, given, kept):
     assert ids[0].isascii()
 
 
-def test_two_requests_without_a_seed_differ(client):
-    seeds = {client.post(GENERATIONS, json={"prompt": "x"}).json()["data"][0]["seed"] for _ in range(4)}
+@pytest.mark.parametrize("asked", [{}, {"seed": None}, {"seed": -1}])
+def test_two_requests_without_a_seed_differ(client, asked):
+    seeds = {client.post(GENERATIONS, json={"prompt": "x", **asked}).json()["data"][0]["seed"] for _ in range(4)}
     assert len(seeds) == 4
+    assert client.post(GENERATIONS, json={"prompt": "x", "seed": -2}).status_code == 400
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])

@@ -14,7 +14,7 @@ import click
 
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run, seed_or_none
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -74,7 +74,13 @@ def cli() -> None:
     " output.",
 )
 @click.option("--steps", type=int, default=1, help="num_inference_steps, 1 to 4.")
-@click.option("--seed", type=int, default=0, help="Seed of the first image. Image i of a prompt takes seed + i.")
+@click.option(
+    "--seed",
+    default="0",
+    metavar="INTEGER|random",
+    callback=seed_or_none,
+    help="Seed of the first image, or `random`. Image i of a prompt takes seed + i.",
+)
 @click.option("--count", type=int, default=1, help="Number of images per prompt.")
 @click.option("--image", type=FILE, help="Picture to start from (image-to-image).")
 @click.option(
@@ -88,7 +94,7 @@ def generate(
     bundle: Path | None,
     out: Path,
     steps: int,
-    seed: int,
+    seed: int | None,
     count: int,
     image: Path | None,
     strength: float | None,
@@ -104,7 +110,7 @@ def generate(
     from sdturbo.request import check_count, check_seeds
 
     check_count(count, "--count")
-    check_seeds(seed, count)
+    seeds = check_seeds(seed, count)
     texts = prompts_of(prompt, prompts)
     pictures = count * len(texts)
     check_out(out, pictures)
@@ -116,7 +122,7 @@ def generate(
     with _bar(pictures, "images", as_json or pictures == 1) as tick:
         for text in texts:
             for i in range(count):
-                result = pipe(text, pixels, strength=strength, num_inference_steps=steps, seed=seed + i)
+                result = pipe(text, pixels, strength=strength, num_inference_steps=steps, seed=seeds[i])
                 path = write(result.images[0], out, len(written), pictures)
                 written.append(entry(path, text, result))
                 tick()

@@ -20,6 +20,16 @@ SHOW_DEFAULTS = {"show_default": True}  # settings of a command line
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
 
+def seed_or_none(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """The value of an option for a seed: a whole number, or None for the word "random"."""
+    if value == "random":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a whole number nor the word random.") from None
+
+
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status. No error reaches the user as a stack trace."""
     arguments = sys.argv[1:] if arguments is None else arguments

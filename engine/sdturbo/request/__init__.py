@@ -10,7 +10,15 @@ from sdturbo.request.accept import (
     Seeds,
     accept,
 )
-from sdturbo.request.checks import MAX_SEED, check_count, check_prompts, check_seeds, check_strength, first_step
+from sdturbo.request.checks import (
+    MAX_SEED,
+    check_count,
+    check_prompts,
+    check_seeds,
+    check_strength,
+    first_step,
+    random_seed,
+)
 
 __all__ = [
     "DEFAULT_IMAGES",
@@ -27,4 +35,5 @@ __all__ = [
     "check_seeds",
     "check_strength",
     "first_step",
+    "random_seed",
 ]

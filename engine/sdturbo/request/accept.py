@@ -35,7 +35,7 @@ DEFAULT_OUTPUT = "pil"
 MAX_IMAGES = 1000  # per prompt of a call
 OUTPUT_TYPES = ("pil", "np", "latent")
 
-Seeds = SupportsIndex | Sequence[SupportsIndex]
+Seeds = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer[Any]] | None
 
 
 class Request(TypedDict, total=False):
@@ -121,7 +121,7 @@ def named(request: object, bundle: Bundle) -> Request:
         raise InvalidRequest("Got a request without a prompt.")
     seed = understood(others, bundle.sizes, tuple(Request.__annotations__))
     if seed is not None:
-        if known.get("seed", DEFAULT_SEED) != DEFAULT_SEED:
+        if known.get("seed") not in (None, DEFAULT_SEED):
             raise InvalidRequest("Got both seed and generator. Expected one of them.")
         known["seed"] = seed
     return cast("Request", known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import secrets
 from collections.abc import Sequence
 from typing import SupportsIndex, cast
 
@@ -31,15 +32,17 @@ def check_prompts(prompt: object) -> list[str]:
 
 
 def check_seeds(seed: object, count: int) -> list[int]:
-    """A seed per image: seed + i, or the i-th of a list of exactly `count`."""
-    if isinstance(seed, (list, tuple)):
+    """A seed per image: seed + i, or the i-th of a list, range or array of exactly `count`. None draws the first."""
+    if seed is None:
+        seed = random_seed()
+    if isinstance(seed, (list, tuple, range)) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
         seeds = [_integer(value, f"seed[{i}]") for i, value in enumerate(cast("Sequence[object]", seed))]
         if len(seeds) != count:
             raise InvalidRequest(
                 f"Got {len(seeds)} seeds for {count} images, expected one per image, or a single seed."
             )
     else:
-        first = _integer(seed, "seed")
+        first = _integer(cast("object", seed), "seed")
         seeds = [first + i for i in range(count)]
     for value in seeds:
         if not 0 <= value <= MAX_SEED:
@@ -47,6 +50,11 @@ def check_seeds(seed: object, count: int) -> list[int]:
                 f"Got seed {value}, expected 0 to 2**64 - 1, for every image (image i takes seed + i)."
             )
     return seeds
+
+
+def random_seed() -> int:
+    """A seed from the system's randomness, below 2³²: more bits draw nothing else."""
+    return secrets.randbits(32)
 
 
 def check_count(value: object, name: str, most: int | None = None) -> int:
