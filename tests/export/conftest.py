@@ -34,7 +34,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def half_bundle(small_checkpoint, store, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / "half"
-    return build(small_checkpoint, out, BuildOptions((1, 2), precision="fp16"), store=store)
+    return build(small_checkpoint, out, BuildOptions(precision="fp16"), store=store)
 
 
 @pytest.fixture(scope="session")

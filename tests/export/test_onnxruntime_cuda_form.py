@@ -40,12 +40,11 @@ def distance(plain, form, inputs, folder):
     return relative_l2(computed, expected.astype(np.float64))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_computes_what_its_plain_graph_does(half_bundle, stage, batch_size, tmp_path):
-    """Both round to float16, at other places."""
-    plain, form = (half_bundle.graph(stage, batch_size, form=name) for name in (PLAIN, ONNXRUNTIME_CUDA))
-    inputs = random_inputs(half_bundle.stages[stage], batch_size)
+def test_a_stage_computes_what_its_plain_graph_does(half_bundle, stage, tmp_path):
+    """Both round to float16, at other places. The blocks below have two batch sizes."""
+    plain, form = (half_bundle.graph(stage, 1, form=name) for name in (PLAIN, ONNXRUNTIME_CUDA))
+    inputs = random_inputs(half_bundle.stages[stage], 1)
     assert distance(plain, form, inputs, tmp_path) < 3e-3
 
 
