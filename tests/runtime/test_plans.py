@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from sdturbo import BackendUnavailable, Bundle, BundleError
-from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, plan_bytes, read_plans
+from sdturbo.bundle.plans import ANY, RTX, Plan, PlanKey, choose_plan, plan_bytes, read_plans
 from sdturbo.errors import PlanMismatch
 from sdturbo_export.tensorrt import plan_writer
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
@@ -22,10 +22,16 @@ def bundle(bundle_dir, tmp_path):
     return Bundle.load(shutil.copytree(bundle_dir, tmp_path / "bundle"))
 
 
-def made(bundle, stage="decoder", data=b"a plan", median_ms=5.0, **key):
+def made(bundle, stage="decoder", data=b"a plan", median_ms=5.0, relative_l2=1e-3, **key):
     """A plan and its bytes."""
     key = dataclasses.replace(KEY, **{"onnx_sha256": bundle.graph_sha256(bundle.graph(stage, 1))} | key)
-    return Plan(plan_name(key, stage, 1, data), stage, 1, key, 1e-3, median_ms), data
+    return Plan(plan_name(key, stage, 1, data), stage, 1, key, relative_l2, median_ms), data
+
+
+def made_ahead(bundle, capability, **options):
+    """The same, compiled ahead."""
+    ahead = {"gpu": ANY, "driver": ANY, "library": RTX, "tensorrt": "1.7.1.116", "compute_capability": capability}
+    return made(bundle, relative_l2=None, median_ms=None, **ahead, **options)
 
 
 def add(bundle, *plans, reports=()):
@@ -100,6 +106,47 @@ def test_writers_wait_for_each_other(bundle):
     for worker in workers:
         worker.join()
     assert sorted(plan.key.gpu for plan in read_plans(Bundle.load(bundle.path))) == [f"GPU {i}" for i in range(4)]
+
+
+def test_a_plan_made_ahead_is_read_back_without_figures(bundle):
+    plan, data = made_ahead(bundle, "7.5,8.9")
+    after = add(bundle, (plan, data))
+    (found,) = read_plans(after)
+    assert found == plan
+    assert (found.relative_l2, found.median_ms, found.key.capabilities) == (None, None, ("7.5", "8.9"))
+    assert plan.file.startswith("compiled/tensorrt-rtx-1.7.1.116-sm75-89/")
+
+
+def test_plans_of_before_that_name_no_library_are_tensorrts_and_are_replaced(bundle):
+    old, data = made(bundle, data=b"old")
+    add(bundle, (old, data))
+    edit(bundle, lambda manifest: manifest["compiled"][0]["key"].pop("library"))
+    before = Bundle.load(bundle.path)
+    assert read_plans(before) == [old]
+    new = made(bundle, data=b"new")
+    assert read_plans(add(before, new)) == [new[0]]
+
+
+def test_a_plan_made_ahead_fits_every_gpu_and_driver_of_its_compute_capabilities(bundle):
+    plan, _ = made_ahead(bundle, "8.6,8.9")
+    for change, differs in [
+        ({}, []),
+        ({"gpu": "other", "driver": "14.0", "compute_capability": "8.6"}, []),
+        ({"compute_capability": "9.0"}, ["compute_capability"]),
+        ({"compute_capability": "8"}, ["compute_capability"]),
+        ({"tensorrt": "1.8.0.1"}, ["tensorrt"]),
+        ({"library": "tensorrt", "tensorrt": "11.4.0.106"}, ["library"]),
+    ]:
+        here = {"gpu": "NVIDIA L4", "driver": "13.0", "compute_capability": "8.9"} | change
+        assert plan.key.differences(dataclasses.replace(plan.key, **here)) == differs
+
+
+def test_plans_without_a_time_come_last_and_the_one_for_fewer_cards_first(bundle):
+    wide, narrow = made_ahead(bundle, "8.6,8.9,12.0")[0], made_ahead(bundle, "8.9", data=b"narrow")[0]
+    machine = dataclasses.replace(narrow.key, gpu="NVIDIA L4", driver="13.0")
+    assert choose_plan(bundle, [wide, narrow], "decoder", 1, machine) == narrow
+    timed = dataclasses.replace(wide, file="timed", median_ms=9.0)
+    assert choose_plan(bundle, [narrow, timed, wide], "decoder", 1, machine) == timed
 
 
 OTHER = {
@@ -189,6 +236,17 @@ def test_a_plan_that_the_bundle_does_not_list_is_not_read(bundle):
         (lambda plan: {**plan, "key": []}, "key is list, expected an object|key is \\[\\], expected object"),
         (lambda plan: {**plan, "key": {**plan["key"], "driver": "new"}}, "driver is 'new', expected a version"),
         (lambda plan: {**plan, "key": {**plan["key"], "hardware": "any"}}, "hardware is 'any'"),
+        (lambda plan: {**plan, "key": {**plan["key"], "driver": "any"}}, "driver is 'any', expected a version"),
+        (lambda plan: {**plan, "key": {**plan["key"], "compute_capability": "8.6,"}}, "compute_capability is '8.6,'"),
+        (
+            lambda plan: {**plan, "key": {**plan["key"], "library": "other"}},
+            "library is 'other', expected one of tensorrt",
+        ),
+        (
+            lambda plan: {**plan, "median_ms": None},
+            "median_ms is None, expected a number, for the plan was not compiled ahead",
+        ),
+        (lambda plan: {**plan, "relative_l2": "0"}, "relative_l2 is '0', expected number"),
         (
             lambda plan: {**plan, "key": {**plan["key"], "version_compatible": 1}},
             "version_compatible is 1, expected bool",

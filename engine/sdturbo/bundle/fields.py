@@ -8,7 +8,13 @@ from typing import Any, cast
 Json = dict[str, Any]
 NUMBER = (int, float)
 # annotation of a dataclass's field -> (kind in JSON, value in the place of a faulty one)
-_KINDS: dict[str, Any] = {"str": (str, ""), "int": (int, 0), "float": (NUMBER, 0.0), "bool": (bool, False)}
+_KINDS: dict[str, Any] = {
+    "str": (str, ""),
+    "int": (int, 0),
+    "float": (NUMBER, 0.0),
+    "float | None": ((*NUMBER, type(None)), None),
+    "bool": (bool, False),
+}
 
 
 class Fields:

@@ -1,12 +1,14 @@
 """Compiled plans in a bundle: the machines that each is for, the choice among them, and their checked bytes.
 
-A plan is code for one TensorRT, GPU and driver. Everything here happens before a library sees it. `bundle.json` lists plans
-under `compiled`. They are no part of the bundle's id, for they draw the same pictures. Standard library only.
+A plan is code for one TensorRT, GPU and driver, or with TensorRT for RTX for every card of the listed compute capabilities.
+Everything here happens before a library sees it. `bundle.json` lists plans under `compiled`. They are no part of the bundle's
+id, for they draw the same pictures. Standard library only.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +21,8 @@ from sdturbo.bundle.manifest import read_manifest
 from sdturbo.errors import BundleError, PlanMismatch
 
 COMPILED = "compiled"  # key in bundle.json, and directory in the bundle
+TENSORRT, RTX = LIBRARIES = ("tensorrt", "tensorrt-rtx")  # RTX: TensorRT for RTX
+ANY = "any"  # GPU and driver of a plan that was compiled ahead, for every card of its compute capabilities
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")  # TensorRT's HardwareCompatibilityLevel
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
@@ -27,9 +31,10 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 class PlanKey:
     """The graph and machine that a plan is valid for.
 
-    tensorrt: full version, "10.16.1.11". compute_capability: "8.9". driver: the CUDA version that it supports, "13.0".
-    onnx_sha256: `Bundle.graph_sha256`. precision: the graph's. hardware: one of `HARDWARE`. "ampere_plus" runs on any GPU
-    from 8.0 up. version_compatible: runs on later TensorRT versions of the same major version.
+    tensorrt: full version of the library, "10.16.1.11". compute_capability: "8.9", or "7.5,8.9" of a plan for both.
+    gpu: its name, or `ANY`. driver: the CUDA version that it supports, "13.0", or `ANY`. onnx_sha256: `Bundle.graph_sha256`.
+    precision: the graph's. hardware: one of `HARDWARE`. "ampere_plus" runs on any GPU from 8.0 up. version_compatible: runs
+    on later TensorRT versions of the same major version. library: one of `LIBRARIES`.
     """
 
     tensorrt: str
@@ -40,14 +45,30 @@ class PlanKey:
     precision: str
     hardware: str = "none"
     version_compatible: bool = False
+    library: str = TENSORRT
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it was compiled ahead: for every GPU of its compute capabilities, and without a run on one."""
+        return self.gpu == ANY
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        return tuple(self.compute_capability.split(","))
 
     def differences(self, machine: PlanKey) -> list[str]:
         """The fields in which `machine`, the key of this machine, does not fit the plan."""
+        portable = self.hardware != "none"
+        later_driver = portable or self.version_compatible
         compatible = {
-            "tensorrt": self.version_compatible and _later_minor(machine.tensorrt, self.tensorrt),
-            "compute_capability": self.hardware == "ampere_plus" and _at_least(machine.compute_capability, "8.0"),
-            "gpu": self.hardware != "none",
-            "driver": (self.hardware != "none" or self.version_compatible) and _at_least(machine.driver, self.driver),
+            "library": False,
+            # versions of two libraries are not compared
+            "tensorrt": self.library != machine.library
+            or (self.version_compatible and _later_minor(machine.tensorrt, self.tensorrt)),
+            "compute_capability": machine.compute_capability in self.capabilities
+            or (self.hardware == "ampere_plus" and _at_least(machine.compute_capability, "8.0")),
+            "gpu": self.gpu == ANY or portable,
+            "driver": self.driver == ANY or (later_driver and _at_least(machine.driver, self.driver)),
             "onnx_sha256": False,
             "precision": False,
         }
@@ -58,15 +79,16 @@ class PlanKey:
 class Plan:
     """A plan file in a bundle, for one graph of a stage as in `GraphName`. 0x0 is the bundle's default size.
 
-    Measured when it was built: relative_l2, its distance to the graph on the CPU, and median_ms of a run.
+    Measured when it was built: relative_l2, its distance to the graph on the CPU, and median_ms of a run. None if it was
+    compiled ahead, for then it was not run.
     """
 
     file: str
     stage: str
     batch_size: int
     key: PlanKey
-    relative_l2: float
-    median_ms: float
+    relative_l2: float | None
+    median_ms: float | None
     height: int = 0
     width: int = 0
     form: str = PLAIN
@@ -96,12 +118,14 @@ def read_plans(bundle: Bundle) -> list[Plan]:
 def choose_plan(bundle: Bundle, plans: Sequence[Plan], stage: str, batch_size: int, machine: PlanKey) -> Plan:
     """The fastest plan of a stage that may run on `machine` (its graph's hash included).
 
+    Plans that were compiled ahead have no time and come last, those for fewer compute capabilities first.
     Raises PlanMismatch, with the differences to the nearest plan and the command that makes the right one.
     """
     candidates = [plan for plan in plans if (plan.stage, plan.batch_size) == (stage, batch_size)]
     fitting = [plan for plan in candidates if not plan.key.differences(machine)]
     if fitting:
-        return min(fitting, key=lambda plan: plan.median_ms)
+        times = {plan: math.inf if plan.median_ms is None else plan.median_ms for plan in fitting}
+        return min(fitting, key=lambda plan: (times[plan], len(plan.key.capabilities)))
     graph = f"the {stage} at batch size {batch_size}"
     message = f"The bundle {bundle.path} holds no TensorRT plan for {graph}."
     if candidates:
@@ -109,7 +133,9 @@ def choose_plan(bundle: Bundle, plans: Sequence[Plan], stage: str, batch_size: i
         names = nearest.key.differences(machine)
         values = [f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names]
         message = f"The plan {nearest.file} for {graph} was compiled for something else: {' and '.join(values)}."
-    remedy = f"`sdturbo-export trt {bundle.path}` compiles plans for this machine."
+    remedy = f"`sdturbo-export trt {bundle.path} --library {machine.library}` compiles plans for this machine."
+    for other in sorted({plan.key.library for plan in candidates} - {machine.library}):
+        remedy += f" Or `pip install '.[{other}]'` in a clone of sdturbo, and load the plans that are there."
     raise PlanMismatch(f"{message} {remedy} ONNX Runtime (backend 'cuda') needs none.")
 
 
@@ -147,9 +173,17 @@ def _plan_faults(bundle: Bundle, plan: Plan, where: str) -> list[str]:
         faults.append(f"{where}: the bundle has no stage {plan.stage} at batch size {plan.batch_size}")
     if plan.key.hardware not in HARDWARE:
         faults.append(f"{where}: hardware is {plan.key.hardware!r}, expected one of {', '.join(HARDWARE)}")
+    if plan.key.library not in LIBRARIES:
+        faults.append(f"{where}: library is {plan.key.library!r}, expected one of {', '.join(LIBRARIES)}")
     for name in ("tensorrt", "compute_capability", "driver"):
-        if not _VERSION.fullmatch(value := getattr(plan.key, name)):
+        value = getattr(plan.key, name)
+        versions = plan.key.capabilities if name == "compute_capability" else (value,)
+        is_any = name == "driver" and plan.key.ahead and value == ANY
+        if not is_any and not all(map(_VERSION.fullmatch, versions)):
             faults.append(f"{where}: {name} is {value!r}, expected a version")
+    for name in ("relative_l2", "median_ms"):
+        if getattr(plan, name) is None and not plan.key.ahead:
+            faults.append(f"{where}: {name} is None, expected a number, for the plan was not compiled ahead")
     return faults
 
 

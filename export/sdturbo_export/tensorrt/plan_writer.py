@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +18,17 @@ from typing import Any
 
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST
-from sdturbo.bundle.plans import COMPILED, Plan, PlanKey, read_plans
+from sdturbo.bundle.plans import COMPILED, TENSORRT, Plan, PlanKey, read_plans
 from sdturbo.errors import BundleError
 from sdturbo.files import atomic_write
+from sdturbo_export.errors import BuildError
 from sdturbo_export.exchange import link_or_copy
 
 
 def plan_name(key: PlanKey, stage: str, batch_size: int, data: bytes) -> str:
     """The plan's path in a bundle."""
-    compiled_for = f"tensorrt-{key.tensorrt}-sm{key.compute_capability.replace('.', '')}"
+    capabilities = "-".join(capability.replace(".", "") for capability in key.capabilities)
+    compiled_for = f"{key.library}-{key.tensorrt}-sm{capabilities}"
     return f"{COMPILED}/{compiled_for}/{stage}.b{batch_size}.{hashlib.sha256(data).hexdigest()[:12]}.plan"
 
 
@@ -42,6 +45,21 @@ def add_plans(bundle: Bundle, plans: Mapping[Plan, bytes], reports: Mapping[str,
         entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in new.items()}
         _list_plans(bundle.path, plans, entries)
     return Bundle.load(bundle.path)
+
+
+def plan_size(bundle: Bundle, stage: str, batch_size: int) -> int:
+    """About the bytes of a plan: those of its graph and weights."""
+    return sum(bundle.files[name][1] for name in bundle.graph_files(bundle.graph(stage, batch_size)))
+
+
+def require_disk(bundle: Bundle, stage: str, batch_size: int) -> None:
+    """Raise BuildError if the disk has no room for the plan of a stage."""
+    need, disk = 1.2 * plan_size(bundle, stage, batch_size), shutil.disk_usage(bundle.path).free
+    if disk < need:
+        raise BuildError(
+            f"The plan of the {stage} needs about {need / 1e9:.1f} GB in {bundle.path}, and {disk / 1e9:.1f} GB are free."
+            " Free some space and run the same command again: finished plans are kept."
+        )
 
 
 def keep_plans(old: Path, new: Path, say: Callable[[str], None]) -> None:
@@ -83,7 +101,7 @@ def keep_plans(old: Path, new: Path, say: Callable[[str], None]) -> None:
 def _list_plans(root: Path, plans: Collection[Plan], entries: Mapping[str, Any]) -> None:
     """Write the plans and the entries of their files, which are there, into the manifest. Delete files without an entry."""
     manifest = json.loads((root / MANIFEST).read_bytes())
-    replaced = {(plan.stage, plan.batch_size, json.dumps(plan.to_json()["key"])) for plan in plans}
+    replaced = {_place(plan.to_json()) for plan in plans}
     others = [entry for entry in manifest.get(COMPILED, []) if _place(entry) not in replaced]
     manifest[COMPILED] = others + [plan.to_json() for plan in plans]
     listed = tuple(_stem(entry["file"]) for entry in manifest[COMPILED])
@@ -106,7 +124,8 @@ def _stem(file: str) -> str:
 
 
 def _place(entry: Mapping[str, Any]) -> tuple[str, int, str]:
-    return entry["stage"], entry["batch_size"], json.dumps(entry["key"])
+    key = {"library": TENSORRT, **entry["key"]}  # older plans do not name it
+    return entry["stage"], entry["batch_size"], json.dumps(key, sort_keys=True)
 
 
 @contextmanager
