@@ -100,10 +100,24 @@ def test_every_name_we_use_is_in_the_real_api(version, root, stub):
     assert [(file, chain) for file, chain in uses if missing(chain, tree)] == []
 
 
+def test_what_tensorrt_for_rtx_alone_has_is_in_its_stub():
+    """The stub is held against the library where that is installed."""
+    tree = stub_members(LIBRARIES / "tensorrt_rtx/__init__.pyi")
+    uses = list(used("tensorrt_rtx"))
+    assert len(uses) > 2
+    assert [(file, chain) for file, chain in uses if missing(chain, tree)] == []
+
+
 def test_what_only_a_gpu_can_exercise_is_listed():
-    """Every name of CUDA's runtime and of TensorRT in our code, but for names of their enums that stand for all members."""
+    """Every name of CUDA's runtime and of TensorRT in our code, but for names of their enums that stand for all members.
+
+    All methods of the stub of TensorRT for RTX, for it holds no others than we call.
+    """
     text = (ROOT / "benchmarks/gpu_acceptance.md").read_text(encoding="utf-8")
-    names = {chain[-1] for root in ("tensorrt", "runtime") for _, chain in used(root)} - {"__version__", "__init__"}
+    roots = ("tensorrt", "tensorrt_rtx", "runtime")
+    names = {chain[-1] for root in roots for _, chain in used(root)} - {"__version__", "__init__", "__members__"}
+    names |= {name for kind in stub_members(LIBRARIES / "tensorrt_rtx/__init__.pyi").values() for name in kind}
+    names -= {"__members__"}
     enums = {"cudaMemcpyKind", "cudaStreamCaptureMode"}
     assert len(names) > 30
     assert {name for name in names - enums if name not in text} == set()
@@ -168,6 +182,8 @@ def is_set_on_instances(kind, name):
 @pytest.mark.parametrize("stub", sorted(LIBRARIES.rglob("*.pyi")), ids=lambda path: str(path.relative_to(LIBRARIES)))
 def test_a_stub_has_no_name_that_the_installed_library_lacks(stub):
     name = ".".join(stub.relative_to(LIBRARIES).with_suffix("").parts).removesuffix(".__init__")
+    if name == "tensorrt_rtx":
+        pytest.importorskip(name)  # `make test` does without it
     assert list(lies(stub, importlib.import_module(name))) == []
 
 

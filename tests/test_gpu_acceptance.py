@@ -152,7 +152,8 @@ def test_a_bundle_without_the_batch_size_is_refused_with_the_command(bundle, tmp
     assert "has no graphs for batch size 4" in capsys.readouterr().err
 
 
-def test_without_a_gpu_the_run_fails_with_the_reason(bundle, tmp_path):
+def test_without_a_gpu_the_run_fails_with_the_reason(bundle, tmp_path, monkeypatch):
+    imitation.absent(monkeypatch, "tensorrt", "tensorrt_rtx")
     status, report = report_of(bundle, tmp_path / "out")
     assert status == 1
     (failed,) = (line for line in report["lines"] if line["ok"] is False)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.gpu.rtx import load_rtx_as_tensorrt
+from sdturbo.backends.nvidia.library import RTX
 from sdturbo.bundle import Bundle
 from sdturbo.errors import InvalidRequest, SDTurboError
 from sdturbo_export.errors import BuildError
@@ -49,13 +49,13 @@ class Build:
 
 
 def builds(bundle: Bundle, stages: Sequence[str]) -> Iterator[Build]:
-    """Each of `stages` at each batch size of the bundle, with the module that is called `tensorrt`."""
+    """Each of `stages` at each batch size of the bundle."""
     for size in bundle.batch_sizes:
         for stage in stages:
             shares: list[float] = []
             start, plan, error = time.perf_counter(), b"", None
             try:
-                options = PlanOptions(WORKSPACE_BYTES)
+                options = PlanOptions(WORKSPACE_BYTES, library=RTX)
                 plan = trt_from_onnx(bundle.graph(stage, size), options, b"", shares.append).plan
             except BuildError as refusal:
                 error = str(refusal)
@@ -73,7 +73,7 @@ def main(command_line: list[str] | None = None) -> int:
         bundle = Bundle.load(arguments.bundle)
         if unknown := set(arguments.stages) - set(bundle.stages):
             raise InvalidRequest(f"Got stages {', '.join(sorted(unknown))}. Expected {', '.join(bundle.stages)}.")
-        load_rtx_as_tensorrt()
+        RTX.require()
         for build in builds(bundle, arguments.stages or list(bundle.stages)):
             done.append(build)
             print(build, flush=True)

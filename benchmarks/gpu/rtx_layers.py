@@ -22,8 +22,8 @@ from typing import Any
 
 import onnx
 
-from benchmarks.gpu.rtx import load_rtx
 from benchmarks.tables import table
+from sdturbo.backends.nvidia.library import RTX
 from sdturbo.errors import InvalidRequest, SDTurboError
 from sdturbo_export.errors import BuildError
 
@@ -146,7 +146,7 @@ def compile_layers(graph: Path, capability: str) -> list[Layer]:
 
     Raises BackendUnavailable without the library, InvalidRequest for a capability that it lacks, BuildError with its words.
     """
-    rtx = load_rtx()
+    rtx = RTX.require()
     capabilities = rtx.ComputeCapability.__members__
     if capability not in capabilities:
         names = ", ".join(name for name in capabilities if name.startswith("SM"))

@@ -14,6 +14,7 @@ from benchmarks.gpu import profile_stages, rtx_build, smoke, smoke_kernels, vari
 from benchmarks.gpu.peer import summarise
 from benchmarks.gpu.profile_stages import Kernel, describe, kernels_by_time
 from benchmarks.gpu.runs import milliseconds, random_inputs
+from sdturbo.backends.nvidia.library import Library
 from sdturbo.backends.nvidia.onnxruntime import CPU, OrtGpuBackend
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.errors import BackendUnavailable, InvalidRequest
@@ -197,7 +198,7 @@ def test_a_build_that_is_refused_fails_and_the_others_go_on(monkeypatch, capsys)
             tell(share)
         return type("Compiled", (), {"plan": b"plan"})
 
-    monkeypatch.setattr(rtx_build, "load_rtx_as_tensorrt", lambda: None)
+    monkeypatch.setattr(Library, "require", lambda self: None)
     monkeypatch.setattr(rtx_build, "trt_from_onnx", build)
     assert rtx_build.main([str(EMBEDDED)]) == 1
     *lines, document = capsys.readouterr().out.splitlines()

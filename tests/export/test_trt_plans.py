@@ -18,7 +18,7 @@ from sdturbo.files import sha256_file
 from sdturbo_export.cli import cli
 from sdturbo_export.errors import BuildError, ParityError
 from sdturbo_export.progress import Progress
-from sdturbo_export.tensorrt import trt_plans
+from sdturbo_export.tensorrt import plan_writer, trt_plans
 from sdturbo_export.tensorrt.plan_writer import keep_plans
 from sdturbo_export.tensorrt.trt_from_onnx import Phases, PlanOptions, trt_from_onnx
 from sdturbo_export.tensorrt.trt_plans import compile_plans, require_room
@@ -244,7 +244,7 @@ def test_room_on_the_gpu_is_looked_at_first(bundle):
 
 
 def test_room_on_the_disk_is_looked_at_first(bundle, timing_caches, monkeypatch):
-    monkeypatch.setattr(trt_plans.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(plan_writer.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(BuildError, match=r"The plan of the text_encoder needs .* and 0\.0 GB\s+are free"):
         compile_plans(bundle, timing_caches=timing_caches)
 
@@ -258,7 +258,8 @@ def test_the_command_compiles_and_says_what_it_did(bundle, tmp_path, capsys):
     assert run(cli, "sdturbo-export", ["trt", str(bundle.path), "--device", "cuda:7"]) == 4
 
 
-def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys):
+def test_without_tensorrt_the_command_says_what_to_install(bundle_dir, capsys, monkeypatch):
+    imitation.absent(monkeypatch, "tensorrt", "tensorrt_rtx")
     assert run(cli, "sdturbo-export", ["trt", str(bundle_dir)]) == 4
     assert "pip install '.[tensorrt]'" in capsys.readouterr().err
 

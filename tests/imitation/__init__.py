@@ -9,15 +9,26 @@ import types
 
 from imitation.cuda import Cuda
 from imitation.tensorrt import Trt
+from imitation.tensorrt_rtx import Rtx
 
 
-def install(monkeypatch, **options):
-    """Put the imitations in the place of the libraries; returns (cuda, tensorrt)."""
+def install(monkeypatch, *, rtx=False, **options):
+    """Put the imitations in the place of the libraries; returns (cuda, tensorrt).
+
+    rtx: TensorRT for RTX is installed, and TensorRT is not. Otherwise it is the other way round.
+    """
     cuda = Cuda(**options)
-    trt = Trt(cuda)
+    trt = Rtx(cuda) if rtx else Trt(cuda)
+    absent(monkeypatch, "tensorrt" if rtx else "tensorrt_rtx")
     package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
     bindings.runtime, package.bindings = cuda, bindings
     for module in (package, bindings, cuda, trt):
         module.__spec__ = types.SimpleNamespace(name=module.__name__)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return cuda, trt
+
+
+def absent(monkeypatch, *names):
+    """These libraries are not installed, whatever this machine has."""
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)

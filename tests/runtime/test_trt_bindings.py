@@ -21,25 +21,26 @@ from sdturbo.errors import NotOffered
 from sdturbo.backends import BackendChoice, connect, offers
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
 from sdturbo.backends.nvidia.messages import Messages, logger
-from sdturbo.backends.nvidia.tensorrt import MAJORS, TrtEngine
+from sdturbo.backends.nvidia.library import TENSORRT
+from sdturbo.backends.nvidia.tensorrt import TrtEngine
 from sdturbo_export.errors import BuildError
 from sdturbo_export.tensorrt.trt_from_onnx import Phases, PlanOptions, _monitor, trt_from_onnx
 
-assert tensorrt.__version__.split(".")[0] in MAJORS
+assert TENSORRT.version == tensorrt.__version__ and TENSORRT.wrong_version() is None
 messages = Messages()
 severity = tensorrt.ILogger.Severity
 with messages.listening():
     for one in (severity.ERROR, severity.INFO, severity.INTERNAL_ERROR):
-        logger().log(one, f"told as {one.name}")
-assert logger() is logger()
+        logger(tensorrt.ILogger).log(one, f"told as {one.name}")
+assert logger(tensorrt.ILogger) is logger(tensorrt.ILogger)
 assert messages.last() == "told as ERROR; told as INTERNAL_ERROR.", messages.last()
 
 told, stop = [], []
-monitor = _monitor(Phases(told.append), stop)
-assert isinstance(monitor, tensorrt.IProgressMonitor) and isinstance(logger(), tensorrt.ILogger)
+monitor = _monitor(tensorrt.IProgressMonitor, Phases(told.append), stop)
+assert isinstance(monitor, tensorrt.IProgressMonitor) and isinstance(logger(tensorrt.ILogger), tensorrt.ILogger)
 monitor.phase_start("build", None, 2)
 assert monitor.step_complete("build", 0) is True and told == [0.5] and stop == []
-broken = _monitor(Phases(lambda share: 1 / 0), stop)
+broken = _monitor(tensorrt.IProgressMonitor, Phases(lambda share: 1 / 0), stop)
 broken.phase_start("build", None, 2)
 assert broken.step_complete("build", 0) is False and isinstance(stop[0], ZeroDivisionError)
 
@@ -59,7 +60,7 @@ def refused(kind, run, text):
     else:
         raise SystemExit(f"not refused: {text}")
 
-refused(BackendUnavailable, lambda: TrtEngine(b"plan", "a plan", None, Scratch(), host_code=False), "does not start")
+refused(BackendUnavailable, lambda: TrtEngine(TENSORRT, b"plan", "a plan", None, Scratch(), host_code=False), "does not start")
 refused(BuildError, lambda: trt_from_onnx(Path("a.onnx"), PlanOptions(1 << 30), b"", lambda share: None), "does not start")
 if int(runtime.cudaGetDeviceCount()[0]):  # no GPU
     assert not isinstance(offers("tensorrt")[0].refusal, NotOffered)

@@ -107,7 +107,8 @@ def test_a_library_that_does_not_load_is_a_typed_error(tmp_path):
     assert "libnvinfer.so.10" in done.stderr
 
 
-def test_without_the_library_the_backend_says_what_to_install():
+def test_without_the_library_the_backend_says_what_to_install(monkeypatch):
+    imitation.absent(monkeypatch, "tensorrt", "tensorrt_rtx")
     with pytest.raises(BackendUnavailable, match=r"pip install '\.\[tensorrt\]'"):
         backends.connect(BackendChoice("tensorrt"))
 

@@ -16,8 +16,8 @@ from sdturbo.backends.choice import first_running, fitting
 from sdturbo.cpu import available_cpus, cpu_features, cpu_name
 
 PACKAGES = (
-    *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings", "openvino"),
-    *("torch", "diffusers", "transformers", "onnx"),
+    *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13"),
+    *("cuda-bindings", "openvino", "torch", "diffusers", "transformers", "onnx"),
 )
 
 

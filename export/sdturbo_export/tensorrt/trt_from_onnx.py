@@ -1,6 +1,8 @@
-"""One ONNX graph to one TensorRT plan, with TensorRT 10 or 11. Networks are strongly typed, so the graph has the precision.
+"""One ONNX graph to one plan, with TensorRT 10 or 11 or TensorRT for RTX. Networks are strongly typed, so the graph has the
+precision.
 
-Not yet run on a GPU: the calls are tested on an imitation of TensorRT and checked against stubs of both versions.
+Not yet run on a GPU: the calls are tested on an imitation of TensorRT and checked against stubs of both versions. TensorRT for
+RTX runs them without a GPU.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from sdturbo.backends.nvidia.library import TENSORRT, Library
 from sdturbo.backends.nvidia.messages import Messages, logger
 from sdturbo_export.errors import BuildError
 
 if TYPE_CHECKING:
     import tensorrt
+    import tensorrt_rtx
 
 Tell = Callable[[float], None]
 
@@ -26,12 +30,15 @@ class PlanOptions:
 
     optimization_level: of TensorRT's builder, 0 to 5. hardware: one of `sdturbo.bundle.plans.HARDWARE`.
     version_compatible: the plan is slower, and runs with later versions of this TensorRT's major version too.
+    capabilities: of a library that compiles ahead, the compute capabilities that the plan is for: one group of its `targets`.
     """
 
     workspace_bytes: int | None = None
     optimization_level: int = 4
     hardware: str = "none"
     version_compatible: bool = False
+    library: Library = TENSORRT
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,10 @@ class Compiled:
 
 
 def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell) -> Compiled:
-    """Compile `graph` for the current GPU. timings: an earlier timing cache of this GPU and version, or b"".
+    """Compile `graph` for the current GPU, or ahead. timings: an earlier timing cache of this GPU and version, or b"".
 
     tell: takes the share that is done, 0 to 1, from TensorRT's own threads.
-    Raises BuildError with TensorRT's words if it lacks an operator or memory, or the graph is faulty.
+    Raises BuildError with the library's words if it lacks an operator or memory, or the graph is faulty.
     """
     messages = Messages()
     with messages.listening():
@@ -54,19 +61,23 @@ def trt_from_onnx(graph: Path, options: PlanOptions, timings: bytes, tell: Tell)
 
 
 def _compile(graph: Path, options: PlanOptions, timings: bytes, tell: Tell, messages: Messages) -> Compiled:
-    import tensorrt
-
+    library = options.library
+    if TYPE_CHECKING:
+        import tensorrt
+    else:
+        tensorrt = library.load()  # TensorRT for RTX has the same names
+    title = f"{library.title} {library.version}"
     try:
-        builder = tensorrt.Builder(logger())
+        builder = tensorrt.Builder(logger(tensorrt.ILogger))
     except TypeError as error:  # pybind11's, when TensorRT gives none
-        raise BuildError(f"TensorRT {tensorrt.__version__} does not start: {messages.last()}") from error
+        raise BuildError(f"{title} does not start: {messages.last()}") from error
     typed = tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
-    parser = tensorrt.OnnxParser(network, logger())
+    parser = tensorrt.OnnxParser(network, logger(tensorrt.ILogger))
     if not parser.parse_from_file(str(graph)):
         errors: list[tensorrt.ParserError] = [parser.get_error(i) for i in range(parser.num_errors)]
         words = "; ".join(map(_words, errors)) or messages.last()
-        raise BuildError(f"TensorRT {tensorrt.__version__} cannot read {graph.name}: {words}")
+        raise BuildError(f"{title} cannot read {graph.name}: {words}")
     config = builder.create_builder_config()
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
@@ -74,27 +85,39 @@ def _compile(graph: Path, options: PlanOptions, timings: bytes, tell: Tell, mess
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # for the report of layers
     config.max_aux_streams = 0  # one CUDA stream
     config.clear_flag(tensorrt.BuilderFlag.TF32)
-    config.hardware_compatibility_level = getattr(tensorrt.HardwareCompatibilityLevel, options.hardware.upper())
-    if options.version_compatible:
-        config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
-    for data in (timings, b""):  # those of another GPU or version are refused
-        cache = config.create_timing_cache(data)
-        if cache is not None and config.set_timing_cache(cache, False):
-            break
+    if library.ahead:
+        _set_capabilities(config, options)
+    else:
+        config.hardware_compatibility_level = getattr(tensorrt.HardwareCompatibilityLevel, options.hardware.upper())
+        if options.version_compatible:
+            config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
+        for data in (timings, b""):  # those of another GPU or version are refused
+            cache = config.create_timing_cache(data)
+            if cache is not None and config.set_timing_cache(cache, False):
+                break
     stop: list[BaseException] = []
-    monitor = _monitor(Phases(tell), stop)
+    monitor = _monitor(tensorrt.IProgressMonitor, Phases(tell), stop)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if stop:
         raise stop[0]
     if plan is None:
         raise BuildError(
-            f"TensorRT {tensorrt.__version__} cannot compile {graph.name}: {messages.last()} If it is out of memory, close what"
+            f"{title} cannot compile {graph.name}: {messages.last()} If it is out of memory, close what"
             f" else uses the GPU, or lower --workspace-gb and --optimization-level (now {options.optimization_level})."
         )
     tell(1.0)  # the library does not report its last steps
-    used = config.get_timing_cache()
+    used = None if library.ahead else config.get_timing_cache()
     return Compiled(bytes(plan), b"" if used is None else bytes(used.serialize()))
+
+
+def _set_capabilities(config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
+    """Tell the builder the compute capabilities. Raises BuildError if it refuses one of them."""
+    rtx_config = cast("tensorrt_rtx.IBuilderConfig", config)
+    rtx_config.num_compute_capabilities = len(options.capabilities)
+    for i, capability in enumerate(options.capabilities):
+        if not rtx_config.set_compute_capability(options.library.member(capability), i):
+            raise BuildError(f"{options.library.title} refuses to compile for compute capability {capability}.")
 
 
 def _words(error: tensorrt.ParserError) -> str:
@@ -102,10 +125,11 @@ def _words(error: tensorrt.ParserError) -> str:
     return f"{error.desc()} (node {error.node_name()}, operator {error.node_operator()})"
 
 
-def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMonitor:
-    """TensorRT's progress for `phases`. An exception in it, Ctrl-C too, must not pass through TensorRT. It goes to `stop`, and
-    the build ends at its next step."""
-    import tensorrt
+def _monitor(
+    kind: type[tensorrt.IProgressMonitor], phases: Phases, stop: list[BaseException]
+) -> tensorrt.IProgressMonitor:
+    """TensorRT's progress for `phases`. kind: the library's class. An exception in it, Ctrl-C too, must not pass through the
+    library. It goes to `stop`, and the build ends at its next step."""
 
     def guarded(call: Callable[..., None], *arguments: object) -> None:
         try:
@@ -113,9 +137,9 @@ def _monitor(phases: Phases, stop: list[BaseException]) -> tensorrt.IProgressMon
         except BaseException as error:
             stop.append(error)
 
-    class Monitor(tensorrt.IProgressMonitor):
+    class Monitor(kind):
         def __init__(self) -> None:
-            tensorrt.IProgressMonitor.__init__(self)  # pybind11 wants the class by its name
+            kind.__init__(self)  # pybind11 wants the class by its name
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             guarded(phases.start, phase_name, parent_phase, num_steps)

@@ -6,7 +6,6 @@ Not yet run on a GPU: tested on imitations of CUDA and TensorRT.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import BOUNDS, relative_l2
 from sdturbo_export.proof.walk import Arrays, Visit, Walk
 from sdturbo_export.tensorrt.lean_runtime import load_lean_runtime
-from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
+from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name, plan_size, require_disk
 from sdturbo_export.tensorrt.trt_from_onnx import Compiled, PlanOptions, trt_from_onnx
 
 MOST_WORKSPACE_BYTES, LEAST_WORKSPACE_BYTES = 4 << 30, 256 << 20
@@ -65,10 +64,12 @@ def compile_plans(
     say: takes lines of progress.
     Each plan is in the bundle as soon as it is done. Raises BackendUnavailable, BuildError, ParityError.
     """
+    if missing := options.library.missing("tensorrt"):
+        raise missing
     backend = backends.connect(BackendChoice("tensorrt", device, bundle.precision))
     assert isinstance(backend, TrtBackend)
     if options.version_compatible:
-        load_lean_runtime(backend.version)
+        load_lean_runtime(backend.library.version)
     known = {(plan.stage, plan.batch_size, plan.key) for plan in read_plans(bundle)}
     parts = {f"{name} at batch size {size}": SHARES[name] for size in bundle.batch_sizes for name in bundle.stages}
     progress = Progress(parts, say)
@@ -76,7 +77,7 @@ def compile_plans(
         for visit in references(bundle, size):
             stage = bundle.stages[visit.stage]
             with progress.part(f"{stage.name} at batch size {size}"):
-                key = machine_key(backend.version, backend.gpu, bundle, stage.name, size)
+                key = machine_key(backend.library, backend.gpu, bundle, stage.name, size)
                 key = replace(key, hardware=options.hardware, version_compatible=options.version_compatible)
                 if (stage.name, size, key) in known:
                     say("      there already")
@@ -116,7 +117,7 @@ def require_room(
     Raises BuildError if the GPU has no room for the weights twice (TensorRT's copy and the plan's) beside it, or the disk
     none for the plan.
     """
-    weights = sum(bundle.files[name][1] for name in bundle.graph_files(bundle.graph(stage.name, batch_size)))
+    weights = plan_size(bundle, stage.name, batch_size)
     room = min(MOST_WORKSPACE_BYTES, free - 2 * weights) if workspace_bytes is None else workspace_bytes
     if room < LEAST_WORKSPACE_BYTES or free < 2 * weights + room:
         need = 2 * weights + max(room, LEAST_WORKSPACE_BYTES)
@@ -125,12 +126,7 @@ def require_room(
             f" {free / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB are free. nvidia-smi shows the processes that hold it."
             " Or lower --workspace-gb (0.25 at least)."
         )
-    disk = shutil.disk_usage(bundle.path).free
-    if disk < 1.2 * weights:
-        raise BuildError(
-            f"The plan of the {stage.name} needs about {1.2 * weights / 1e9:.1f} GB in {bundle.path}, and {disk / 1e9:.1f} GB"
-            " are free. Free some space and run the same command again: finished plans are kept."
-        )
+    require_disk(bundle, stage.name, batch_size)
     return room
 
 
@@ -147,7 +143,7 @@ def _best_try(
     """The fastest of `count` builds whose output is within the precision's bound. The first uses the cached timings."""
     stage, bound = bundle.stages[reference.stage], BOUNDS[bundle.precision]
     graph = bundle.graph(stage.name, batch_size)
-    cache = timing_caches / f"tensorrt-{backend.version}-{backend.device.replace(':', '')}.timings"
+    cache = timing_caches / f"tensorrt-{backend.library.version}-{backend.device.replace(':', '')}.timings"
     cached = cache.read_bytes() if cache.is_file() else b""
     tries: list[_Try] = []
     for i in range(count):

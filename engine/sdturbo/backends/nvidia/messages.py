@@ -47,16 +47,9 @@ class Messages:
         return "; ".join(self._errors).rstrip(".") + "." if self._errors else "it gives no reason."
 
 
-def logger() -> tensorrt.ILogger:
-    """The process's logger for TensorRT."""
-    import tensorrt
-
-    return _logger_of(tensorrt.ILogger)
-
-
 @functools.cache
-def _logger_of(kind: type[tensorrt.ILogger]) -> tensorrt.ILogger:
-    """A logger of the class that a library has. Kept for good: the library holds a bare pointer to it."""
+def logger(kind: type[tensorrt.ILogger]) -> tensorrt.ILogger:
+    """The process's logger for a library. kind: its class ILogger. Kept for good: the library holds a bare pointer to it."""
     severities = kind.Severity
     errors = (severities.INTERNAL_ERROR, severities.ERROR)
 

@@ -1,4 +1,4 @@
-"""TensorRT 10 and 11 on an NVIDIA GPU: plans compiled by `sdturbo-export trt`, checked before they are loaded.
+"""TensorRT 10 and 11, or TensorRT for RTX, on an NVIDIA GPU: plans of `sdturbo-export trt`, checked before they are loaded.
 
 Every buffer is made at load. A whole request, from noise or from an image, runs on one stream and is replayed as one CUDA
 graph (`device.DeviceProgram`). Not yet run on a GPU. Tests run the path on an imitation of CUDA and TensorRT. The type
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, device_index
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
+from sdturbo.backends.nvidia.kernel_cache import KernelCache
+from sdturbo.backends.nvidia.library import TENSORRT, Library, installed_library
 from sdturbo.backends.nvidia.messages import Messages, logger
 from sdturbo.backends.nvidia.packages import mixed_majors
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
@@ -32,63 +34,67 @@ from sdturbo.errors import BackendUnavailable, BundleError, PlanMismatch
 
 NAME = "tensorrt"
 PRECISIONS = ("fp16", "fp32")
-MAJORS = ("10", "11")
 
 
 def offers(bundle: Bundle | None) -> list[Offer]:
-    if missing := libraries_missing(NAME, "tensorrt", "tensorrt"):
+    library = installed_library() or TENSORRT
+    if missing := libraries_missing(NAME, library.module, library.name, package=library.package):
         return refuse_all(NAME, missing)
-    if mixed := mixed_majors(NAME, "tensorrt"):
-        return refuse_all(NAME, mixed)
-    import tensorrt
-
-    version = str(tensorrt.__version__)
-    if version.split(".", maxsplit=1)[0] not in MAJORS:
-        expected = f"expected {' or '.join(MAJORS)}. In a clone of sdturbo: `pip install '.[tensorrt]'`"
-        return refuse_all(NAME, BackendUnavailable(f"TensorRT {version} is installed, {expected}"))
     plans = read_plans(bundle) if bundle is not None else []
+    library = _library_of(plans)
+    if library is TENSORRT and (mixed := mixed_majors(NAME, library.name)):
+        return refuse_all(NAME, mixed)
+    if wrong := library.wrong_version():
+        return refuse_all(NAME, wrong)
 
     @functools.cache  # once for GPUs of one kind: hashing the graphs takes a while
     def plan_refusal(kind: Gpu) -> PlanMismatch | None:
-        return _plan_refusal(bundle, plans, version, kind) if bundle is not None else None
+        return _plan_refusal(bundle, plans, library, kind) if bundle is not None else None
 
     def refusal_of(gpu: Gpu, precision: str) -> BackendUnavailable | None:
-        return graph_refusal(NAME, precision, PRECISIONS, bundle) or plan_refusal(replace(gpu, index=0))
+        of_graph = graph_refusal(NAME, precision, PRECISIONS, bundle)
+        return library.not_listed(gpu) or of_graph or plan_refusal(replace(gpu, index=0))
 
-    return gpu_offers(NAME, f"TensorRT {version}", by_graph(PRECISIONS, bundle), refusal_of)
+    return gpu_offers(NAME, f"{library.title} {library.version}", by_graph(PRECISIONS, bundle), refusal_of)
 
 
 def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> TrtBackend:
-    import tensorrt
-
     gpu = find_gpus()[device_index(offer.device)]
-    return TrtBackend(gpu, str(tensorrt.__version__), offer.precision, bundle)
+    library = _library_of(read_plans(bundle) if bundle is not None else [])
+    return TrtBackend(gpu, library, offer.precision, bundle)
 
 
-def _plan_refusal(bundle: Bundle, plans: Sequence[Plan], version: str, gpu: Gpu) -> PlanMismatch | None:
+def _library_of(plans: Sequence[Plan]) -> Library:
+    """The installed library. Where both are, the one that made the plans."""
+    return installed_library({plan.key.library for plan in plans}) or TENSORRT
+
+
+def _plan_refusal(bundle: Bundle, plans: Sequence[Plan], library: Library, gpu: Gpu) -> PlanMismatch | None:
     """The refusal of the first plan that the GPU lacks. Nothing is loaded."""
     try:
         for stage in PROGRAM_STAGES:
             for size in bundle.batch_sizes:
-                choose_plan(bundle, plans, stage, size, machine_key(version, gpu, bundle, stage, size))
+                choose_plan(bundle, plans, stage, size, machine_key(library, gpu, bundle, stage, size))
     except PlanMismatch as mismatch:
         return mismatch
     return None
 
 
-def machine_key(version: str, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
+def machine_key(library: Library, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
     """The key that a plan of the stage must fit to run here."""
     digest = bundle.graph_sha256(bundle.graph(stage, batch_size))
     assert digest is not None
-    return PlanKey(version, gpu.compute_capability, gpu.name, gpu.driver, digest, bundle.precision)
+    machine = (library.version, gpu.compute_capability, gpu.name, gpu.driver)
+    return PlanKey(*machine, digest, bundle.precision, library=library.name)
 
 
 class TrtBackend:
     name, form = NAME, PLAIN
 
-    def __init__(self, gpu: Gpu, version: str, precision: str, bundle: Bundle | None) -> None:
-        self.device, self.version, self.precision = f"cuda:{gpu.index}", version, precision
-        self.gpu = gpu
+    def __init__(self, gpu: Gpu, library: Library, precision: str, bundle: Bundle | None) -> None:
+        self.device, self.precision = f"cuda:{gpu.index}", precision
+        self.version = library.version if library is TENSORRT else f"{library.version} ({library.title})"
+        self.gpu, self.library = gpu, library
         self._bundle = bundle
         self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # by stage: its batch sizes take turns, stages do not
         self._plans = read_plans(bundle) if bundle is not None else []
@@ -100,59 +106,93 @@ class TrtBackend:
         if graph != bundle.graph(stage.name, batch_size):
             message = f"{graph} is not the bundle's {stage.name}. TensorRT runs the bundle's plans alone."
             raise BackendUnavailable(message)
-        machine = machine_key(self.version, self.gpu, bundle, stage.name, batch_size)
+        machine = machine_key(self.library, self.gpu, bundle, stage.name, batch_size)
         plan = choose_plan(bundle, self._plans, stage.name, batch_size, machine)
-        return self.open(plan_bytes(bundle, plan), stage, batch_size, graph, host_code=plan.key.version_compatible)
+        data, kernels = plan_bytes(bundle, plan), None
+        if plan.key.ahead:
+            sha256, _ = bundle.files[plan.file]
+            kernels = KernelCache(self.library, self.gpu, sha256, trust_unchanged=bundle.trust_unchanged)
+        return self.open(data, stage, batch_size, graph, host_code=plan.key.version_compatible, kernels=kernels)
 
     def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program:
         return DeviceProgram(sessions, rows, CudaStream(self.gpu.index), image_to_image=image_to_image)
 
     def open(
-        self, data: bytes, stage: Stage, batch_size: int, graph: Path, *, host_code: bool = False
+        self,
+        data: bytes,
+        stage: Stage,
+        batch_size: int,
+        graph: Path,
+        *,
+        host_code: bool = False,
+        kernels: KernelCache | None = None,
     ) -> DeviceSession:
         """A session of a plan whose bytes are trusted. graph: the ONNX file that it was compiled from.
 
         host_code: let the plan bring the runtime that it was compiled with (version-compatible plans).
+        kernels: of a plan whose kernels are compiled when it is loaded.
         Raises BackendUnavailable if TensorRT refuses it, BundleError if its tensors are not the stage's.
         """
         stream = CudaStream(self.gpu.index)
         stream.handle()  # makes the GPU current: TensorRT loads the plan there
         title = f"the plan of {graph.name} on {self.device}"
-        engine = TrtEngine(data, title, stream, self._scratch[stage.name], host_code=host_code)
+        scratch = self._scratch[stage.name]
+        engine = TrtEngine(self.library, data, title, stream, scratch, host_code=host_code, kernels=kernels)
         check_tensors(graph, stage, batch_size, engine.shapes)
         declared = {spec.name: spec.dtype for spec in (*stage.inputs, *stage.outputs)}
         if engine.dtypes != declared:
             raise BundleError(graph, [f"its plan has the dtypes {engine.dtypes}, but the bundle declares {declared}"])
-        return DeviceSession(engine, stage, batch_size, stream)
+        session = DeviceSession(engine, stage, batch_size, stream)
+        if kernels is not None:
+            kernels.keep()  # the session has run once
+        return session
 
 
 class TrtEngine:
     """A loaded plan and its one execution context, which computes in shared memory. A run holds `lock`.
 
     Every launch sets the tensors' addresses. A CUDA graph keeps the addresses of the launches that it recorded.
+    kernels: those that were compiled when it was loaded, None with TensorRT.
     """
 
     recordable = True
 
-    def __init__(self, data: bytes, title: str, stream: CudaStream, scratch: Scratch, *, host_code: bool) -> None:
-        import tensorrt
-
-        self.lock = scratch.lock
-        self._title = title
+    def __init__(
+        self,
+        library: Library,
+        data: bytes,
+        title: str,
+        stream: CudaStream,
+        scratch: Scratch,
+        *,
+        host_code: bool,
+        kernels: KernelCache | None = None,
+    ) -> None:
+        if TYPE_CHECKING:
+            import tensorrt
+        else:
+            tensorrt = library.load()  # TensorRT for RTX has the same names
+        self.lock, self.kernels = scratch.lock, kernels
+        self._library, self._title = library, title
         self._messages = Messages()
         with self._messages.listening():
             try:
-                self._loader = tensorrt.Runtime(logger())
+                self._loader = tensorrt.Runtime(logger(tensorrt.ILogger))
             except TypeError as error:  # pybind11's, when TensorRT gives none
-                message = f"TensorRT {tensorrt.__version__} does not start: {self._messages.last()}"
+                message = f"{library.title} {library.version} does not start: {self._messages.last()}"
                 raise BackendUnavailable(message) from error
             self._loader.engine_host_code_allowed = host_code
             engine = self._loader.deserialize_cuda_engine(data)
             strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = engine.create_execution_context(strategy) if engine is not None else None
+            if engine is None:
+                context = None
+            elif kernels is None:
+                context = engine.create_execution_context(strategy)
+            else:
+                context = kernels.context(engine, strategy)
         if engine is None or context is None:
             raise BackendUnavailable(
-                f"TensorRT {tensorrt.__version__} cannot load {title}: {self._messages.last()} If it is out of memory, free"
+                f"{library.title} {library.version} cannot load {title}: {self._messages.last()} If it is out of memory, free"
                 " some or load with image_to_image=False. Otherwise compile the plans again with `sdturbo-export trt`."
             )
         self._engine, self._context = engine, context
@@ -171,13 +211,15 @@ class TrtEngine:
                 )
                 started = bound and self._context.execute_async_v3(handle)
             if not started:
-                raise BackendUnavailable(f"TensorRT failed to run {self._title}: {self._messages.last()}")
+                raise BackendUnavailable(f"{self._library.title} failed to run {self._title}: {self._messages.last()}")
 
         return launch
 
     def layers(self) -> str:
         """A JSON document with the kernel, formats and precision of every layer."""
-        import tensorrt
-
+        if TYPE_CHECKING:
+            import tensorrt
+        else:
+            tensorrt = self._library.load()
         inspector = self._engine.create_engine_inspector()
         return inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
