@@ -19,7 +19,7 @@ help:  ## This list
 
 DRAW = $(BIN)/sdturbo generate "$(PROMPT)" --bundle "$(BUNDLE)" --steps $(STEPS) --seed $(SEED) --out "$(BUNDLE).png"
 
-# ENGINES=cpu or one of GPU_ENGINES overrules what the NVIDIA driver, or its absence, decides
+# ENGINES=cpu or one of GPU_ENGINES or RTX_ENGINES overrules what the NVIDIA driver, or its absence, decides
 engines:  ## Build the engines of MODEL (tiny, small, seeded, a Hub id, a directory) and draw a picture
 	@$(MAKE) --no-print-directory engines-$(or $(ENGINES),$(shell $(PYTHON) export/machine.py))
 
@@ -34,12 +34,20 @@ GPU_PRECISION = $(if $(filter tiny,$(MODEL)),fp32,fp16)
 TENSORRT_ENGINES := tensorrt tensorrt-cu12
 CUDA_ENGINES     := cuda cuda-cu12 cuda-tensorrt
 GPU_ENGINES      := $(TENSORRT_ENGINES) $(CUDA_ENGINES)
+RTX_ENGINES      := tensorrt-rtx
 
 $(TENSORRT_ENGINES:%=engines-%): engines-%: $(VENV)/.%
 	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
 	$(BIN)/sdturbo-export trt "$(BUNDLE)"
 	$(DRAW) --backend tensorrt
+
+# on any x86-64 machine, without a GPU. CAPABILITY="8.9 12.0": for these cards alone
+$(RTX_ENGINES:%=engines-%): engines-%: $(VENV)/.%
+	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
+	$(BIN)/sdturbo-export trt "$(BUNDLE)" --library $* $(CAPABILITY:%=--capability %)
+	@echo "no picture is drawn: plans for RTX cards run on such a card"
 
 $(CUDA_ENGINES:%=engines-%): engines-%: $(VENV)/.%
 	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
@@ -196,6 +204,11 @@ $(VENV)/.cuda-tensorrt: STAMPS += $(VENV)/.tensorrt
 $(GPU_ENGINES:%=$(VENV)/.%): $(VENV)/.%: $(VENV)/.export
 	rm -f $(STAMPS)
 	$(BIN)/pip uninstall --quiet --yes $(PACKAGES) $(if $(filter $*,$(CUDA_ENGINES)),onnxruntime)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@
+
+# a module of its own, which excludes nothing
+$(RTX_ENGINES:%=$(VENV)/.%): $(VENV)/.%: $(VENV)/.export
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
 

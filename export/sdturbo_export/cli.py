@@ -13,7 +13,7 @@ import click
 from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import WEIGHT_FORMATS
-from sdturbo.bundle.plans import HARDWARE
+from sdturbo.bundle.plans import HARDWARE, LIBRARIES
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, require_libraries, run
 from sdturbo.errors import InvalidRequest, OutputError
 from sdturbo_export.options import PRECISIONS, BuildOptions
@@ -192,46 +192,64 @@ def verify(bundle: Path, model: str | None, workspace: Path, as_json: bool, **so
 
 @cli.command(
     epilog="Examples:\n\n  sdturbo-export trt build/seeded\n\n"
-    "  sdturbo-export trt build/seeded --device cuda:1 --hardware ampere_plus --version-compatible"
+    "  sdturbo-export trt build/seeded --device cuda:1 --hardware ampere_plus --version-compatible\n\n"
+    "  sdturbo-export trt build/seeded --library tensorrt-rtx --capability 8.9 --capability 12.0"
 )
 @click.argument("bundle", type=FILE)
-@click.option("--device", default="cuda:0", help="GPU to compile for, and on.")
+@click.option(
+    "--library",
+    "library_name",
+    type=click.Choice(LIBRARIES),
+    help="tensorrt compiles for this machine's GPU, and on it. tensorrt-rtx compiles for all RTX cards and needs no GPU."
+    " Default: the one that is installed, tensorrt if both are.",
+)
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    help="With tensorrt-rtx: compute capability of the cards to compile for, such as 8.9. Repeatable. Default: all that the"
+    " library lists.",
+)
+@click.option("--device", show_default="cuda:0", help="GPU to compile for, and on. Not with tensorrt-rtx.")
 @click.option(
     "--workspace-gb",
     type=click.FloatRange(0.25),
-    help="GPU memory per layer in GiB. Default: all that is free, at most 4.",
+    help="GPU memory per layer in GiB. Default: all that is free, at most 4, and 1 with tensorrt-rtx.",
 )
 @click.option("--optimization-level", type=click.IntRange(0, 5), default=4, help="Of TensorRT's builder.")
-@click.option("--tries", type=click.IntRange(1), default=2, help="Builds per graph. The fastest right one is kept.")
+@click.option(
+    "--tries",
+    type=click.IntRange(1),
+    show_default="2",
+    help="Builds per graph. The fastest right one is kept. Not with tensorrt-rtx.",
+)
 @click.option(
     "--hardware",
     type=click.Choice(HARDWARE),
     default="none",
-    help="Other GPUs that the plans may run on. Such plans are slower.",
+    help="Other GPUs that the plans may run on. Such plans are slower. Not with tensorrt-rtx.",
 )
 @click.option(
     "--version-compatible",
     is_flag=True,
-    help="Make plans that later versions of this TensorRT run too. They are slower.",
+    help="Make plans that later versions of this TensorRT run too. They are slower. Not with tensorrt-rtx.",
 )
 @workspace_option
 @json_option
-def trt(
-    bundle: Path, device: str, workspace_gb: float | None, tries: int, workspace: Path, as_json: bool, **options: Any
-) -> None:
-    """Compile BUNDLE's graphs to TensorRT plans for this machine's GPU and put them into the bundle. Takes minutes."""
-    from sdturbo.bundle.plans import read_plans
-    from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions
-    from sdturbo_export.tensorrt.trt_plans import compile_plans
+def trt(bundle: Path, library_name: str | None, workspace: Path, as_json: bool, **given: Any) -> None:
+    """Compile BUNDLE's graphs to TensorRT plans and put them into the bundle. Takes minutes.
 
-    workspace_bytes = None if workspace_gb is None else int(workspace_gb * 2**30)
-    plan_options, caches = PlanOptions(workspace_bytes, **options), workspace / "tensorrt"
-    compiled = compile_plans(
-        Bundle.load(bundle), plan_options, device=device, tries=tries, timing_caches=caches, say=_say
+    They are for this machine's GPU, or with TensorRT for RTX for RTX cards of any machine.
+    """
+    from sdturbo.bundle.plans import read_plans
+    from sdturbo_export.tensorrt.command import add_plans_of
+
+    compiled, line = add_plans_of(
+        Bundle.load(bundle), library_name, given, timing_caches=workspace / "tensorrt", say=_say
     )
     plans = read_plans(compiled)
     document = {"path": str(bundle), "bundle_id": compiled.bundle_id, "plans": [plan.to_json() for plan in plans]}
-    _print(as_json, document, f"{bundle}: bundle {compiled.bundle_id}, {len(plans)} plans")
+    _print(as_json, document, f"{bundle}: bundle {compiled.bundle_id}, {len(plans)} plans{line}")
 
 
 def _resolve(model: str, workspace: Path, loras: Sequence[str] = (), **source: Any) -> Checkpoint:

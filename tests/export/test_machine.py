@@ -51,6 +51,17 @@ def test_what_is_chosen_is_installed_by_its_extra_and_drawn_with_its_backend(eng
     assert any("sdturbo-export trt" in line for line in lines) == (backend == "tensorrt")
 
 
+@pytest.mark.parametrize("capability", ["", "8.9 12.0"])
+def test_plans_for_rtx_cards_are_compiled_and_no_picture_is_drawn(capability):
+    lines = dry_run("engines", "MODEL=small", "ENGINES=tensorrt-rtx", f"CAPABILITY={capability}").splitlines()
+    assert not any("pip uninstall" in line or "sdturbo generate" in line for line in lines)
+    assert '".[tensorrt-rtx]"' in next(line for line in reversed(lines) if "pip install" in line)
+    (compile_plans,) = (line for line in lines if "sdturbo-export trt" in line)
+    options = [part for number in capability.split() for part in ("--capability", number)]
+    assert compile_plans.split()[-2 - len(options) :] == ["--library", "tensorrt-rtx", *options]
+    assert lines[-1] == 'echo "no picture is drawn: plans for RTX cards run on such a card"'
+
+
 @pytest.mark.parametrize(
     ("engines", "packages", "stamps"),
     [
@@ -92,7 +103,7 @@ def test_the_least_capability_is_that_of_the_backends():
 
 @pytest.mark.parametrize(("model", "precision"), [("tiny", "fp32"), ("small", "fp16")])
 def test_tiny_whose_activations_overflow_float16_gets_engines_in_fp32(model, precision):
-    for engines in ("tensorrt", "cuda"):
+    for engines in ("tensorrt", "tensorrt-rtx", "cuda"):
         command = ["make", "--dry-run", "engines", f"MODEL={model}", f"ENGINES={engines}"]
         told = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
         assert f"--precision {precision}" in told

@@ -1,17 +1,26 @@
 """NVIDIA's own ONNX parser, network and compiler on every graph we ship, without a GPU: TensorRT for RTX builds ahead of time.
 
-Needs the package tensorrt-rtx-cu13: `make test-tensorrt`. It is asked by our own `trt_from_onnx`, under the name `tensorrt`.
+Needs the package tensorrt-rtx-cu13: `make test-tensorrt`. It is asked by our own `trt_from_onnx` and `sdturbo-export trt`.
 """
 
-import sys
+import ast
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from imitation import tensorrt_rtx as imitated
 
 from benchmarks.gpu.rtx_layers import report
 from sdturbo import Bundle
+from sdturbo.backends.nvidia.library import RTX
 from sdturbo.backends.nvidia.messages import Messages, logger
 from sdturbo.bundle import EMBEDDED
 from sdturbo.bundle.description import STAGES
+from sdturbo.bundle.plans import plan_bytes, read_plans
+from sdturbo.commands.console import run
+from sdturbo.errors import InvalidRequest
+from sdturbo_export.cli import cli
 from sdturbo_export.errors import BuildError
 from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions, trt_from_onnx
 
@@ -19,12 +28,7 @@ pytestmark = pytest.mark.tensorrt
 GB = 1 << 30
 
 
-@pytest.fixture(autouse=True)
-def rtx(monkeypatch):
-    """TensorRT for RTX under TensorRT's name."""
-    import tensorrt_rtx
-
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_rtx)
+OPTIONS = PlanOptions(GB, library=RTX)
 
 
 @pytest.fixture(params=["small in fp16", "small in fp32", "tiny in fp32"])
@@ -37,7 +41,7 @@ def shipped(request, half_bundle, small_bundle):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_is_parsed_and_compiled(shipped, stage):
     told = []
-    compiled = trt_from_onnx(shipped.graph(stage, 1), PlanOptions(GB), b"", told.append)
+    compiled = trt_from_onnx(shipped.graph(stage, 1), OPTIONS, b"", told.append)
     assert len(compiled.plan) > 10_000
     assert told
     assert told == sorted(told)  # progress never runs backwards
@@ -79,12 +83,12 @@ def test_uint8_inside_a_graph_is_refused_in_the_parsers_words(half_bundle, tmp_p
     assert [dim.dim_value for dim in shape.dim] == [1, 512, 512, 3]
     onnx.save(model, tmp_path / "decoder.onnx")
     with pytest.raises(BuildError, match=r"cannot read decoder\.onnx: .*UINT8.*\(node .*, operator \w+\)"):
-        trt_from_onnx(tmp_path / "decoder.onnx", PlanOptions(GB), b"", lambda _: None)
+        trt_from_onnx(tmp_path / "decoder.onnx", OPTIONS, b"", lambda _: None)
 
 
 def test_progress_only_grows_and_reaches_its_end(half_bundle):
     told = []
-    trt_from_onnx(half_bundle.graph("decoder", 1), PlanOptions(GB), b"", told.append)
+    trt_from_onnx(half_bundle.graph("decoder", 1), OPTIONS, b"", told.append)
     assert told == sorted(told)
     assert 0 < told[0] < told[-1] == 1.0
 
@@ -102,21 +106,109 @@ def test_an_exception_in_the_progress_ends_the_build_and_comes_out(half_bundle):
         raise _Stop
 
     with pytest.raises(_Stop):
-        trt_from_onnx(half_bundle.graph("decoder", 1), PlanOptions(GB), b"", stop)
+        trt_from_onnx(half_bundle.graph("decoder", 1), OPTIONS, b"", stop)
     assert max(told) < 1.0
 
 
-def test_timings_are_given_back_and_those_of_another_machine_do_no_harm(half_bundle):
-    graph = half_bundle.graph("text_encoder", 1)
-    first = trt_from_onnx(graph, PlanOptions(GB), b"", lambda _: None)
-    for timings in (first.timings, b"not of this library"):
-        assert len(trt_from_onnx(graph, PlanOptions(GB), timings, lambda _: None).plan) > 10_000
+def test_no_timings_are_asked_for_which_would_need_a_gpu(half_bundle):
+    compiled = trt_from_onnx(half_bundle.graph("text_encoder", 1), OPTIONS, b"not of this library", lambda _: None)
+    assert compiled.timings == b""
 
 
 def test_the_library_speaks_to_our_one_logger_and_the_words_reach_who_listens(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     messages = Messages()
     with messages.listening(), pytest.raises(BuildError, match=r"cannot read broken\.onnx"):
-        trt_from_onnx(tmp_path / "broken.onnx", PlanOptions(GB), b"", lambda _: None)
+        trt_from_onnx(tmp_path / "broken.onnx", OPTIONS, b"", lambda _: None)
     assert "gives no reason" not in messages.last()
-    assert logger() is logger()
+    assert logger(RTX.load().ILogger) is logger(RTX.load().ILogger)
+
+
+def test_what_the_library_lists_is_what_the_documents_say():
+    """A newer one may list more: then the documents change."""
+    assert RTX.capabilities() == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+@pytest.fixture
+def copied(shipped, tmp_path):
+    """One of the bundles, without plans."""
+    return Bundle.load(shutil.copytree(shipped.path, tmp_path / "bundle"))
+
+
+def test_the_command_compiles_plans_ahead_for_all_cards(copied, capsys):
+    assert run(cli, "sdturbo-export", ["trt", str(copied.path), "--library", "tensorrt-rtx"]) == 0
+    after = Bundle.load(copied.path)  # every hash
+    plans = read_plans(after)
+    newer = "8.0,8.6,8.9,12.0,12.1"
+    groups = {newer, "7.5"} if copied.precision == "fp16" else {newer}
+    assert {(plan.stage, plan.key.compute_capability) for plan in plans} == {
+        (stage, group) for stage in STAGES for group in groups
+    }
+    assert all(plan.relative_l2 is None and plan.median_ms is None for plan in plans)
+    assert all(len(plan_bytes(after, plan)) > 10_000 for plan in plans)
+    told = capsys.readouterr()
+    assert "were not run, compared or timed" in told.out
+    assert ("which is left out" in told.err) == (copied.precision == "fp32")
+
+
+def test_a_plan_for_all_newer_cards_is_hardly_larger_than_one_for_a_card(half_bundle):
+    """So one plan names them all. Measured: denoiser 1.4 % larger."""
+    sizes = [
+        len(
+            trt_from_onnx(
+                half_bundle.graph("denoiser", 1), replace(OPTIONS, capabilities=group), b"", lambda _: None
+            ).plan
+        )
+        for group in (RTX.targets((), "fp16")[1], ("8.9",))
+    ]
+    assert sizes[0] < 1.1 * sizes[1]
+
+
+def test_turing_has_no_products_in_fp32(small_bundle):
+    """The reason for `Library.lacks`. If it is gone, so may be the exception."""
+    options = replace(OPTIONS, capabilities=("7.5",))
+    with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
+        trt_from_onnx(small_bundle.graph("text_encoder", 1), options, b"", lambda _: None)
+
+
+@pytest.mark.parametrize(("precision", "capability"), [("fp16", "9.0"), ("fp32", "7.5")])
+def test_cards_that_the_library_does_not_compile_for_are_refused(
+    half_bundle, small_bundle, tmp_path, capsys, precision, capability
+):
+    source = {"fp16": half_bundle, "fp32": small_bundle}[precision]
+    bundle = shutil.copytree(source.path, tmp_path / "bundle")
+    assert run(cli, "sdturbo-export", ["trt", str(bundle), "--capability", capability]) == InvalidRequest.exit_code
+    assert f"Got the compute capability {capability}. TensorRT for RTX" in capsys.readouterr().err
+    assert not (bundle / "compiled").exists()
+
+
+def test_every_name_of_the_stub_is_in_the_library():
+    """What our code calls beside TensorRT's names. `test_api.py` holds it where the library is installed."""
+    import tensorrt_rtx
+
+    stub = Path(__file__).parents[1] / "typings/libraries/tensorrt_rtx/__init__.pyi"
+    classes = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ClassDef)]
+    names = [
+        (node.name, member.name) for node in classes for member in node.body if isinstance(member, ast.FunctionDef)
+    ]
+    assert len(names) > 6
+    assert [(kind, name) for kind, name in names if not hasattr(getattr(tensorrt_rtx, kind), name)] == []
+
+
+def test_the_imitation_has_no_name_that_the_library_lacks():
+    import tensorrt_rtx
+
+    for kind, name in (
+        (imitated.Engine, "ICudaEngine"),
+        (imitated.RuntimeConfig, "IRuntimeConfig"),
+        (imitated.RuntimeCache, "IRuntimeCache"),
+        (imitated.Config, "IBuilderConfig"),
+        (imitated.Rtx.ComputeCapability, "ComputeCapability"),
+    ):
+        own = {member for member in vars(kind) if not member.startswith("_")} - {
+            "real",
+            "imag",
+            "numerator",
+            "denominator",
+        }
+        assert {member for member in own if not hasattr(getattr(tensorrt_rtx, name), member)} == set(), name
