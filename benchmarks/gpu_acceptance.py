@@ -21,6 +21,7 @@ from pathlib import Path
 import sdturbo
 from benchmarks.gpu import engines
 from benchmarks.gpu.lines import NEEDS_GPU, Extent, Line, Report, guarded
+from benchmarks.gpu.loads import loads
 from benchmarks.gpu.requests import gpu_of, requests
 from sdturbo import backends
 from sdturbo.bundle import Bundle
@@ -56,6 +57,8 @@ def acceptance(path: Path, extent: Extent, timing_caches: Path) -> Iterator[Line
         yield from guarded("parity", lambda: engines.parity_of_plans(Bundle.load(path), extent))
     else:
         yield from guarded("parity", lambda: engines.parity(bundle, extent))
+    if extent.backend in ("tensorrt", "null"):
+        yield from guarded("loads", lambda: loads(path, extent))
     for size in bundle.batch_sizes:
         yield from guarded(
             f"stages at batch size {size}", lambda at=size: engines.stages(Bundle.load(path), extent, at)

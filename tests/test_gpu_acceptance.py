@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -29,6 +30,7 @@ AT_A_SIZE = [
 LINES = [
     *("model", "sdturbo", "GPU", "TensorRT"),
     *(f"parity, {name} at batch size {size}" for size in (1, 2) for name in STAGES),
+    *("first load, kernels compiled", "second load", "kernels of the second load from the cache"),
     *(f"{what} at batch size {size}" for size in (1, 2) for what in AT_A_SIZE),
     *(
         "load time",
@@ -100,6 +102,26 @@ def test_on_a_gpu_plans_are_compiled_and_every_line_is_judged(bundle, tmp_path, 
     judged = {what for what, line in by_name.items() if line["ok"]}
     assert {"golden picture", "latency, whole request, one step", "soak, 3 requests: memory of the GPU"} <= judged
     assert NEEDS_GPU not in json.dumps(report["lines"])
+    assert "second load" not in by_name
+
+
+@pytest.mark.parametrize(("refuses", "taken", "verdict"), [(None, 4, True), ("kernels", 0, False)])
+def test_of_plans_made_ahead_parity_is_measured_and_two_loads_are_timed(
+    bundle, tmp_path, monkeypatch, short, refuses, taken, verdict
+):
+    _, rtx = imitation.install(monkeypatch, rtx=True)
+    rtx.refuses = refuses
+    before = os.environ["SDTURBO_CACHE_DIR"]
+    _, report = report_of(bundle, tmp_path / "out")
+    by_name = {line["what"]: line for line in report["lines"]}
+    assert "1.7.1.116 (TensorRT for RTX)" in by_name["backend"]["measured"]
+    assert [by_name[f"parity, {name} at batch size 2"]["ok"] for name in STAGES] == [True] * 4
+    assert by_name["first load, kernels compiled"]["measured"].endswith(" s")
+    assert by_name["second load"]["measured"].endswith(" s")
+    line = by_name["kernels of the second load from the cache"]
+    assert (line["measured"], line["ok"]) == (f"those of {taken} of 4 stages", verdict)
+    assert {line["what"] for line in report["lines"] if line["ok"] is False} == (set() if verdict else {line["what"]})
+    assert os.environ["SDTURBO_CACHE_DIR"] == before
 
 
 def test_what_is_slow_wrong_or_growing_fails(bundle, tmp_path, monkeypatch, short):

@@ -17,6 +17,7 @@ from benchmarks.gpu.runs import TOKENS, milliseconds, summary
 from sdturbo import backends
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram
 from sdturbo.backends.nvidia.gpus import make_current
+from sdturbo.backends.nvidia.library import TENSORRT, installed_library
 from sdturbo.backends.recording import TOLERANCE, same_values
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BackendUnavailable
@@ -46,27 +47,40 @@ def _parse(name: str, graph: Path) -> Iterator[Line]:
         raise _ParsedError
 
     start = time.perf_counter()
+    library = installed_library() or TENSORRT
+    capabilities = library.targets((), "fp16")[-1] if library.ahead else ()
     with suppress(_ParsedError):
-        trt_from_onnx(graph, PlanOptions(), b"", end)
+        trt_from_onnx(graph, PlanOptions(library=library, capabilities=capabilities), b"", end)
     yield Line(name, f"{time.perf_counter() - start:.1f} s", "no error", True)
 
 
 def compile_plans(bundle: Bundle, extent: Extent, timing_caches: Path) -> Iterator[Line]:
-    """Compile the missing plans. Each plan was compared with the graph on the CPU when it was made."""
+    """Compile the missing plans. Each was compared with the graph on the CPU when it was made, unless it was made ahead."""
+    from sdturbo_export.tensorrt.ahead import compile_ahead
+    from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions
     from sdturbo_export.tensorrt.trt_plans import compile_plans as compile_all
 
-    start = time.perf_counter()
-    compile_all(
-        bundle, device=extent.device, timing_caches=timing_caches, say=lambda line: print(line, file=sys.stderr)
-    )
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    start, library = time.perf_counter(), installed_library() or TENSORRT
+    if library.ahead:
+        compile_ahead(bundle, PlanOptions(library=library), say=say)
+    else:
+        compile_all(bundle, device=extent.device, timing_caches=timing_caches, say=say)
     yield Line("plans compiled in", f"{time.perf_counter() - start:.0f} s")
 
 
 def parity_of_plans(bundle: Bundle, extent: Extent) -> Iterator[Line]:
-    """The distance of each plan that is there, measured when it was made."""
+    """The distance of each plan that is there, measured when it was made. Of all stages now if plans were made ahead."""
     from sdturbo.bundle.plans import read_plans
 
-    for plan in read_plans(bundle):
+    plans = read_plans(bundle)
+    if any(plan.relative_l2 is None for plan in plans):
+        yield from parity(bundle, extent)
+    for plan in plans:
+        if plan.relative_l2 is None:
+            continue
         yield _parity(plan.stage, plan.batch_size, plan.relative_l2, bundle, extent, f", plan {plan.median_ms:.2f} ms")
 
 
