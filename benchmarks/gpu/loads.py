@@ -49,9 +49,8 @@ def _load(path: Path, extent: Extent) -> tuple[float, list[bool]]:
     bundle = Bundle.load(path, trust_unchanged=True)  # as Pipeline.load does
     backend: Any = backends.connect(extent.choice, bundle)
     size = bundle.batch_sizes[0]
-    sessions: list[Any] = [
-        backend.session(bundle.graph(name, size), stage, size) for name, stage in bundle.stages.items()
-    ]
+    graphs = {name: bundle.graph(name, size, form=backend.form) for name in bundle.stages}
+    sessions: list[Any] = [backend.session(graph, bundle.stages[name], size) for name, graph in graphs.items()]
     seconds = time.perf_counter() - start
     return seconds, [session.engine.kernels.used for session in sessions if session.engine.kernels is not None]
 
