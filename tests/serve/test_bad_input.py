@@ -40,7 +40,7 @@ def refused(answer, status, code=None, param=None):
         ({"prompt": "x", "size": 64}, "size"),
         ({"prompt": "x", "steps": 5}, "steps"),
         ({"prompt": "x", "steps": 1.5}, "steps"),
-        ({"prompt": "x", "seed": -1}, "seed"),
+        ({"prompt": "x", "seed": -2}, "seed"),
         ({"prompt": "x", "seed": 2**64}, "seed"),
         ({"prompt": "x", "seed": 2**64 - 1, "n": 2}, "seed"),
         ({"prompt": "x", "output_format": "gif"}, "output_format"),
