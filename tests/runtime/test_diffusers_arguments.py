@@ -1,14 +1,15 @@
 """What callers pass because diffusers takes it: translated where it means something here, else refused with the reason."""
 
+import numpy as np
 import pytest
 import torch
 
-from sdturbo import Bundle, InvalidRequest, Pipeline
+from sdturbo import InvalidRequest, Pipeline
 
 
 @pytest.fixture(scope="module")
 def pipe(bundle_dir):
-    return Pipeline(Bundle.load(bundle_dir), Pipeline.load(bundle_dir, "null").backend)
+    return Pipeline.load(bundle_dir, "null")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,8 @@ def test_what_changes_nothing_is_taken(pipe, harmless):
         ({"height": 512}, r"Got height=512 and width=None\. This bundle draws 64x64"),
         ({"height": 64, "width": 96}, "Got height=64 and width=96"),
         ({"width": "64"}, "Got height=None and width='64'"),
+        ({"height": np.array([64, 64])}, "Got height=array"),
+        ({"guidance_scale": np.zeros(2)}, "Got guidance_scale=array"),
         ({"clip_skip": 2}, r"Got a request with \['clip_skip'\], expected names of prompt"),
         ({"generator": 7}, "Got generator of type int, expected a torch.Generator, or seed="),
         ({"generator": [torch.Generator(), "x"]}, r"Got generator\[1\] of type str"),
@@ -66,11 +69,16 @@ def test_a_generator_that_draws_something_else_than_its_seed_is_refused(pipe):
         pipe("a cat", generator=used)
     with pytest.raises(InvalidRequest, match="1 seeds for 2 images"):  # diffusers draws on in one generator
         pipe("a cat", num_images_per_prompt=2, generator=torch.Generator())
-    with pytest.raises(InvalidRequest, match="both seed and generator"):
-        pipe("a cat", seed=1, generator=torch.Generator())
+    for seed in (1, [0], np.arange(2)):
+        with pytest.raises(InvalidRequest, match="both seed and generator"):
+            pipe("a cat", seed=seed, generator=torch.Generator())
 
     class OnGpu(torch.Generator):
+        # a GPU's state has another length
         device = "cuda:0"
+
+        def get_state(self):
+            return torch.zeros(16, dtype=torch.uint8)
 
     with pytest.raises(InvalidRequest, match=r"Got generator on cuda:0"):
         pipe("a cat", generator=OnGpu())

@@ -76,9 +76,12 @@ def test_a_list_of_seeds_is_taken_as_it_is(seeds):
 def test_ranges_and_arrays_are_sequences_of_seeds():
     assert request.check_seeds(range(4, 7), 3) == [4, 5, 6]
     assert request.check_seeds(np.arange(3, dtype=np.uint8), 3) == [0, 1, 2]
-    for four in (range(4), np.arange(4)):
+    for four in (range(4), np.arange(4), range(7, -1, -2)):
         with pytest.raises(InvalidRequest, match="4 seeds for 3 images"):
             request.check_seeds(four, 3)
+    for many in (range(10**30), range(5, 5)):  # refused at once
+        with pytest.raises(InvalidRequest, match=f"{10**30 if many else 0} seeds for 3 images"):
+            request.check_seeds(many, 3)
 
 
 def test_no_seed_draws_one_that_the_result_tells(pipe):

@@ -121,7 +121,8 @@ def named(request: object, bundle: Bundle) -> Request:
         raise InvalidRequest("Got a request without a prompt.")
     seed = understood(others, bundle.sizes, tuple(Request.__annotations__))
     if seed is not None:
-        if known.get("seed") not in (None, DEFAULT_SEED):
+        given = known.get("seed")
+        if given is not None and not (isinstance(given, int) and given == DEFAULT_SEED):
             raise InvalidRequest("Got both seed and generator. Expected one of them.")
         known["seed"] = seed
     return cast("Request", known)

@@ -36,11 +36,10 @@ def check_seeds(seed: object, count: int) -> list[int]:
     if seed is None:
         seed = random_seed()
     if isinstance(seed, (list, tuple, range)) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
-        seeds = [_integer(value, f"seed[{i}]") for i, value in enumerate(cast("Sequence[object]", seed))]
-        if len(seeds) != count:
-            raise InvalidRequest(
-                f"Got {len(seeds)} seeds for {count} images, expected one per image, or a single seed."
-            )
+        values = cast("Sequence[object]", seed)
+        if (given := _length(values)) != count:  # before a value is looked at: a range may hold any number
+            raise InvalidRequest(f"Got {given} seeds for {count} images, expected one per image, or a single seed.")
+        seeds = [_integer(value, f"seed[{i}]") for i, value in enumerate(values)]
     else:
         first = _integer(cast("object", seed), "seed")
         seeds = [first + i for i in range(count)]
@@ -106,6 +105,11 @@ def check_strength(value: object, num_inference_steps: int) -> float:
     if not 0 <= strength <= 1:  # refuses NaN too
         raise InvalidRequest(f"Got strength={value!r:.80}, expected a number from 0 to 1.")
     return strength
+
+
+def _length(values: Sequence[object]) -> int:
+    """Its length. `len` fails for a range of 2⁶³ numbers and more."""
+    return max(0, -((values.start - values.stop) // values.step)) if isinstance(values, range) else len(values)
 
 
 def _integer(value: object, name: str) -> int:

@@ -11,20 +11,18 @@ from typing import Any, cast
 
 from sdturbo.errors import InvalidRequest
 
-# argument -> the values that change nothing, and why others are refused
+# argument -> the values beside None that change nothing, and why others are refused
 _WITHOUT_EFFECT: dict[str, tuple[tuple[object, ...], str]] = {
-    "guidance_scale": ((None, 0), "SD-Turbo was trained without guidance. Leave it out, or pass 0"),
-    "negative_prompt": ((None, ""), "It works through guidance, which SD-Turbo has none of. Leave it out"),
+    "guidance_scale": ((0,), "SD-Turbo was trained without guidance. Leave it out, or pass 0"),
+    "negative_prompt": (("",), "It works through guidance, which SD-Turbo has none of. Leave it out"),
     "callback_on_step_end": (
-        (None,),
+        (),
         "Steps are not interrupted. `cancel` stops a call, `stream` draws several requests",
     ),
 }
 
 
-def understood(
-    others: Mapping[str, Any], sizes: Sequence[tuple[int, int]], known: Sequence[str]
-) -> int | list[int] | None:
+def understood(others: Mapping[str, Any], sizes: Sequence[tuple[int, int]], known: Sequence[str]) -> list[int] | None:
     """The seeds that the arguments `others` ask for, None if they name none.
 
     sizes: (height, width) of the bundle. known: the arguments of a call.
@@ -46,16 +44,17 @@ def understood(
 
 
 def _is_one_of(value: object, harmless: tuple[object, ...]) -> bool:
-    """Whether it is one of them. Arrays are not compared."""
+    """Whether it is None or one of them. Arrays are not compared."""
     return value is None or (isinstance(value, (int, float, str)) and value in harmless)
 
 
 def _check_size(left: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> None:
     """Take height and width out of `left`. Raises InvalidRequest unless a picture of the bundle has them."""
     height, width = left.pop("height", None), left.pop("width", None)
-    if any(height in (None, high) and width in (None, wide) for high, wide in sizes[:1]):
+    high, wide = sizes[0]
+    if _is_one_of(height, (high,)) and _is_one_of(width, (wide,)):
         return
-    offered = ", ".join(f"{high}x{wide}" for high, wide in sizes)
+    offered = ", ".join(f"{rows}x{columns}" for rows, columns in sizes)
     raise InvalidRequest(
         f"Got height={height!r:.20} and width={width!r:.20}. This bundle draws {offered} (height x width)."
     )
@@ -67,17 +66,16 @@ def _seed_of(generator: Any, name: str) -> int:
     Only then the noise of a seed is what it would draw next.
     """
     try:
-        seed, state, device = int(generator.initial_seed()), generator.get_state(), str(generator.device)
-        fresh = type(generator)()
-        fresh.manual_seed(seed)
-        is_fresh = bool((fresh.get_state() == state).all())
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        seed, device = int(generator.initial_seed()), str(generator.device)
+    except (AttributeError, TypeError, ValueError) as error:
         kind = type(generator).__name__
         raise InvalidRequest(
             f"Got {name} of type {kind}, expected a torch.Generator, or seed=… in its place."
         ) from error
-    if device != "cpu":
+    if device != "cpu":  # its state has another form
         raise InvalidRequest(f"Got {name} on {device}, whose noise is another. Expected one on the CPU, or seed=….")
-    if not is_fresh:
+    fresh = type(generator)()
+    fresh.manual_seed(seed)
+    if not (fresh.get_state() == generator.get_state()).all():
         raise InvalidRequest(f"Got {name} that has drawn already. Expected a fresh one, or seed=… in its place.")
     return seed
