@@ -36,13 +36,7 @@ __all__ = [
     "save_png",
 ]
 
-_LAZY = {
-    "Bundle": "bundle",
-    "Pipeline": "pipeline",
-    "Request": "request",
-    "Result": "result",
-    "save_png": "image",
-}
+_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "result", "save_png": "image"}
 
 
 def __getattr__(name: str) -> Any:

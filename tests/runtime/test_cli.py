@@ -115,6 +115,8 @@ def test_prompts_come_from_a_file_or_from_standard_input(sdturbo, bundle_dir, tm
     ]
     subprocess.run([*command, "--out", tmp_path / "y.png"], input=file.read_bytes(), check=True, capture_output=True)
     assert {path.name for path in tmp_path.glob("y*")} == {"y-0.png", "y-1.png"}
+    with Image.open(tmp_path / "y-0.png") as image:
+        assert image.text["parameters"].startswith("a fox\n")
 
 
 def test_a_prompt_is_given_once(sdturbo, tmp_path):

@@ -105,7 +105,7 @@ def generate(
 
     Each file carries prompt, seed, steps and bundle id.
     """
-    from sdturbo.commands.generate import STDOUT, check_out, entry, prompts_of, report, write
+    from sdturbo.commands.generate import STANDARD, check_out, entry, prompts_of, report, write
     from sdturbo.image import to_pixels
     from sdturbo.request import check_count, check_seeds
 
@@ -114,7 +114,7 @@ def generate(
     texts = prompts_of(prompt, prompts)
     pictures = count * len(texts)
     check_out(out, pictures)
-    if as_json and out == STDOUT:
+    if as_json and out == STANDARD:
         raise InvalidRequest("Got --json and --out -. Both write to standard output. Name a file.")
     pipe = load_pipeline(bundle, choice, image_to_image=image is not None)
     pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
@@ -126,7 +126,7 @@ def generate(
                 path = write(result.images[0], out, len(written), pictures)
                 written.append(entry(path, text, result))
                 tick()
-    report(pipe, written, as_json=as_json, to_error=out == STDOUT)
+    report(pipe, written, as_json=as_json, to_error=out == STANDARD)
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")

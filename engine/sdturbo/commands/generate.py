@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdturbo.pipeline import Pipeline
     from sdturbo.result import Result
 
-STDOUT = Path("-")
+STANDARD = Path("-")  # input or output
 
 
 def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
@@ -34,10 +34,11 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     if file is None:
         return [prompt or ""]
     try:
-        text = sys.stdin.read() if file == STDOUT else file.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if file == STANDARD else file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"Cannot read the prompts of {file}: {error}. Expected a text file in UTF-8.") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = text.removeprefix("\N{BYTE ORDER MARK}").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InvalidRequest(f"The file {file} holds no prompt. Expected one per line.")
     return prompts
@@ -47,7 +48,7 @@ def check_out(out: Path, pictures: int) -> None:
     """Raise InvalidRequest for an output that cannot take so many pictures, before the first is drawn."""
     from sdturbo.image import format_of
 
-    if out == STDOUT:
+    if out == STANDARD:
         if pictures > 1:
             raise InvalidRequest(f"Got --out - for {pictures} pictures. Standard output takes one. Name a file.")
         if sys.stdout.isatty():
@@ -62,7 +63,7 @@ def write(picture: Image, out: Path, number: int, pictures: int) -> Path:
     """Write picture `number` of so many. Returns its path, `out` with the number in it if there are several."""
     from sdturbo.image import save_image, write_image
 
-    if out == STDOUT:
+    if out == STANDARD:
         whole = io.BytesIO()
         write_image(picture, whole, "png")
         sys.stdout.buffer.write(whole.getvalue())
