@@ -70,6 +70,37 @@ def test_a_float32_bundle_has_no_such_form(small_bundle, half_bundle):
     assert not small_bundle.has_form(ONNXRUNTIME_CUDA)
 
 
+@pytest.mark.parametrize("causal", [0, 1])
+def test_attention_is_defined_as_onnx_runtime_computes_it(causal):
+    # its own kernel, which a CPU has in float32
+    attributes = {"num_heads": 3, "scale": 0.3, "unidirectional": causal}
+    assert both_ways("MultiHeadAttention", [(2, 5, 24), (2, 5, 24), (2, 5, 24)], 1, **attributes) < 1e-6
+
+
+def test_sums_and_gates_are_defined_as_onnx_runtime_computes_them():
+    shapes = [(2, 5, 24), (2, 5, 24), (24,), (24,), (24,)]
+    assert both_ways("SkipLayerNormalization", shapes, 4, epsilon=1e-3) < 1e-6
+    assert both_ways("BiasGelu", [(2, 5, 24), (24,)], 1) < 1e-6
+
+
+def both_ways(operator, shapes, count, **attributes):
+    # the distance of one node by our definition to ONNX Runtime's kernel, over its first and its last output
+    inputs = {f"x{i}": np.random.default_rng(i).standard_normal(shape, np.float32) for i, shape in enumerate(shapes)}
+    names = ["first", *[""] * (count - 2), *["last"] * (count > 1)]
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(operator, list(inputs), names, domain=DOMAIN, **attributes)],
+        "one",
+        [helper.make_tensor_value_info(name, kind, array.shape) for name, array in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shapes[0]) for name in names if name],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    theirs = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)
+    ours = onnxruntime.InferenceSession(with_definitions(model).SerializeToString()).run(None, inputs)
+    return max(relative_l2(*pair) for pair in zip(ours, theirs, strict=True))
+
+
 class Block(nn.Module):
     """A transformer block of SD-Turbo's first level: 320 channels, heads of 64, a gated unit of 2,560."""
 

@@ -13,6 +13,8 @@ from typing import cast
 
 import onnx_ir as ir
 
+from sdturbo_export.graphs.reading import CHANNELS_FIRST
+
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 X, SKIP = 0, 3  # inputs of SkipGroupNorm
 
@@ -55,7 +57,7 @@ def _add_bias_as_skip(graph: ir.Graph, norm: ir.Node, conv: ir.Node) -> None:
     rows = _rows(graph, norm, bias, batch_size, channels)
     made = _replace(graph, norm, [*norm.inputs, rows], 2 if others else 1)
     if others:
-        back = ir.node("Transpose", [made.outputs[1]], {"perm": [0, 3, 1, 2]}, name=f"{made.name}.sum")
+        back = ir.node("Transpose", [made.outputs[1]], {"perm": CHANNELS_FIRST}, name=f"{made.name}.sum")
         back.outputs[0].name, back.outputs[0].shape, back.outputs[0].type = (
             f"{output.name}.with_bias",
             output.shape,

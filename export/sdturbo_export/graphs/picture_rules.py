@@ -7,9 +7,16 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleClassBase
 
-from sdturbo_export.graphs.reading import DOMAIN, FLOAT, HALF, epsilon_of, node_of, shape_of
-
-CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+from sdturbo_export.graphs.reading import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    DOMAIN,
+    FLOAT,
+    HALF,
+    epsilon_of,
+    node_of,
+    shape_of,
+)
 
 
 class GroupNorm(RewriteRuleClassBase):

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
