@@ -1,4 +1,4 @@
-"""Text-to-image and image-to-image, read from top to bottom. `Pipeline.__call__` is the hot path.
+"""Text-to-image, image-to-image and inpainting, read from top to bottom. `Pipeline.__call__` is the hot path.
 
 Knows stages, noise and seeds. Knows neither the library that runs the stages, nor torch, nor ONNX.
 """
@@ -96,6 +96,8 @@ class Pipeline:
         prompt: str | Sequence[str],
         image: ImageInput | None = None,
         *,
+        mask_image: ImageInput | None = None,
+        keep_unmasked: bool = True,
         strength: float | None = None,
         num_inference_steps: int = DEFAULT_STEPS,
         num_images_per_prompt: int = DEFAULT_IMAGES,
@@ -108,8 +110,12 @@ class Pipeline:
         """Draw `num_images_per_prompt` pictures per prompt, in the prompts' order.
 
         image: the picture to start from (PIL, uint8 (H, W, 3) array, or path). It is resized to the frame.
+        mask_image: its white pixels are drawn anew, black ones are kept, as in diffusers. Transparent pixels count as white
+        (PIL, path, bool (H, W) or uint8 array). Without it, transparent pixels of `image` are drawn anew.
+        keep_unmasked: the image's own pixels are put back outside the mask, after a soft edge of 16 pixels. False leaves
+        what the decoder makes of them, as diffusers does.
         strength: the share of it that is drawn anew, 0 to 1. int(num_inference_steps·strength) steps run, as in diffusers.
-        None means 0.5, or 1.0 with one step. num_inference_steps: 1 to 4. num_images_per_prompt: 1 to 1000.
+        None means 0.5, or 1.0 with one step or a mask. num_inference_steps: 1 to 4. num_images_per_prompt: 1 to 1000.
         seed: 0 to 2⁶⁴−1. Image i of the call takes seed + i. A list, range or array holds one seed per image instead. None
         draws a seed, and the result says which. The noise equals torch.randn((1, 4, H/8, W/8)) on a CPU generator with that
         seed. Image i equals the same seed drawn alone.
@@ -125,6 +131,8 @@ class Pipeline:
                 **cast("Request", others),
                 "prompt": prompt,
                 "image": image,
+                "mask_image": mask_image,
+                "keep_unmasked": keep_unmasked,
                 "strength": strength,
                 "num_inference_steps": num_inference_steps,
                 "num_images_per_prompt": num_images_per_prompt,
@@ -134,7 +142,7 @@ class Pipeline:
                 "cancel": cancel,
             }
         )
-        if self._programs and job.ends_in_pictures:
+        if self._programs and job.ends_in_pictures and job.inpainting is None:
             return self._draw(job)
         return self._decode(self._denoise(self._encode_text(self._encode_image(job))))
 
@@ -187,6 +195,9 @@ class Pipeline:
         with job.clock.part("noise"):  # an AutoencoderTiny has no posterior
             names = [spec.name for spec in self.bundle.stages["encoder"].inputs if spec.name in NOISES]
             noises = dict(zip(names, randn(job.seeds, self._latents_shape, draws=len(names)), strict=True))
+        if job.inpainting is not None:  # it adds the noise itself, step by step
+            job.inpainting.pixels, job.inpainting.noise = pixels[0], noises["noise"]
+            noises["noise"] = np.zeros_like(noises["noise"])
         job.start = {"image": [pixels[0]] * len(job.seeds), **noises}
         return job
 
@@ -195,6 +206,9 @@ class Pipeline:
         if job.image is not None:
             with job.clock.part("encoder"):
                 job.x = self._run("encoder", job.start, step=np.int64(job.rows[0]))
+                if job.inpainting is not None:
+                    job.inpainting.latents = job.x
+                    job.x = job.inpainting.first(self.bundle.schedule[job.rows[0]].sigma)
         return job
 
     def _encode_text(self, job: Job) -> Job:
@@ -225,6 +239,8 @@ class Pipeline:
                 inputs = {"latents": job.x, "prompt_embeds": job.prompt_embeds}
                 job.x = self._run("denoiser", inputs, step=np.int64(step))
                 require_finite(job.x, f"denoiser at step {step}")
+                if job.inpainting is not None:
+                    job.x = job.inpainting.after_step(job.x, self.bundle.schedule[step].sigma_next)
         return job
 
     def _decode(self, job: Job) -> Result:
@@ -232,6 +248,8 @@ class Pipeline:
             with job.clock.part("decoder"):
                 job.images = self._run("decoder", {"latents": job.x})
                 require_pictures(job.images, self.backend.precision)
+                if job.inpainting is not None:
+                    job.images = job.inpainting.finished(job.images)
         return finish(job, self.bundle, self.backend, self.lost_recordings)
 
     def _draw(self, job: Job) -> Result:

@@ -21,10 +21,15 @@ from sdturbo.files import sha256_file
 from sdturbo.golden import difference, golden_distance
 
 if TYPE_CHECKING:
+    from sdturbo_export.proof.diffusers_reference import Asked
     from sdturbo_export.weights.checkpoint import Checkpoint
 
-# the requests that are compared with diffusers: (num_inference_steps, strength or None for text-to-image)
-REQUESTS = ((1, None), (2, None), (3, None), (4, None), (1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))
+# the requests that are compared with diffusers: num_inference_steps and strength of text-to-image, image-to-image, inpainting
+REQUESTS = (
+    *((steps, None, False) for steps in (1, 2, 3, 4)),
+    *((steps, strength, False) for steps, strength in ((1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))),
+    *((steps, strength, True) for steps, strength in ((1, 1.0), (2, 0.5), (4, 0.75), (4, 1.0))),
+)
 LIMITS = {"fp32": (50.0, 2), "fp16": (55.0, 2)}  # by the weights' format: decibels and pixel values, fp32 on uint8
 PROMPT, SEED = "a lighthouse on a cliff, 灯台, evening", 7
 
@@ -110,13 +115,12 @@ def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterato
 
 
 def compare_with_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Line]:
-    """The requests of `REQUESTS` in fp32 against StableDiffusionPipeline and StableDiffusionImg2ImgPipeline."""
+    """The requests of `REQUESTS` in fp32 against diffusers' pipelines for text-to-image, image-to-image and inpainting."""
     least, most = LIMITS[bundle.weight_format]
     for name, distances in _from_diffusers(bundle, checkpoint):
-        for (steps, strength), (psnr, largest) in zip(REQUESTS, distances, strict=True):
-            kind = "text-to-image" if strength is None else f"image-to-image, strength {strength:g}"
+        for asked, (psnr, largest) in distances:
             yield _line(
-                f"diffusers' picture, {steps} steps, {kind}, {name} fp32",
+                f"diffusers' picture, {asked.num_inference_steps} steps, {asked.kind}, {name} fp32",
                 psnr >= least and largest <= most,
                 f"{psnr:.1f} dB, largest difference {largest}",
                 f">= {least:.0f} dB, <= {most}",
@@ -129,7 +133,7 @@ def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[
 
     held = bundle.quality.get("passed", False)
     for name, distances in _from_diffusers(bundle, checkpoint):
-        median = statistics.median(psnr for psnr, _ in distances)
+        median = statistics.median(psnr for _, (psnr, _) in distances)
         yield _line(
             f"diffusers' pictures, median of {len(distances)} requests, {name} int8",
             median >= LEAST or not held,
@@ -138,25 +142,36 @@ def judge_against_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[
         )
 
 
-def _from_diffusers(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[tuple[str, list[tuple[float, int]]]]:
-    """For each backend and device, by name: (PSNR in dB, largest difference of a value) of each request.
+def _from_diffusers(
+    bundle: Bundle, checkpoint: Checkpoint
+) -> Iterator[tuple[str, list[tuple[Asked, tuple[float, int]]]]]:
+    """For each backend and device, by name: each request with (PSNR in dB, largest difference of a value).
 
     PSNR is the peak signal-to-noise ratio. Pictures are drawn in the bundle's own precision.
     """
-    from sdturbo_export.proof.diffusers_reference import draw
+    from sdturbo_export.proof.diffusers_reference import Asked, draw
 
+    requests = [Asked(*request) for request in REQUESTS]
     noise = np.random.default_rng(SEED).integers(0, 256, (12, 16, 3), np.uint8)
     larger = (bundle.width + 128, bundle.height + 64)  # so that it is resized
     start = Image.fromarray(noise).resize(larger, Image.Resampling.BICUBIC)
-    expected = draw(checkpoint, PROMPT, SEED, start, REQUESTS)
+    levels = (
+        np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8) * 2
+    )  # dark to light across, so that half is drawn anew
+    mask = Image.fromarray(levels)
+    expected = draw(checkpoint, PROMPT, SEED, start, mask, requests)
     gc.collect()  # diffusers' pipelines hold reference cycles, and the weights are gigabytes
     for backend in _backends(bundle, bundle.precision):
         pipe = Pipeline(bundle, backend)
-        distances: list[tuple[float, int]] = []
-        for (steps, strength), picture in zip(REQUESTS, expected, strict=True):
-            image = start if strength is not None else None
-            result = pipe(PROMPT, image, strength=strength, num_inference_steps=steps, seed=SEED, output_type="np")
-            distances.append(difference(result.images[0], picture))
+        distances: list[tuple[Asked, tuple[float, int]]] = []
+        for asked, picture in zip(requests, expected, strict=True):
+            options: dict[str, Any] = {"num_inference_steps": asked.num_inference_steps, "strength": asked.strength}
+            if asked.strength is not None:
+                options["image"] = start
+            if asked.masked:
+                options |= {"mask_image": mask, "keep_unmasked": False}
+            result = pipe(PROMPT, **options, seed=SEED, output_type="np")
+            distances.append((asked, difference(result.images[0], picture)))
         yield _name(backend), distances
         del pipe  # its memory, before the next one is loaded
 

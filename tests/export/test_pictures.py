@@ -34,7 +34,7 @@ def test_verify_passes_on_every_backend_stage_and_request(small_bundle, small_ch
     lines = list(verify_bundle(small_bundle, small_checkpoint))
     assert [line for line in lines if not line["ok"]] == []
     assert sum("against PyTorch, openvino" in line["what"] for line in lines) >= 4
-    assert sum("diffusers' picture" in line["what"] for line in lines) == 16  # 8 requests on 2 backends
+    assert sum("diffusers' picture" in line["what"] for line in lines) == 24  # 12 requests on 2 backends
 
 
 def test_verify_fails_on_another_checkpoint(small_bundle, tmp_path):

@@ -170,7 +170,7 @@ def test_a_request_that_says_nothing_takes_the_defaults_of_a_call(bundle, pipe):
         (None, "type NoneType"),
         ({}, "without a prompt"),
         ({"seed": 1}, "without a prompt"),
-        ({"prompt": "a cat", "clip_skip": 7}, "clip_skip.*expected names of prompt, image, strength"),
+        ({"prompt": "a cat", "clip_skip": 7}, "clip_skip.*expected names of prompt, image, mask_image"),
         ({"prompt": "a cat", 7: 7}, r"with \[7\]"),
         ({"prompt": "a cat", "image_to_image": True}, "image_to_image"),
     ],

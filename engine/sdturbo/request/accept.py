@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Required, SupportsIndex, TypedDict, cast
 
 import numpy as np
@@ -13,10 +14,11 @@ from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MAX_STEPS
 from sdturbo.clock import CancelToken, Clock
 from sdturbo.errors import InvalidRequest
-from sdturbo.image import ImageInput
+from sdturbo.image import ImageInput, Mask, of_alpha, read_image, reduced, to_mask
 from sdturbo.noise import F32
 from sdturbo.request.checks import (
     check_count,
+    check_flag,
     check_latents,
     check_prompts,
     check_seeds,
@@ -24,6 +26,7 @@ from sdturbo.request.checks import (
     first_step,
 )
 from sdturbo.request.diffusers_arguments import understood
+from sdturbo.request.inpainting import Inpainting
 from sdturbo.tokenizer import Tokens
 
 # other arguments are None where a request leaves them out
@@ -43,6 +46,8 @@ class Request(TypedDict, total=False):
 
     prompt: Required[str | Sequence[str]]
     image: ImageInput | None
+    mask_image: ImageInput | None
+    keep_unmasked: bool
     strength: float | None
     num_inference_steps: int
     num_images_per_prompt: int
@@ -56,7 +61,8 @@ class Request(TypedDict, total=False):
 class Job:
     """A checked request of N images, and the tensors that the stages make of it.
 
-    rows: the schedule's rows that will run. images_per_prompt: image i belongs to prompt i // images_per_prompt.
+    inpainting: what is kept of the image, None if all of it is drawn anew. rows: the schedule's rows that will run.
+    images_per_prompt: image i belongs to prompt i // images_per_prompt.
     The stages fill in the rest. tokens: one per prompt. start: by name, the rows of `latents` (noise), or from an image those
     of the encoder's inputs. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32 (77, 1024) per image. images: uint8
     (N, H, W, 3).
@@ -64,6 +70,7 @@ class Job:
 
     prompts: list[str]
     image: ImageInput | None
+    inpainting: Inpainting | None
     strength: float | None
     num_inference_steps: int
     rows: range
@@ -93,7 +100,8 @@ def accept(bundle: Bundle, request: Request) -> Job:
     output_type: object = request.get("output_type", DEFAULT_OUTPUT)
     if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
         raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
-    image, strength, latents = request.get("image"), request.get("strength"), request.get("latents")
+    image, mask = _image(request, bundle)
+    strength, latents = request.get("strength"), request.get("latents")
     cancel = request.get("cancel")
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
         raise InvalidRequest(f"Got cancel={cancel!r:.80}, expected something with is_set(), such as threading.Event().")
@@ -102,12 +110,38 @@ def accept(bundle: Bundle, request: Request) -> Job:
         if image is not None:
             raise InvalidRequest("Got both image and latents. Image-to-image draws its own noise from the seed.")
         check_latents(latents, (len(seeds), *bundle.stages["denoiser"].outputs[0].shape_at(1)[1:]))
+    inpainting = None
     if image is not None:
-        strength = check_strength(strength, steps)
+        strength = check_strength(strength, steps, masked=mask is not None)
         rows = rows[first_step(steps, strength) :]
+        if mask is not None:
+            inpainting = Inpainting(
+                mask, check_flag(request.get("keep_unmasked", True), "keep_unmasked"), strength == 1
+            )
     elif strength is not None:
         raise InvalidRequest(f"Got strength={strength} without an image. Strength belongs to image-to-image.")
-    return Job(prompts, image, strength, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel))
+    return Job(
+        prompts, image, inpainting, strength, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel)
+    )
+
+
+def _image(request: Request, bundle: Bundle) -> tuple[ImageInput | None, Mask | None]:
+    """The start picture, and the mask of what is drawn anew: `mask_image`, or else the picture's transparent pixels."""
+    image, mask_image = request.get("image"), request.get("mask_image")
+    if image is None:
+        if mask_image is not None:
+            raise InvalidRequest("Got mask_image without an image. A mask says which part of an image is drawn anew.")
+        return None, None
+    if isinstance(image, (str, PathLike)):
+        image = read_image(image)
+    size = bundle.height, bundle.width
+    mask = of_alpha(image, *size) if mask_image is None else to_mask(mask_image, *size)
+    if mask is not None and not reduced(mask, *bundle.stages["denoiser"].outputs[0].shape_at(1)[2:]).any():
+        raise InvalidRequest(
+            f"Got a mask of {int(mask.sum())} pixels, which is too small: one latent stands for 8x8 pixels and counts if its"
+            " first pixel is white. Expected a larger area."
+        )
+    return image, mask
 
 
 def named(request: object, bundle: Bundle) -> Request:

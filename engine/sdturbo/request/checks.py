@@ -94,10 +94,17 @@ def first_step(num_inference_steps: int, strength: float) -> int:
     return num_inference_steps - count
 
 
-def check_strength(value: object, num_inference_steps: int) -> float:
-    """A strength from 0 to 1. None means 0.5, or 1.0 with one step, so that a step runs."""
+def check_flag(value: object, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}, expected True or False.")
+    return value
+
+
+def check_strength(value: object, num_inference_steps: int, *, masked: bool = False) -> float:
+    """A strength from 0 to 1. None means 0.5, or 1.0 with one step, so that a step runs. With a mask it means 1.0."""
     if value is None:
-        return max(0.5, 1 / num_inference_steps)
+        return 1.0 if masked else max(0.5, 1 / num_inference_steps)
     try:
         strength = math.nan if isinstance(value, (bool, str, bytes)) else float(cast("float", value))
     except (TypeError, ValueError, OverflowError):

@@ -1,0 +1,78 @@
+"""Files of pictures that say how their picture was made: PNG, JPEG or WebP, by the suffix of their name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from PIL import Image, PngImagePlugin
+
+from sdturbo.errors import InvalidRequest
+from sdturbo.files import atomic_write
+
+Format = Literal["png", "jpeg", "webp"]
+SUFFIXES: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+QUALITY: dict[Format, int] = {"jpeg": 90, "webp": 80}  # 0 to 100
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+
+
+def format_of(path: Path) -> Format:
+    """The format that the name asks for, PNG without a suffix. Raises InvalidRequest for another suffix."""
+    suffix = path.suffix.lower()
+    if suffix and suffix not in SUFFIXES:
+        raise InvalidRequest(f"Got {path} to write a picture to. Expected a name that ends in {', '.join(SUFFIXES)}.")
+    return SUFFIXES.get(suffix, "png")
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a PIL image in the format of the path's suffix (`format_of`). The file appears whole or not at all.
+
+    Raises InvalidRequest if `image` is no PIL image, or if the path cannot be written.
+    """
+    _save(image, Path(path), format_of(Path(path)))
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write `image` as PNG with its `info["parameters"]`, if any, as text. The file appears whole or not at all.
+
+    AUTOMATIC1111's web UI writes the text chunk `parameters` too, and most viewers and catalogues read it.
+    Raises InvalidRequest if `image` is no PIL image, or if the path cannot be written.
+    """
+    _save(image, Path(path), "png")
+
+
+def write_image(image: Image.Image, file: BinaryIO, output_format: Format, quality: int | None = None) -> None:
+    """Write `image` with its parameters into an open file. quality: 0 to 100, of JPEG and WebP."""
+    parameters = parameters_of(image)
+    if output_format == "png":
+        text = PngImagePlugin.PngInfo()
+        if parameters:
+            text.add_text("parameters", parameters)
+        image.save(file, format="PNG", pnginfo=text)
+        return
+    chosen = QUALITY[output_format] if quality is None else quality
+    image.save(file, output_format, quality=chosen, exif=_exif(parameters), method=0)  # method: of WebP alone
+
+
+def parameters_of(image: Image.Image) -> str:
+    """The parameters that the picture was made with, `info["parameters"]`. Without NUL, which ends a text in files."""
+    return str(image.info.get("parameters") or "").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _save(image: Image.Image, path: Path, output_format: Format) -> None:
+    if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"Got an image of type {type(image).__name__}, expected a PIL image (output_type='pil').")
+    try:
+        with atomic_write(path) as file:
+            write_image(image, file, output_format)
+    except (OSError, ValueError) as error:  # ValueError: a path without a name, a picture without pixels
+        raise InvalidRequest(f"Cannot write {path}: {error}. Choose another output path or free some space.") from error
+
+
+def _exif(parameters: str) -> Image.Exif:
+    """EXIF UserComment with its 8 bytes of character code, as AUTOMATIC1111's web UI writes it into JPEG and WebP."""
+    exif = Image.Exif()
+    if parameters:
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    return exif
