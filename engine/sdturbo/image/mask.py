@@ -62,8 +62,8 @@ def put_back(pictures: NDArray[np.uint8], start: NDArray[np.uint8], mask: Mask) 
     """
     grown = Image.fromarray((_grown(mask, _GROWN) * np.uint8(255)).astype(np.uint8))
     soft = grown.filter(ImageFilter.BoxBlur(_BLUR)).filter(ImageFilter.BoxBlur(_BLUR))
-    kept = Image.fromarray(start)
-    return np.stack([np.asarray(Image.composite(Image.fromarray(picture), kept, soft)) for picture in pictures])
+    own = Image.fromarray(start)
+    return np.stack([np.asarray(Image.composite(Image.fromarray(picture), own, soft)) for picture in pictures])
 
 
 def _read(mask_image: ImageInput) -> Image.Image:
