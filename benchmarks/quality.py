@@ -65,11 +65,12 @@ def prompts(count: int) -> list[str]:
 
 def reference(checkpoint: Checkpoint, texts: Sequence[str], steps: int) -> list[Picture]:
     """diffusers' picture of every prompt, prompt i with seed i, in fp32 on the CPU."""
-    from sdturbo_export.proof.diffusers_reference import draw
+    from sdturbo_export.proof.diffusers_reference import Asked, draw
 
     pictures: list[Picture] = []
     for seed, text in enumerate(texts):
-        pictures += draw(checkpoint, text, seed, Image.new("RGB", (8, 8)), [(steps, None)])
+        unused = Image.new("RGB", (8, 8))
+        pictures += draw(checkpoint, text, seed, unused, unused, [Asked(steps)])
         gc.collect()  # diffusers' pipelines hold reference cycles
     return pictures
 

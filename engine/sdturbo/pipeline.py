@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from sdturbo.request import DEFAULT_IMAGES, DEFAULT_OUTPUT, DEFAULT_SEED, DEFAUL
 from sdturbo.result import Result, finish, require_finite, require_pictures
 from sdturbo.tokenizer import PromptTokenizer
 
+Size = tuple[int, int]  # height and width of pictures in pixels
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
 
 
@@ -70,24 +72,29 @@ class Pipeline:
             self._tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # the Rust library raises bare Exception
             raise BundleError(bundle.path, [f"{TOKENIZER} is no tokenizer: {error}"]) from error
-        self._sessions: dict[tuple[str, int], Session] = {
-            (name, size): backend.session(bundle.graph(name, size, form=backend.form), stage, size)
-            for name, stage in bundle.stages.items()
-            for size in sorted(bundle.batch_sizes, reverse=True)  # the smaller ones then fit into memory they may share
-            if image_to_image or name != "encoder"
-        }
-        self._programs: dict[tuple[bool, range, int], Program] = {}
+        self._stages = {size: bundle.stages_at(*size) for size in bundle.sizes}
+        if not image_to_image:
+            for stages in self._stages.values():
+                del stages["encoder"]
+        self._sessions: dict[tuple[str, int, Size], Session] = {}
+        by_graph: dict[Path, Session] = {}  # the text encoder's is the same for every size of pictures
+        for batch_size, size in sorted(product(bundle.batch_sizes, bundle.sizes), key=_work, reverse=True):
+            # the smaller ones fit into memory that they may share with the larger
+            for name, stage in self._stages[size].items():
+                graph = bundle.graph(name, batch_size, height=size[0], width=size[1], form=backend.form)
+                session = by_graph.get(graph) or backend.session(graph, stage, batch_size)
+                self._sessions[name, batch_size, size] = by_graph[graph] = session
+        self._programs: dict[tuple[bool, range, int, Size], Program] = {}
         runs = [bundle.steps(count) for count in range(1, MAX_STEPS + 1)]
         later = [rows[first:] for rows in runs for first in range(len(rows))] if image_to_image else []
-        for size in bundle.batch_sizes:
-            sessions = {name: session for (name, batch_size), session in self._sessions.items() if batch_size == size}
+        for batch_size, size in product(bundle.batch_sizes, bundle.sizes):
+            sessions = {name: self._sessions[name, batch_size, size] for name in self._stages[size]}
             for from_image, rows in [*((False, rows) for rows in runs), *((True, rows) for rows in later)]:
                 if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
-                    self._programs[from_image, rows, size] = program
-        parts = (*self._sessions.values(), *self._programs.values())
+                    self._programs[from_image, rows, batch_size, size] = program
+        parts = (*by_graph.values(), *self._programs.values())
         self.lost_recordings = tuple(part.title for part in parts if isinstance(part, Recorded) and not part.replays)
         self._image_to_image = image_to_image
-        self._latents_shape = bundle.stages["denoiser"].outputs[0].shape_at(1)
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first
         self._prompt_lock = threading.Lock()
 
@@ -99,6 +106,8 @@ class Pipeline:
         mask_image: ImageInput | None = None,
         keep_unmasked: bool = True,
         strength: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int = DEFAULT_STEPS,
         num_images_per_prompt: int = DEFAULT_IMAGES,
         seed: Seeds = DEFAULT_SEED,
@@ -116,6 +125,7 @@ class Pipeline:
         what the decoder makes of them, as diffusers does.
         strength: the share of it that is drawn anew, 0 to 1. int(num_inference_steps·strength) steps run, as in diffusers.
         None means 0.5, or 1.0 with one step or a mask. num_inference_steps: 1 to 4. num_images_per_prompt: 1 to 1000.
+        height, width: of the pictures in pixels, one of `bundle.sizes`. Left out, they are those of the first.
         seed: 0 to 2⁶⁴−1. Image i of the call takes seed + i. A list, range or array holds one seed per image instead. None
         draws a seed, and the result says which. The noise equals torch.randn((1, 4, H/8, W/8)) on a CPU generator with that
         seed. Image i equals the same seed drawn alone.
@@ -134,6 +144,8 @@ class Pipeline:
                 "mask_image": mask_image,
                 "keep_unmasked": keep_unmasked,
                 "strength": strength,
+                "height": height,
+                "width": width,
                 "num_inference_steps": num_inference_steps,
                 "num_images_per_prompt": num_images_per_prompt,
                 "seed": seed,
@@ -186,15 +198,15 @@ class Pipeline:
             job.tokens = [self._tokenizer(text) for text in job.prompts]
         if job.image is None:
             with job.clock.part("noise"):
-                noise = randn(job.seeds, self._latents_shape)[0] if job.latents is None else job.latents
+                noise = randn(job.seeds, self._latents_shape(job))[0] if job.latents is None else job.latents
                 job.x = noise * np.float32(self.bundle.schedule[0].sigma)
                 job.start = {"latents": job.x}
             return job
         with job.clock.part("image"):
-            pixels = to_pixels(job.image, self.bundle.height, self.bundle.width)
+            pixels = to_pixels(job.image, *job.size)
         with job.clock.part("noise"):  # an AutoencoderTiny has no posterior
             names = [spec.name for spec in self.bundle.stages["encoder"].inputs if spec.name in NOISES]
-            noises = dict(zip(names, randn(job.seeds, self._latents_shape, draws=len(names)), strict=True))
+            noises = dict(zip(names, randn(job.seeds, self._latents_shape(job), draws=len(names)), strict=True))
         if job.inpainting is not None:  # it adds the noise itself, step by step
             job.inpainting.pixels, job.inpainting.noise = pixels[0], noises["noise"]
             noises["noise"] = np.zeros_like(noises["noise"])
@@ -205,7 +217,7 @@ class Pipeline:
         """The image, if there is one, as latents with the noise of the first step added."""
         if job.image is not None:
             with job.clock.part("encoder"):
-                job.x = self._run("encoder", job.start, step=np.int64(job.rows[0]))
+                job.x = self._run(job, "encoder", job.start, step=np.int64(job.rows[0]))
                 if job.inpainting is not None:
                     job.inpainting.latents = job.x
                     job.x = job.inpainting.first(self.bundle.schedule[job.rows[0]].sigma)
@@ -221,7 +233,7 @@ class Pipeline:
                 key: tokens.input_ids[0] for key, tokens in zip(keys, job.tokens, strict=True) if key not in embeds
             }
             if missing:
-                encoded = self._run("text_encoder", {"input_ids": list(missing.values())})
+                encoded = self._run(job, "text_encoder", {"input_ids": list(missing.values())})
                 require_finite(encoded, "text encoder")
                 embeds |= dict(zip(missing, encoded, strict=True))
             with self._prompt_lock:
@@ -237,7 +249,7 @@ class Pipeline:
         for step in job.rows:
             with job.clock.part("denoiser"):
                 inputs = {"latents": job.x, "prompt_embeds": job.prompt_embeds}
-                job.x = self._run("denoiser", inputs, step=np.int64(step))
+                job.x = self._run(job, "denoiser", inputs, step=np.int64(step))
                 require_finite(job.x, f"denoiser at step {step}")
                 if job.inpainting is not None:
                     job.x = job.inpainting.after_step(job.x, self.bundle.schedule[step].sigma_next)
@@ -246,7 +258,7 @@ class Pipeline:
     def _decode(self, job: Job) -> Result:
         if job.ends_in_pictures:
             with job.clock.part("decoder"):
-                job.images = self._run("decoder", {"latents": job.x})
+                job.images = self._run(job, "decoder", {"latents": job.x})
                 require_pictures(job.images, self.backend.precision)
                 if job.inpainting is not None:
                     job.images = job.inpainting.finished(job.images)
@@ -255,11 +267,11 @@ class Pipeline:
     def _draw(self, job: Job) -> Result:
         """All stages at once, batch by batch, where the backend keeps tensors on its device."""
         images: list[NDArray[np.uint8]] = []
-        for size, rows in self._batches(len(job.seeds)):
+        for batch_size, rows in self._batches(len(job.seeds)):
             with job.clock.part("engines"):
                 input_ids = np.concatenate([job.tokens[row // job.images_per_prompt].input_ids for row in rows])
                 start = {name: np.stack([values[row] for row in rows]) for name, values in job.start.items()}
-                program = self._programs[job.image is not None, job.rows, size]
+                program = self._programs[job.image is not None, job.rows, batch_size, job.size]
                 outputs = program.run({"input_ids": input_ids, **start})
                 require_finite(outputs["latents"], "denoiser")
                 require_pictures(outputs["image"], self.backend.precision)
@@ -267,15 +279,19 @@ class Pipeline:
         job.images = np.concatenate(images)[: len(job.seeds)]
         return finish(job, self.bundle, self.backend, self.lost_recordings)
 
-    def _run(self, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
-        """Run a stage over N rows, batch by batch."""
+    def _run(self, job: Job, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
+        """Run a stage of the job's size over N rows, batch by batch."""
         count = len(next(iter(batched.values())))
         outputs: list[NDArray[Any]] = []
-        for size, rows in self._batches(count):
+        for batch_size, rows in self._batches(count):
             inputs = {name: np.stack([values[row] for row in rows]) for name, values in batched.items()}
-            (output,) = self._sessions[stage, size].run({**inputs, **scalars}).values()
+            (output,) = self._sessions[stage, batch_size, job.size].run({**inputs, **scalars}).values()
             outputs.append(output)
         return (np.concatenate(outputs) if len(outputs) > 1 else outputs[0])[:count]
+
+    def _latents_shape(self, job: Job) -> tuple[int, ...]:
+        """(1, 4, H/8, W/8)"""
+        return self._stages[job.size]["denoiser"].outputs[0].shape_at(1)
 
     def _batches(self, count: int) -> Iterator[tuple[int, list[int]]]:
         """(batch size, its rows) over N rows in the bundle's batch sizes, the largest first. The last batch is filled up."""
@@ -284,3 +300,9 @@ class Pipeline:
             size = max((b for b in self.bundle.batch_sizes if b <= count - start), default=self.bundle.batch_sizes[0])
             yield size, [min(start + i, count - 1) for i in range(size)]
             start += size
+
+
+def _work(batch: tuple[int, Size]) -> int:
+    """Pixels of a batch (batch size, size of pictures)."""
+    batch_size, (height, width) = batch
+    return batch_size * height * width

@@ -27,7 +27,14 @@ from sdturbo_export.options import BuildOptions
 from sdturbo_export.progress import Progress
 from sdturbo_export.proof.distance import bound, relative_l2
 from sdturbo_export.proof.golden import GOLDEN, golden_walk
-from sdturbo_export.proof.parity import engine_output, golden_output, half_output, stage_parity, torch_output
+from sdturbo_export.proof.parity import (
+    engine_output,
+    golden_output,
+    golden_picture,
+    half_output,
+    stage_parity,
+    torch_output,
+)
 from sdturbo_export.proof.walk import Walk
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stage_store.graphs import write_graphs
@@ -68,7 +75,8 @@ def build(
         with progress.part("hash the weights"):
             hashes = checkpoint.hashes() | {str(lora.path): sha256_file(lora.path) for lora in checkpoint.loras}
         tokenizer = PromptTokenizer(tokenizer_json(checkpoint.path / "tokenizer"))
-        walk = golden_walk(checkpoint, tokenizer(GOLDEN.prompt).input_ids, options.batch_sizes[0])
+        golden_ids = tokenizer(GOLDEN.prompt).input_ids
+        walk = golden_walk(checkpoint, golden_ids, options.batch_sizes[0], options.sizes[0])
         definitions = stage_definitions(checkpoint)
         stages: dict[str, StoredStage] = {}
         for name, definition in definitions.items():
@@ -87,8 +95,11 @@ def build(
                 stages |= quantized.stages
         with progress.part("bundle"):
             with unfinished(out) as partial:
-                picture = walk.picture()
-                write_bundle(partial, checkpoint, hashes, stages, picture, options, quantized=quantized, replaces=out)
+                pictures = {options.sizes[0]: walk.picture()}
+                for size in options.sizes[1:]:
+                    other = golden_walk(checkpoint, golden_ids, options.batch_sizes[0], size)
+                    pictures[size] = golden_picture(other, stages, options.precision)
+                write_bundle(partial, checkpoint, hashes, stages, pictures, options, quantized=quantized, replaces=out)
                 if (out / MANIFEST).exists():
                     with locked(out):  # no plan comes in between
                         keep_plans(out, partial, say)
@@ -101,7 +112,7 @@ def build(
 
 
 def _export_stage(definition: StageDefinition, options: BuildOptions, walk: Walk, store: Path, key: str) -> StoredStage:
-    """Export the stage at every batch size, compare each graph with PyTorch, and put it into the store."""
+    """Export the stage at every batch size and picture size, compare each graph with PyTorch, and put it into the store."""
     _require_space(store, definition)
     precision = options.exported_precision
     with unfinished(store / key) as partial:
@@ -112,8 +123,10 @@ def _export_stage(definition: StageDefinition, options: BuildOptions, walk: Walk
         expected = torch_output(definition, inputs)
         gc.collect()
         backend = backends.connect(backends.BackendChoice("onnxruntime", precision=precision))
-        files = {size: partial / name for size, name in graphs[PLAIN].items()}
-        output = engine_output(definition, files.pop(len(walk.seeds)), inputs, backend, store)
+        files = {name: partial / file for name, file in graphs.items() if name.form == PLAIN}
+        shown = partial / stage_store.plain_file(graphs, len(walk.seeds), walk.size)
+        output = engine_output(definition, shown, inputs, backend, store, walk.size)
+        files = {name: file for name, file in files.items() if file != shown}
         distance = max(relative_l2(output, expected), stage_parity(definition, files, backend, store))
         if precision == "fp16":
             rounded = half_output(definition, inputs, options.without)

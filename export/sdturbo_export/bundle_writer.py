@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import save_png
-from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, identity
+from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, GraphName, golden_image, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import bound
 from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import HEIGHT, WIDTH, StageDefinition, stage_definitions
+from sdturbo_export.stages import Size, stage_definitions
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
@@ -48,7 +48,7 @@ def write_bundle(
     checkpoint: Checkpoint,
     hashes: Mapping[str, str],
     stages: Mapping[str, StoredStage],
-    picture: NDArray[np.uint8],
+    pictures: Mapping[Size, NDArray[np.uint8]],
     options: BuildOptions,
     *,
     quantized: Quantized | None = None,
@@ -56,7 +56,7 @@ def write_bundle(
 ) -> None:
     """Fill the new `directory` with a complete bundle that will replace `replaces`.
 
-    picture: the golden one, uint8 (H, W, 3).
+    pictures: the golden one at each size, uint8 (H, W, 3).
     """
     (directory / "onnx").mkdir(parents=True)
     for stored in stages.values():
@@ -66,7 +66,9 @@ def write_bundle(
             (link_or_copy if ours else shutil.copyfile)(stored.path / name, directory / "onnx" / name)
     (directory / TOKENIZER).write_text(tokenizer_json(checkpoint.path / "tokenizer"), encoding="utf-8")
     write_licence(directory, checkpoint)
-    save_png(Image.fromarray(picture), directory / GOLDEN.image)
+    for size, picture in pictures.items():
+        name = GOLDEN.image if size == options.sizes[0] else golden_image(GOLDEN.image, *size)
+        save_png(Image.fromarray(picture), directory / name)
     if quantized:
         report = json.dumps(quantized.report, indent=1, ensure_ascii=False)
         (directory / QUANTIZATION).write_text(report, encoding="utf-8")
@@ -110,7 +112,7 @@ def _manifest(
         },
         "precision": precision,
         "weight_format": weight_format,
-        "sizes": [{"height": HEIGHT, "width": WIDTH}],
+        "sizes": [{"height": height, "width": width} for height, width in options.sizes],
         "batch_sizes": list(options.batch_sizes),
         "schedule": {
             "prediction_type": checkpoint.schedule.prediction_type,
@@ -120,11 +122,7 @@ def _manifest(
             name: {
                 "inputs": [asdict(spec) for spec in definition.inputs],
                 "outputs": [asdict(definition.output)],
-                "graphs": [
-                    _graph(definition, size, form, f"onnx/{file}")
-                    for form, graphs in stages[name].graphs.items()
-                    for size, file in graphs.items()
-                ],
+                "graphs": [_graph(graph, f"onnx/{file}") for graph, file in stages[name].graphs.items()],
                 "rewrites": list(options.rewrites(name)),
             }
             for name, definition in stage_definitions(checkpoint).items()
@@ -138,11 +136,9 @@ def _manifest(
     }
 
 
-def _graph(definition: StageDefinition, batch_size: int, form: str, file: str) -> dict[str, Any]:
-    """A graph's entry: its `GraphName` and its file."""
-    sized = any(spec.is_sized for spec in (*definition.inputs, definition.output))
-    size = {"height": HEIGHT, "width": WIDTH} if sized else {}
-    return {"batch_size": batch_size, **size, "form": form, "file": file}
+def _graph(name: GraphName, file: str) -> dict[str, Any]:
+    """A graph's entry: its name without a size that it has not, and its file."""
+    return {key: value for key, value in asdict(name).items() if value} | {"file": file}
 
 
 def write_licence(directory: Path, checkpoint: Checkpoint) -> None:

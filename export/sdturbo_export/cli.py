@@ -16,7 +16,7 @@ from sdturbo.bundle.description import WEIGHT_FORMATS
 from sdturbo.bundle.plans import HARDWARE, LIBRARIES
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, require_libraries, run
 from sdturbo.errors import InvalidRequest, OutputError
-from sdturbo_export.options import PRECISIONS, BuildOptions
+from sdturbo_export.options import PRECISIONS, BuildOptions, parse_size
 from sdturbo_export.rewrites import rewrite_names
 
 if TYPE_CHECKING:
@@ -80,6 +80,14 @@ def cli() -> None:
     type=int,
     default=[1],
     help="Batch size to make graphs for. Repeatable.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    default=["512x512"],
+    callback=lambda _context, _option, texts: tuple(map(parse_size, texts)),
+    help="Width x height of the pictures. Repeatable, the first is the default. SD-Turbo was trained for 512x512.",
 )
 @click.option(
     "--precision",

@@ -24,7 +24,7 @@ from sdturbo_export.bundle_writer import write_licence
 from sdturbo_export.exchange import new_directory
 from sdturbo_export.graphs.onnx_from_torch import WeightFile, onnx_from_torch
 from sdturbo_export.rewrites import rewrite, rewrites_of
-from sdturbo_export.stages import HEIGHT, WIDTH
+from sdturbo_export.stages import DEFAULT_SIZE
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
@@ -45,7 +45,7 @@ class _Part:
 
 
 def _latents() -> torch.Tensor:
-    return torch.zeros(1, 4, HEIGHT // LATENT_SCALE, WIDTH // LATENT_SCALE)
+    return torch.zeros(1, 4, *(side // LATENT_SCALE for side in DEFAULT_SIZE))
 
 
 PARTS = {
@@ -78,7 +78,7 @@ PARTS = {
         "vae",
         "encoder",
         lambda vae, sample: vae.quant_conv(vae.encoder(sample)),
-        lambda _: {"sample": torch.zeros(1, 3, HEIGHT, WIDTH)},  # from -1 to 1
+        lambda _: {"sample": torch.zeros(1, 3, *DEFAULT_SIZE)},  # from -1 to 1
         ("latent_parameters",),  # mean and logarithm of the variance
     ),
 }

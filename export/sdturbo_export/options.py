@@ -11,6 +11,28 @@ from sdturbo.errors import InvalidRequest
 from sdturbo_export.rewrites import require_known, rewrites_of
 
 PRECISIONS = ("fp32", "fp16", "int8")
+Size = tuple[int, int]  # height and width of pictures in pixels
+DEFAULT_SIZE: Size = (512, 512)  # what SD-Turbo was trained for
+SIDES, SIDE_STEP, MOST_PIXELS = (256, 1024), 64, 768 * 768
+
+
+def parse_size(text: str) -> Size:
+    """(height, width) of `768x512`, width x height. Raises InvalidRequest."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and text.isascii() and len(text) < 12):
+        raise InvalidRequest(f"Got the size {text!r:.40}. Expected width x height in pixels, such as 768x512.")
+    return int(height), int(width)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises InvalidRequest unless SD-Turbo draws pictures of that size."""
+    least, most = SIDES
+    sides_fit = all(least <= side <= most and side % SIDE_STEP == 0 for side in (height, width))
+    if not sides_fit or height * width > MOST_PIXELS:
+        raise InvalidRequest(
+            f"Got the size {width}x{height} (width x height). Expected multiples of {SIDE_STEP} from {least} to {most}, and at"
+            f" most {MOST_PIXELS} pixels, as 768x768 has."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +40,7 @@ class BuildOptions:
     """What a bundle shall hold.
 
     batch_sizes: those of its graphs, which are static. They are kept in order, each once.
+    sizes: (height, width) of its pictures in pixels. The first is the default.
     precision: "fp32", "fp16" for NVIDIA GPUs, or "int8" for denoiser and decoder on CPUs (see `int8`).
     weight_format: how fp32 graphs store their weights. "fp16" rounds them and takes 2 bytes per weight instead of 4. The
     arithmetic stays float32 or bfloat16. Weights that float16 holds exactly are stored in it either way.
@@ -27,6 +50,7 @@ class BuildOptions:
     """
 
     batch_sizes: Sequence[int] = (1,)
+    sizes: Sequence[Size] = (DEFAULT_SIZE,)
     precision: str = "fp32"
     weight_format: str = "fp32"
     without: Sequence[str] = ()
@@ -37,6 +61,10 @@ class BuildOptions:
         sizes, precision = list(self.batch_sizes), self.precision
         if not sizes or any(size < 1 for size in sizes):
             raise InvalidRequest(f"Got batch sizes {sizes}. Expected whole numbers from 1.")
+        if not self.sizes or len(set(self.sizes)) < len(self.sizes):
+            raise InvalidRequest(f"Got the sizes {list(self.sizes)}. Expected one or more, each once.")
+        for height, width in self.sizes:
+            check_size(height, width)
         if precision not in PRECISIONS:
             raise InvalidRequest(f"Got precision {precision!r}. Expected {' or '.join(PRECISIONS)}.")
         if self.weight_format not in WEIGHT_FORMATS:

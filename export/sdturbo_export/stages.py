@@ -7,7 +7,7 @@ every precision inside (`rewrites/half.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,14 +16,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler
 from torch import nn
 
-from sdturbo.bundle.description import Stage, TensorSpec
+from sdturbo.bundle.description import GraphName, Stage, TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
+from sdturbo_export.options import DEFAULT_SIZE, Size
 from sdturbo_export.rewrites import rewrite, rewrites_of
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.schedule import step_coefficients
-
-HEIGHT = WIDTH = 512  # pixels of the graphs that are exported
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,12 @@ class StageDefinition:
     reference: Callable[[Any, Checkpoint], nn.Module]
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
+
+    def graph_names(self, batch_sizes: Iterable[int], sizes: Iterable[Size]) -> list[GraphName]:
+        """The plain graphs of a bundle with those sizes. A stage that sees no picture has one for all of its sizes."""
+        stage = Stage(self.name, self.inputs, (self.output,), {})
+        of_pictures = list(sizes) if stage.is_sized else [(0, 0)]
+        return [GraphName(batch_size, *size) for size in of_pictures for batch_size in batch_sizes]
 
 
 class TextEncoder(nn.Module):
@@ -213,19 +218,21 @@ def graph_module(definition: StageDefinition, *, precision: str = "fp32", withou
     return (Half(stage) if precision == "fp16" else stage).eval()
 
 
-def stage_of(definition: StageDefinition) -> Stage:
-    """The stage as a bundle describes it, at the size that is exported, without its graphs."""
-    return Stage(definition.name, definition.inputs, (definition.output,), {}).at(HEIGHT, WIDTH)
+def stage_of(definition: StageDefinition, size: Size = DEFAULT_SIZE) -> Stage:
+    """The stage as a bundle describes it, for pictures of that size, without its graphs."""
+    return Stage(definition.name, definition.inputs, (definition.output,), {}).at(*size)
 
 
-def example_inputs(definition: StageDefinition, batch_size: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+def example_inputs(
+    definition: StageDefinition, batch_size: int, size: Size = DEFAULT_SIZE, *, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Inputs of the stage with the statistics of a real run, drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     sigma_max = definition.checkpoint.schedule.rows[0].sigma
     vocabulary = definition.checkpoint.configs["text_encoder"]["vocab_size"]
     inputs: dict[str, torch.Tensor] = {}
     for spec in definition.inputs:
-        shape = spec.at(HEIGHT, WIDTH).shape_at(batch_size)
+        shape = spec.at(*size).shape_at(batch_size)
         if spec.name == "input_ids":
             value: Any = torch.randint(0, vocabulary, shape, generator=generator)
         elif spec.name == "image":

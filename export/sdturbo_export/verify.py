@@ -30,6 +30,7 @@ REQUESTS = (
     *((steps, strength, False) for steps, strength in ((1, 1.0), (2, 0.5), (4, 0.3), (4, 0.75))),
     *((steps, strength, True) for steps, strength in ((1, 1.0), (2, 0.5), (4, 0.75), (4, 1.0))),
 )
+AT_OTHER_SIZES = ((1, None, False), (2, 0.5, False), (2, 0.5, True))
 LIMITS = {"fp32": (50.0, 2), "fp16": (55.0, 2)}  # by the weights' format: decibels and pixel values, fp32 on uint8
 PROMPT, SEED = "a lighthouse on a cliff, 灯台, evening", 7
 
@@ -108,7 +109,10 @@ def _stages(bundle: Bundle, checkpoint: Checkpoint, backend: Backend) -> Iterato
         most = bound(name, backend.precision, bundle.weight_format)
         if np.isinf(most):
             continue  # its pictures are judged
-        graphs = {size: bundle.graph(name, size, form=backend.form) for size in bundle.batch_sizes}
+        graphs = {
+            graph: bundle.graph(name, graph.batch_size, height=graph.height, width=graph.width, form=backend.form)
+            for graph in definition.graph_names(bundle.batch_sizes, bundle.sizes)
+        }
         distance = stage_parity(definition, graphs, backend)
         what = f"{name} against PyTorch, {_name(backend)} {backend.precision}"
         yield _line(what, distance <= most, f"relative L2 distance {distance:.1e}", f"<= {most:.0e}")
@@ -151,7 +155,8 @@ def _from_diffusers(
     """
     from sdturbo_export.proof.diffusers_reference import Asked, draw
 
-    requests = [Asked(*request) for request in REQUESTS]
+    requests = [Asked(*request, bundle.sizes[0]) for request in REQUESTS]
+    requests += [Asked(*request, size) for size in bundle.sizes[1:] for request in AT_OTHER_SIZES]
     noise = np.random.default_rng(SEED).integers(0, 256, (12, 16, 3), np.uint8)
     larger = (bundle.width + 128, bundle.height + 64)  # so that it is resized
     start = Image.fromarray(noise).resize(larger, Image.Resampling.BICUBIC)
@@ -165,7 +170,9 @@ def _from_diffusers(
         pipe = Pipeline(bundle, backend)
         distances: list[tuple[Asked, tuple[float, int]]] = []
         for asked, picture in zip(requests, expected, strict=True):
+            height, width = asked.size
             options: dict[str, Any] = {"num_inference_steps": asked.num_inference_steps, "strength": asked.strength}
+            options |= {"height": height, "width": width}
             if asked.strength is not None:
                 options["image"] = start
             if asked.masked:

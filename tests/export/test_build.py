@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from sdturbo import Pipeline
 from sdturbo.bundle import Bundle
+from sdturbo.bundle.description import GraphName
 from sdturbo.bundle.plans import Plan, PlanKey, plan_bytes, read_plans
 from sdturbo.errors import BundleError, InvalidRequest
 from sdturbo_export import build as build_module
@@ -253,7 +254,7 @@ def test_store_forgets_a_stage_whose_bundle_was_deleted(small_checkpoint, tmp_pa
         tmp_path,
         key,
         partial,
-        graphs={"plain": {1: "text_encoder.onnx"}},
+        graphs={GraphName(1): "text_encoder.onnx"},
         parity=1e-6,
         inputs={"input_ids": np.zeros(1, np.int64)},
         output=np.zeros(3, np.float32),

@@ -234,13 +234,13 @@ def test_progress_is_said_once_per_tenth_and_never_backwards():
 
 
 def test_room_on_the_gpu_is_looked_at_first(bundle):
-    stage, card = bundle.stages["decoder"], Gpu(1, "GPU", "8.9", 16 * GB, "13.0")
-    assert require_room(bundle, stage, 1, card, 12 * GB, None) == 4 * GB
-    assert require_room(bundle, stage, 1, card, 12 * GB, GB) == GB
+    graph, card = bundle.graph("decoder", 1), Gpu(1, "GPU", "8.9", 16 * GB, "13.0")
+    assert require_room(bundle, graph, "decoder", card, 12 * GB, None) == 4 * GB
+    assert require_room(bundle, graph, "decoder", card, 12 * GB, GB) == GB
     with pytest.raises(BuildError, match=r"needs about 0\.3 GB on the GPU \(cuda:1\), and 0\.1 GB of 17\.2 GB are"):
-        require_room(bundle, stage, 1, card, GB // 8, None)
+        require_room(bundle, graph, "decoder", card, GB // 8, None)
     with pytest.raises(BuildError, match=r"needs about 21\.5 GB"):
-        require_room(bundle, stage, 1, card, 12 * GB, 20 * GB)
+        require_room(bundle, graph, "decoder", card, 12 * GB, 20 * GB)
 
 
 def test_room_on_the_disk_is_looked_at_first(bundle, timing_caches, monkeypatch):

@@ -16,7 +16,9 @@ def with_plans(bundle, *, measured=(0.0, 1.0), **key):
     plans = {}
     for name in bundle.stages:
         for size in bundle.batch_sizes:
-            made_for = dataclasses.replace(trt.machine_key(backend.library, backend.gpu, bundle, name, size), **key)
+            made_for = dataclasses.replace(
+                trt.machine_key(backend.library, backend.gpu, bundle, bundle.graph(name, size)), **key
+            )
             data = json.dumps({"graph": str(bundle.graph(name, size)), "distort": 0}).encode()
             plans[Plan(plan_name(made_for, name, size, data), name, size, made_for, *measured)] = data
     return add_plans(bundle, plans, {})

@@ -90,6 +90,10 @@ class Bundle:
     def width(self) -> int:
         return self.sizes[0][1]
 
+    def stages_at(self, height: int, width: int) -> dict[str, Stage]:
+        """The stages by name, for pictures of that size in pixels."""
+        return {name: stage.at(height, width) for name, stage in self.declared.items()}
+
     def graph(
         self, stage: str, batch_size: int, *, height: int | None = None, width: int | None = None, form: str = PLAIN
     ) -> Path:

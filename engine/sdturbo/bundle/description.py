@@ -107,6 +107,12 @@ class Golden:
     min_psnr: float
 
 
+def golden_image(image: str, height: int, width: int) -> str:
+    """The golden picture's file at another size than the default: `golden.768x512.png`, width x height, for `golden.png`."""
+    stem, _, suffix = image.rpartition(".")
+    return f"{stem}.{width}x{height}.{suffix}"
+
+
 def rows_of(schedule: Sequence[ScheduleRow], num_inference_steps: int) -> range:
     """The rows of the schedule for a run of that many steps, as values for the graphs' `step` input."""
     rows = [i for i, row in enumerate(schedule) if row.num_inference_steps == num_inference_steps]

@@ -22,6 +22,7 @@ from sdturbo.request.checks import (
     check_latents,
     check_prompts,
     check_seeds,
+    check_size,
     check_strength,
     first_step,
 )
@@ -49,6 +50,8 @@ class Request(TypedDict, total=False):
     mask_image: ImageInput | None
     keep_unmasked: bool
     strength: float | None
+    height: int | None
+    width: int | None
     num_inference_steps: int
     num_images_per_prompt: int
     seed: Seeds
@@ -61,8 +64,8 @@ class Request(TypedDict, total=False):
 class Job:
     """A checked request of N images, and the tensors that the stages make of it.
 
-    inpainting: what is kept of the image, None if all of it is drawn anew. rows: the schedule's rows that will run.
-    images_per_prompt: image i belongs to prompt i // images_per_prompt.
+    inpainting: what is kept of the image, None if all of it is drawn anew. size: height and width of the pictures in pixels.
+    rows: the schedule's rows that will run. images_per_prompt: image i belongs to prompt i // images_per_prompt.
     The stages fill in the rest. tokens: one per prompt. start: by name, the rows of `latents` (noise), or from an image those
     of the encoder's inputs. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32 (77, 1024) per image. images: uint8
     (N, H, W, 3).
@@ -72,6 +75,7 @@ class Job:
     image: ImageInput | None
     inpainting: Inpainting | None
     strength: float | None
+    size: tuple[int, int]
     num_inference_steps: int
     rows: range
     images_per_prompt: int
@@ -92,7 +96,7 @@ class Job:
 
 def accept(bundle: Bundle, request: Request) -> Job:
     """The job of a request, its clock started. Missing arguments take their defaults. Raises InvalidRequest."""
-    request = named(request, bundle)
+    request = named(request)
     prompts = check_prompts(request["prompt"])
     steps = check_count(request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", MAX_STEPS)
     per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
@@ -100,7 +104,9 @@ def accept(bundle: Bundle, request: Request) -> Job:
     output_type: object = request.get("output_type", DEFAULT_OUTPUT)
     if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
         raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
-    image, mask = _image(request, bundle)
+    size = check_size(request.get("height"), request.get("width"), bundle.sizes)
+    latents_shape = bundle.stages_at(*size)["denoiser"].outputs[0].shape_at(1)
+    image, mask = _image(request, size, latents_shape)
     strength, latents = request.get("strength"), request.get("latents")
     cancel = request.get("cancel")
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
@@ -109,7 +115,7 @@ def accept(bundle: Bundle, request: Request) -> Job:
     if latents is not None:
         if image is not None:
             raise InvalidRequest("Got both image and latents. Image-to-image draws its own noise from the seed.")
-        check_latents(latents, (len(seeds), *bundle.stages["denoiser"].outputs[0].shape_at(1)[1:]))
+        check_latents(latents, (len(seeds), *latents_shape[1:]))
     inpainting = None
     if image is not None:
         strength = check_strength(strength, steps, masked=mask is not None)
@@ -121,11 +127,13 @@ def accept(bundle: Bundle, request: Request) -> Job:
     elif strength is not None:
         raise InvalidRequest(f"Got strength={strength} without an image. Strength belongs to image-to-image.")
     return Job(
-        prompts, image, inpainting, strength, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel)
+        prompts, image, inpainting, strength, size, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel)
     )
 
 
-def _image(request: Request, bundle: Bundle) -> tuple[ImageInput | None, Mask | None]:
+def _image(
+    request: Request, size: tuple[int, int], latents_shape: tuple[int, ...]
+) -> tuple[ImageInput | None, Mask | None]:
     """The start picture, and the mask of what is drawn anew: `mask_image`, or else the picture's transparent pixels."""
     image, mask_image = request.get("image"), request.get("mask_image")
     if image is None:
@@ -134,9 +142,8 @@ def _image(request: Request, bundle: Bundle) -> tuple[ImageInput | None, Mask | 
         return None, None
     if isinstance(image, (str, PathLike)):
         image = read_image(image)
-    size = bundle.height, bundle.width
     mask = of_alpha(image, *size) if mask_image is None else to_mask(mask_image, *size)
-    if mask is not None and not reduced(mask, *bundle.stages["denoiser"].outputs[0].shape_at(1)[2:]).any():
+    if mask is not None and not reduced(mask, *latents_shape[2:]).any():
         raise InvalidRequest(
             f"Got a mask of {int(mask.sum())} pixels, which is too small: one latent stands for 8x8 pixels and counts if its"
             " first pixel is white. Expected a larger area."
@@ -144,7 +151,7 @@ def _image(request: Request, bundle: Bundle) -> tuple[ImageInput | None, Mask | 
     return image, mask
 
 
-def named(request: object, bundle: Bundle) -> Request:
+def named(request: object) -> Request:
     """A call's arguments by name, with a prompt among them. Those of diffusers that mean something here are translated."""
     if not isinstance(request, Mapping):
         raise InvalidRequest(f"Got a request of type {type(request).__name__}, expected a call's arguments by name.")
@@ -153,7 +160,7 @@ def named(request: object, bundle: Bundle) -> Request:
     others = {name: value for name, value in names.items() if name not in known}
     if "prompt" not in known:
         raise InvalidRequest("Got a request without a prompt.")
-    seed = understood(others, bundle.sizes, tuple(Request.__annotations__))
+    seed = understood(others, tuple(Request.__annotations__))
     if seed is not None:
         given = known.get("seed")
         if given is not None and not (isinstance(given, int) and given == DEFAULT_SEED):

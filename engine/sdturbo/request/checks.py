@@ -56,6 +56,22 @@ def random_seed() -> int:
     return secrets.randbits(32)
 
 
+def check_size(height: object, width: object, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Height and width in pixels, one of the bundle's `sizes`. None stands for the side of the first, its default."""
+    size = tuple(
+        default if side is None else _integer(side, name)
+        for side, default, name in zip((height, width), sizes[0], ("height", "width"), strict=True)
+    )
+    for known in sizes:
+        if known == size:
+            return known
+    offered = ", ".join(f"{rows}x{columns}" for rows, columns in sizes)
+    raise InvalidRequest(
+        f"Got height={size[0]} and width={size[1]}. This bundle draws {offered} (height x width). `sdturbo-export build --size`"
+        " makes others."
+    )
+
+
 def check_count(value: object, name: str, most: int | None = None) -> int:
     """A whole number from 1, up to `most` if given."""
     number = _integer(value, name)

@@ -22,17 +22,16 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 
-def understood(others: Mapping[str, Any], sizes: Sequence[tuple[int, int]], known: Sequence[str]) -> list[int] | None:
+def understood(others: Mapping[str, Any], known: Sequence[str]) -> list[int] | None:
     """The seeds that the arguments `others` ask for, None if they name none.
 
-    sizes: (height, width) of the bundle. known: the arguments of a call.
+    known: the arguments of a call.
     Raises InvalidRequest for an argument that diffusers would have honoured, and for unknown ones.
     """
     left = dict(others)
     for name, (harmless, reason) in _WITHOUT_EFFECT.items():
         if name in left and not _is_one_of(value := left.pop(name), harmless):
             raise InvalidRequest(f"Got {name}={value!r:.80}. {reason}.")
-    _check_size(left, sizes)
     generator = left.pop("generator", None)
     if left:
         raise InvalidRequest(f"Got a request with {list(left)!r:.80}, expected names of {', '.join(known)}.")
@@ -46,18 +45,6 @@ def understood(others: Mapping[str, Any], sizes: Sequence[tuple[int, int]], know
 def _is_one_of(value: object, harmless: tuple[object, ...]) -> bool:
     """Whether it is None or one of them. Arrays are not compared."""
     return value is None or (isinstance(value, (int, float, str)) and value in harmless)
-
-
-def _check_size(left: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> None:
-    """Take height and width out of `left`. Raises InvalidRequest unless a picture of the bundle has them."""
-    height, width = left.pop("height", None), left.pop("width", None)
-    high, wide = sizes[0]
-    if _is_one_of(height, (high,)) and _is_one_of(width, (wide,)):
-        return
-    offered = ", ".join(f"{rows}x{columns}" for rows, columns in sizes)
-    raise InvalidRequest(
-        f"Got height={height!r:.20} and width={width!r:.20}. This bundle draws {offered} (height x width)."
-    )
 
 
 def _seed_of(generator: Any, name: str) -> int:

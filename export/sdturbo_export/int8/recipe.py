@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from sdturbo import backends
 from sdturbo.backends import Backend
-from sdturbo.bundle.description import PLAIN
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.errors import BuildError
@@ -108,7 +107,7 @@ class Int8Build:
             "denoiser": [drawn.denoiser[len(drawn.denoiser) // 2] for drawn in at_points],
             "decoder": [drawn.decoder for drawn in at_points],
         }
-        graphs = {name: self.exact[name].graph(1) for name in INT8_STAGES}
+        graphs = {name: self.exact[name].graph(1, self.golden_walk.size) for name in INT8_STAGES}
         layers = {name: layers_of(ir.load(graph)) for name, graph in graphs.items()}
         total, done = sum(map(len, layers.values())), itertools.count(1)
         measured: dict[str, Any] = {}
@@ -142,21 +141,26 @@ class Int8Build:
                         )
                     insert_qdq(model, [layer for layer in layers if layer.name not in in_fp32], ranges)
                     write_graph(model, partial / graph, weights)
-            batch_size, inputs = len(self.golden_walk.seeds), self.golden_walk.inputs(name)
-            output = self._output(name, partial / exact.plain[batch_size], inputs, "int8")
-            expected = self._output(name, exact.graph(batch_size), inputs, "fp32")
+            inputs, shown = (
+                self.golden_walk.inputs(name),
+                exact.graph(len(self.golden_walk.seeds), self.golden_walk.size),
+            )
+            output = self._output(name, partial / shown.name, inputs, "int8")
+            expected = self._output(name, shown, inputs, "fp32")
             return stage_store.publish(
                 self.store,
                 key,
                 partial,
-                graphs={PLAIN: exact.plain},
+                graphs=exact.plain,
                 parity=relative_l2(output, expected),
                 inputs=inputs,
                 output=output,
             )
 
     def _output(self, name: str, graph: Path, inputs: Arrays, precision: str) -> NDArray[Any]:
-        return engine_output(self.definitions[name], graph, inputs, _backend(precision), self.store)
+        return engine_output(
+            self.definitions[name], graph, inputs, _backend(precision), self.store, self.golden_walk.size
+        )
 
     def _judge(self, stages: Mapping[str, StoredStage]) -> list[Score]:
         """Every judging prompt's picture against that of the float32 stages."""
@@ -179,7 +183,8 @@ class Int8Build:
     ) -> Iterator[Trajectory]:
         backend = _backend(precision)
         described, schedule = self.golden_walk.stages, self.golden_walk.schedule
-        sessions = {name: backend.session(stages[name].graph(1), described[name], 1) for name in _DRAWING}
+        graphs = {name: stages[name].graph(1, self.golden_walk.size) for name in _DRAWING}
+        sessions = {name: backend.session(graphs[name], described[name], 1) for name in _DRAWING}
         for prompt in prompts:
             ids = self.tokenizer(prompt.prompt).input_ids
             walk = Walk(described, schedule, prompt.steps, ids, [prompt.seed])

@@ -17,20 +17,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from sdturbo_export.options import DEFAULT_SIZE, Size
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 
 class Asked(NamedTuple):
-    """One request. strength: None is text-to-image. masked: inpainting."""
+    """One request. strength: None is text-to-image. masked: inpainting. size: (height, width) of the picture in pixels."""
 
     num_inference_steps: int
     strength: float | None = None
     masked: bool = False
+    size: Size = DEFAULT_SIZE
 
     @property
     def kind(self) -> str:
         name = "inpainting" if self.masked else "image-to-image"
-        return "text-to-image" if self.strength is None else f"{name}, strength {self.strength:g}"
+        kind = "text-to-image" if self.strength is None else f"{name}, strength {self.strength:g}"
+        return f"{kind}, {self.size[1]}x{self.size[0]}"
 
 
 def draw(
@@ -57,19 +60,19 @@ def draw(
     inpainting = StableDiffusionInpaintPipeline(**parts)
     for pipeline in (text_to_image, image_to_image, inpainting):
         pipeline.set_progress_bar_config(disable=True)
-    size = checkpoint.configs["unet"]["sample_size"] * 8
-    resized = start.resize((size, size), Image.Resampling.LANCZOS)
     pictures: list[NDArray[np.uint8]] = []
-    for steps, strength, masked in requests:
+    for steps, strength, masked, (height, width) in requests:
+        resized = start.resize((width, height), Image.Resampling.LANCZOS)
         options: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": 0.0,
             "generator": torch.Generator().manual_seed(seed),
         }
         if strength is None:
-            result = text_to_image(prompt, **options)
+            result = text_to_image(prompt, height=height, width=width, **options)
         elif masked:
-            result = inpainting(prompt, image=resized, mask_image=mask_image, strength=strength, **options)
+            options |= {"height": height, "width": width, "strength": strength}
+            result = inpainting(prompt, image=resized, mask_image=mask_image, **options)
         else:
             result = image_to_image(prompt, image=resized, strength=strength, **options)
         pictures.append(np.asarray(result.images[0]))

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sdturbo.backends import Backend, BackendChoice, connect
-from sdturbo.bundle.description import TensorSpec
+from sdturbo.bundle.description import GraphName, TensorSpec
 from sdturbo.bundle.external_data import external_locations
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.proof.half_arithmetic import HalfArithmetic
-from sdturbo_export.proof.walk import Arrays, Walk
+from sdturbo_export.proof.walk import Arrays, Walk, run_of
 from sdturbo_export.stage_store import StoredStage, digest
-from sdturbo_export.stages import HEIGHT, WIDTH, StageDefinition, example_inputs, graph_module, stage_of
+from sdturbo_export.stages import DEFAULT_SIZE, Size, StageDefinition, example_inputs, graph_module, stage_of
 
 
 def torch_output(definition: StageDefinition, inputs: Arrays) -> NDArray[Any]:
@@ -43,19 +43,24 @@ def half_output(definition: StageDefinition, inputs: Arrays, without: Collection
 
 
 def engine_output(
-    definition: StageDefinition, graph: Path, inputs: Arrays, backend: Backend, scratch_folder: Path | None = None
+    definition: StageDefinition,
+    graph: Path,
+    inputs: Arrays,
+    backend: Backend,
+    scratch_folder: Path | None = None,
+    size: Size = DEFAULT_SIZE,
 ) -> NDArray[Any]:
     """The output of `graph` on `backend`. The decoder gives its float32 values before rounding.
 
     TensorRT's plans do not give those. Rounded pixels take their place, which are off by at most 0.3 % of a picture's L2.
-    scratch_folder: where temporary files lie, by default the system's folder for them.
+    scratch_folder: where temporary files lie, by default the system's folder for them. size: of the graph's pictures.
     """
-    stage, batch_size = stage_of(definition), len(next(iter(inputs.values())))
+    stage, batch_size = stage_of(definition, size), len(next(iter(inputs.values())))
     unrounded = definition.name == "decoder" and backend.name != "tensorrt"
     with tempfile.TemporaryDirectory(dir=scratch_folder, prefix=".parity-") as folder:
         if unrounded:
             graph = _before_rounding(graph, Path(folder))
-            stage = dataclasses.replace(stage, outputs=(TensorSpec("pixels", "float32", ("B", 3, HEIGHT, WIDTH)),))
+            stage = dataclasses.replace(stage, outputs=(TensorSpec("pixels", "float32", ("B", 3, *size)),))
         (output,) = backend.session(graph, stage, batch_size).run(inputs).values()
     return output.transpose(0, 3, 1, 2).astype(np.float32) if output.dtype == np.uint8 else output
 
@@ -66,19 +71,34 @@ def golden_output(definition: StageDefinition, stored: StoredStage, precision: s
     if stored.inputs_sha256 == digest(inputs):
         return stored.output()
     backend = connect(BackendChoice("onnxruntime", precision=precision))
-    graph = stored.graph(len(golden_walk.seeds))
-    return engine_output(definition, graph, inputs, backend, stored.entry.parent)
+    graph = stored.graph(len(golden_walk.seeds), golden_walk.size)
+    return engine_output(definition, graph, inputs, backend, stored.entry.parent, golden_walk.size)
+
+
+def golden_picture(golden_walk: Walk, stages: Mapping[str, StoredStage], precision: str) -> NDArray[np.uint8]:
+    """The golden picture at the walk's size, drawn by the stored graphs in ONNX Runtime."""
+    backend = connect(BackendChoice("onnxruntime", precision=precision))
+    batch_size = len(golden_walk.seeds)
+    sessions = {
+        name: backend.session(stages[name].graph(batch_size, golden_walk.size), stage, batch_size)
+        for name, stage in golden_walk.stages.items()
+        if name != "encoder"
+    }
+    for _ in golden_walk.visits(run_of(sessions), until="decoder"):
+        pass
+    return golden_walk.picture()
 
 
 def stage_parity(
-    definition: StageDefinition, graphs: Mapping[int, Path], backend: Backend, scratch_folder: Path | None = None
+    definition: StageDefinition, graphs: Mapping[GraphName, Path], backend: Backend, scratch_folder: Path | None = None
 ) -> float:
-    """The largest relative L2 distance ‖ours - torch‖/‖torch‖ over the stage's batch sizes, on `backend`."""
+    """The largest relative L2 distance ‖ours - torch‖/‖torch‖ over the stage's batch and picture sizes, on `backend`."""
     worst = 0.0
-    for batch_size, graph in graphs.items():
-        examples = example_inputs(definition, batch_size, seed=1)
+    for graph, file in graphs.items():
+        size = (graph.height, graph.width) if graph.height else DEFAULT_SIZE
+        examples = example_inputs(definition, graph.batch_size, size, seed=1)
         inputs = {name: tensor.numpy() for name, tensor in examples.items()}
-        output = engine_output(definition, graph, inputs, backend, scratch_folder)
+        output = engine_output(definition, file, inputs, backend, scratch_folder, size)
         worst = max(worst, relative_l2(output, torch_output(definition, inputs)))
     return worst
 

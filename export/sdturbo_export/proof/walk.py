@@ -46,6 +46,12 @@ class Walk:
     outputs: dict[str, Array] = field(default_factory=dict[str, Array])
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        _, height, width, _ = self.stages["decoder"].outputs[0].shape_at(1)
+        return height, width
+
+    @property
     def rows(self) -> range:
         """The rows of the schedule that the denoiser takes, one per step."""
         return rows_of(self.schedule, self.num_inference_steps)

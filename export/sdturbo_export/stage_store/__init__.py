@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.bundle.description import PLAIN
+from sdturbo.bundle.description import PLAIN, GraphName
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrite_module
 from sdturbo_export.stage_store.sources import source_hashes
-from sdturbo_export.stages import StageDefinition
+from sdturbo_export.stages import DEFAULT_SIZE, Size, StageDefinition
 
 MANIFEST = "stage.json"
 OUTPUT = "output.npy"
@@ -35,28 +35,33 @@ _PACKAGES = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
 class StoredStage:
     """A finished stage. `path` holds its graphs and weights, `entry` is its directory in the store.
 
-    graphs: form -> batch size -> file name. files: name -> (sha256, size). parity: relative L2 distance to PyTorch.
+    graphs: the files' names. files: name -> (sha256, size). parity: relative L2 distance to PyTorch.
     inputs_sha256: of the inputs that `output` was computed for.
     """
 
     path: Path
     entry: Path
-    graphs: Mapping[str, Mapping[int, str]]
+    graphs: Mapping[GraphName, str]
     files: Mapping[str, tuple[str, int]]
     parity: float
     inputs_sha256: str
 
     @property
-    def plain(self) -> Mapping[int, str]:
-        return self.graphs[PLAIN]
+    def plain(self) -> Mapping[GraphName, str]:
+        return {name: file for name, file in self.graphs.items() if name.form == PLAIN}
 
-    def graph(self, batch_size: int) -> Path:
-        """The plain ONNX file for that batch size."""
-        return self.path / self.plain[batch_size]
+    def graph(self, batch_size: int, size: Size = DEFAULT_SIZE) -> Path:
+        """The plain ONNX file for that batch size and size of pictures."""
+        return self.path / plain_file(self.graphs, batch_size, size)
 
     def output(self) -> NDArray[Any]:
         """The stage's output for the golden request's inputs (see `proof.golden`)."""
         return np.load(self.entry / OUTPUT, allow_pickle=False)
+
+
+def plain_file(graphs: Mapping[GraphName, str], batch_size: int, size: Size) -> str:
+    """The file of the plain graph. One without a size is for every size."""
+    return graphs.get(GraphName(batch_size, *size)) or graphs[GraphName(batch_size)]
 
 
 def stage_key(definition: StageDefinition, hashes: Mapping[str, str], options: BuildOptions) -> str:
@@ -69,7 +74,7 @@ def stage_key(definition: StageDefinition, hashes: Mapping[str, str], options: B
             "config": checkpoint.configs[component],
             "scheduler": checkpoint.configs["scheduler"],
             "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
-            "batch_sizes": options.batch_sizes,
+            "graphs": [asdict(name) for name in definition.graph_names(options.batch_sizes, options.sizes)],
             "precision": options.exported_precision,
             "rewrites": rewrites,
             "weight_format": options.weight_format,
@@ -90,7 +95,7 @@ def find(store: Path, key: str) -> StoredStage | None:
     entry = store / key
     try:
         data = json.loads((entry / MANIFEST).read_bytes())
-        graphs = {form: {int(size): name for size, name in graphs.items()} for form, graphs in data["graphs"].items()}
+        graphs = {GraphName(**name): file for name, file in data["graphs"]}
         files = {name: (digest, size) for name, (digest, size) in data["files"].items()}
         stage = StoredStage(Path(data["files_at"]), entry, graphs, files, data["parity"], data["inputs_sha256"])
         paths = [*(stage.path / name for name in files), entry / OUTPUT]
@@ -108,7 +113,7 @@ def publish(
     key: str,
     partial: Path,
     *,
-    graphs: Mapping[str, Mapping[int, str]],
+    graphs: Mapping[GraphName, str],
     parity: float,
     inputs: Mapping[str, NDArray[Any]],
     output: NDArray[Any],
@@ -119,7 +124,7 @@ def publish(
     entry = store / key
     data = {
         "files_at": str(entry.resolve()),
-        "graphs": graphs,
+        "graphs": [(asdict(name), file) for name, file in graphs.items()],
         "files": files,
         "parity": parity,
         "inputs_sha256": digest(inputs),

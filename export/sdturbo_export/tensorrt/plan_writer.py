@@ -47,14 +47,14 @@ def add_plans(bundle: Bundle, plans: Mapping[Plan, bytes], reports: Mapping[str,
     return Bundle.load(bundle.path)
 
 
-def plan_size(bundle: Bundle, stage: str, batch_size: int) -> int:
+def plan_size(bundle: Bundle, graph: Path) -> int:
     """About the bytes of a plan: those of its graph and weights."""
-    return sum(bundle.files[name][1] for name in bundle.graph_files(bundle.graph(stage, batch_size)))
+    return sum(bundle.files[name][1] for name in bundle.graph_files(graph))
 
 
-def require_disk(bundle: Bundle, stage: str, batch_size: int) -> None:
-    """Raise BuildError if the disk has no room for the plan of a stage."""
-    need, disk = 1.2 * plan_size(bundle, stage, batch_size), shutil.disk_usage(bundle.path).free
+def require_disk(bundle: Bundle, graph: Path, stage: str) -> None:
+    """Raise BuildError if the disk has no room for the plan of a stage's graph."""
+    need, disk = 1.2 * plan_size(bundle, graph), shutil.disk_usage(bundle.path).free
     if disk < need:
         raise BuildError(
             f"The plan of the {stage} needs about {need / 1e9:.1f} GB in {bundle.path}, and {disk / 1e9:.1f} GB are free."
@@ -78,12 +78,14 @@ def keep_plans(old: Path, new: Path, say: Callable[[str], None]) -> None:
         return
     after = Bundle.load(new)
     graphs = {
-        (name, size): after.graph_sha256(after.graph(name, size)) for name in after.stages for size in after.batch_sizes
+        (name, graph.batch_size, after.graph_sha256(after.path / file))
+        for name, stage in after.stages.items()
+        for graph, file in stage.graphs.items()
     }
     fitting = [
         plan
         for plan in plans
-        if plan.key.precision == after.precision and graphs.get((plan.stage, plan.batch_size)) == plan.key.onnx_sha256
+        if plan.key.precision == after.precision and (plan.stage, plan.batch_size, plan.key.onnx_sha256) in graphs
     ]
     stems = tuple(_stem(plan.file) for plan in fitting)
     entries = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -71,67 +72,80 @@ def compile_plans(
     if options.version_compatible:
         load_lean_runtime(backend.library.version)
     known = {(plan.stage, plan.batch_size, plan.key) for plan in read_plans(bundle)}
-    parts = {f"{name} at batch size {size}": SHARES[name] for size in bundle.batch_sizes for name in bundle.stages}
+    jobs = list(product(bundle.batch_sizes, bundle.sizes))
+    parts = {title(bundle, *job, name): SHARES[name] for job in jobs for name in bundle.stages}
     progress = Progress(parts, say)
-    for size in bundle.batch_sizes:
-        for visit in references(bundle, size):
-            stage = bundle.stages[visit.stage]
-            with progress.part(f"{stage.name} at batch size {size}"):
-                key = machine_key(backend.library, backend.gpu, bundle, stage.name, size)
+    for size, pixels in jobs:
+        for visit in references(bundle, size, pixels):
+            stage = bundle.stages_at(*pixels)[visit.stage]
+            graph = bundle.graph(stage.name, size, height=pixels[0], width=pixels[1])
+            with progress.part(title(bundle, size, pixels, stage.name)):
+                key = machine_key(backend.library, backend.gpu, bundle, graph)
                 key = replace(key, hardware=options.hardware, version_compatible=options.version_compatible)
                 if (stage.name, size, key) in known:
                     say("      there already")
                     continue
                 free = free_memory(backend.gpu.index)
-                room = require_room(bundle, stage, size, backend.gpu, free, options.workspace_bytes)
+                room = require_room(bundle, graph, stage.name, backend.gpu, free, options.workspace_bytes)
                 limited = replace(options, workspace_bytes=room)
-                best = _best_try(bundle, size, backend, limited, tries, timing_caches, visit, progress)
+                best = _best_try(bundle, graph, stage, size, backend, limited, tries, timing_caches, visit, progress)
                 plan_file = plan_name(key, stage.name, size, best.compiled.plan)
-                plan = Plan(plan_file, stage.name, size, key, best.relative_l2, best.median_ms)
+                shown = pixels if bundle.declared[stage.name].is_sized else (0, 0)
+                plan = Plan(plan_file, stage.name, size, key, best.relative_l2, best.median_ms, *shown)
+                known.add((stage.name, size, key))
                 report = str(PurePosixPath(plan_file).with_suffix(".layers.json"))
                 bundle = add_plans(bundle, {plan: best.compiled.plan}, {report: best.layers.encode()})
                 say(f"      {best.median_ms:.2f} ms, relative L2 distance to the CPU {best.relative_l2:.1e}")
     return bundle
 
 
-def references(bundle: Bundle, batch_size: int) -> Iterator[Visit]:
+def title(bundle: Bundle, batch_size: int, size: tuple[int, int], stage: str) -> str:
+    """The part of the progress. size: (height, width), which is named where the bundle has several."""
+    of_size = f" and {size[1]}x{size[0]} pixels" if len(bundle.sizes) > 1 else ""
+    return f"{stage} at batch size {batch_size}{of_size}"
+
+
+def references(bundle: Bundle, batch_size: int, size: tuple[int, int] | None = None) -> Iterator[Visit]:
     """Each stage once, with the golden request's inputs, one seed per image, and the output of ONNX Runtime's CPU provider."""
     golden = bundle.golden
     tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
     ids = np.repeat(tokenizer(golden.prompt).input_ids, batch_size, axis=0)
     cpu = backends.connect(BackendChoice("onnxruntime", precision=bundle.precision))
+    height, width = size or bundle.sizes[0]
+    stages = bundle.stages_at(height, width)
 
     def run(name: str, inputs: Arrays) -> NDArray[Any]:
-        (output,) = cpu.session(bundle.graph(name, batch_size), bundle.stages[name], batch_size).run(inputs).values()
+        graph = bundle.graph(name, batch_size, height=height, width=width)
+        (output,) = cpu.session(graph, stages[name], batch_size).run(inputs).values()
         return output
 
     seeds = [golden.seed + i for i in range(batch_size)]
-    yield from Walk(bundle.stages, bundle.schedule, 1, ids, seeds).visits(run)
+    yield from Walk(stages, bundle.schedule, 1, ids, seeds).visits(run)
 
 
-def require_room(
-    bundle: Bundle, stage: Stage, batch_size: int, gpu: Gpu, free: int, workspace_bytes: int | None
-) -> int:
+def require_room(bundle: Bundle, graph: Path, stage: str, gpu: Gpu, free: int, workspace_bytes: int | None) -> int:
     """The bytes that a layer may use. free: bytes on the GPU. workspace_bytes: as asked for.
 
     Raises BuildError if the GPU has no room for the weights twice (TensorRT's copy and the plan's) beside it, or the disk
     none for the plan.
     """
-    weights = plan_size(bundle, stage.name, batch_size)
+    weights = plan_size(bundle, graph)
     room = min(MOST_WORKSPACE_BYTES, free - 2 * weights) if workspace_bytes is None else workspace_bytes
     if room < LEAST_WORKSPACE_BYTES or free < 2 * weights + room:
         need = 2 * weights + max(room, LEAST_WORKSPACE_BYTES)
         raise BuildError(
-            f"Compiling the {stage.name} needs about {need / 1e9:.1f} GB on the {gpu.name} (cuda:{gpu.index}), and"
+            f"Compiling the {stage} needs about {need / 1e9:.1f} GB on the {gpu.name} (cuda:{gpu.index}), and"
             f" {free / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB are free. nvidia-smi shows the processes that hold it."
             " Or lower --workspace-gb (0.25 at least)."
         )
-    require_disk(bundle, stage.name, batch_size)
+    require_disk(bundle, graph, stage)
     return room
 
 
 def _best_try(
     bundle: Bundle,
+    graph: Path,
+    stage: Stage,
     batch_size: int,
     backend: TrtBackend,
     options: PlanOptions,
@@ -141,8 +155,7 @@ def _best_try(
     progress: Progress,
 ) -> _Try:
     """The fastest of `count` builds whose output is within the precision's bound. The first uses the cached timings."""
-    stage, bound = bundle.stages[reference.stage], BOUNDS[bundle.precision]
-    graph = bundle.graph(stage.name, batch_size)
+    bound = BOUNDS[bundle.precision]
     cache = timing_caches / f"tensorrt-{backend.library.version}-{backend.device.replace(':', '')}.timings"
     cached = cache.read_bytes() if cache.is_file() else b""
     tries: list[_Try] = []

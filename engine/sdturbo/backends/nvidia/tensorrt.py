@@ -11,6 +11,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,16 +74,17 @@ def _plan_refusal(bundle: Bundle, plans: Sequence[Plan], library: Library, gpu: 
     """The refusal of the first plan that the GPU lacks. Nothing is loaded."""
     try:
         for stage in PROGRAM_STAGES:
-            for size in bundle.batch_sizes:
-                choose_plan(bundle, plans, stage, size, machine_key(library, gpu, bundle, stage, size))
+            for batch_size, (height, width) in product(bundle.batch_sizes, bundle.sizes):
+                graph = bundle.graph(stage, batch_size, height=height, width=width)
+                choose_plan(bundle, plans, stage, batch_size, machine_key(library, gpu, bundle, graph))
     except PlanMismatch as mismatch:
         return mismatch
     return None
 
 
-def machine_key(library: Library, gpu: Gpu, bundle: Bundle, stage: str, batch_size: int) -> PlanKey:
-    """The key that a plan of the stage must fit to run here."""
-    digest = bundle.graph_sha256(bundle.graph(stage, batch_size))
+def machine_key(library: Library, gpu: Gpu, bundle: Bundle, graph: Path) -> PlanKey:
+    """The key that a plan of the bundle's graph must fit to run here."""
+    digest = bundle.graph_sha256(graph)
     assert digest is not None
     machine = (library.version, gpu.compute_capability, gpu.name, gpu.driver)
     return PlanKey(*machine, digest, bundle.precision, library=library.name)
@@ -103,10 +105,10 @@ class TrtBackend:
         bundle = self._bundle
         if bundle is None:
             raise BackendUnavailable("TensorRT runs the plans of a bundle. Connect with bundle=….")
-        if graph != bundle.graph(stage.name, batch_size):
+        if graph not in [bundle.path / file for name, file in stage.graphs.items() if name.form == PLAIN]:
             message = f"{graph} is not the bundle's {stage.name}. TensorRT runs the bundle's plans alone."
             raise BackendUnavailable(message)
-        machine = machine_key(self.library, self.gpu, bundle, stage.name, batch_size)
+        machine = machine_key(self.library, self.gpu, bundle, graph)
         plan = choose_plan(bundle, self._plans, stage.name, batch_size, machine)
         data, kernels = plan_bytes(bundle, plan), None
         if plan.key.ahead:
