@@ -24,9 +24,19 @@ from sdturbo.errors import BundleError, InvalidRequest, SDTurboError
 from sdturbo.image import ImageInput, to_pixels
 from sdturbo.noise import F32, randn
 from sdturbo.pipelined import stream
-from sdturbo.request import DEFAULT_IMAGES, DEFAULT_OUTPUT, DEFAULT_SEED, DEFAULT_STEPS, Job, Request, Seeds, accept
+from sdturbo.request import (
+    DEFAULT_IMAGES,
+    DEFAULT_OUTPUT,
+    DEFAULT_SEED,
+    DEFAULT_STEPS,
+    Job,
+    Request,
+    Seeds,
+    accept,
+    check_prompts,
+)
 from sdturbo.result import Result, finish, require_finite, require_pictures
-from sdturbo.tokenizer import PromptTokenizer
+from sdturbo.tokenizer import PromptTokenizer, Tokens
 
 Size = tuple[int, int]  # height and width of pictures in pixels
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
@@ -100,7 +110,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         image: ImageInput | None = None,
         *,
         mask_image: ImageInput | None = None,
@@ -112,6 +122,7 @@ class Pipeline:
         num_images_per_prompt: int = DEFAULT_IMAGES,
         seed: Seeds = DEFAULT_SEED,
         latents: F32 | None = None,
+        prompt_embeds: F32 | None = None,
         output_type: str = DEFAULT_OUTPUT,
         cancel: CancelToken | None = None,
         **others: Any,
@@ -130,6 +141,8 @@ class Pipeline:
         draws a seed, and the result says which. The noise equals torch.randn((1, 4, H/8, W/8)) on a CPU generator with that
         seed. Image i equals the same seed drawn alone.
         latents: noise of text-to-image to use instead, float32 (N, 4, H/8, W/8), standard normal as in diffusers.
+        prompt_embeds: used in place of a prompt, float32 (N, 77, width) for N prompts, as `encode_prompt` gives. The result's
+        `dropped` and the pictures' parameters then have empty texts in the prompts' place.
         output_type: "pil", "np" (uint8) or "latent".
         cancel: a token that is looked at between stages. A device that records the whole request looks before each batch.
         others: of diffusers' arguments a fresh `generator` of the CPU gives its seed, and values that change nothing, such as
@@ -150,16 +163,27 @@ class Pipeline:
                 "num_images_per_prompt": num_images_per_prompt,
                 "seed": seed,
                 "latents": latents,
+                "prompt_embeds": prompt_embeds,
                 "output_type": output_type,
                 "cancel": cancel,
             }
         )
-        if self._programs and job.ends_in_pictures and job.inpainting is None:
+        if self._programs and job.is_uninterrupted:
             return self._draw(job)
         return self._decode(self._denoise(self._encode_text(self._encode_image(job))))
 
+    def encode_prompt(self, prompt: str | Sequence[str]) -> F32:
+        """The embeddings of N prompts, float32 (N, 77, width), for `prompt_embeds` of a call.
+
+        A call with them draws, bit for bit, what it draws with the prompts. A backend that joins the stages of a request
+        (`tensorrt`) may round differently there. Text beyond 77 tokens is not seen, as in a call.
+        Raises InvalidRequest, OutputError.
+        """
+        embeds = self._embeds([self._tokenizer(text) for text in check_prompts(prompt)])
+        return np.stack(embeds)
+
     async def generate_async(
-        self, prompt: str | Sequence[str], image: ImageInput | None = None, **options: Any
+        self, prompt: str | Sequence[str] | None = None, image: ImageInput | None = None, **options: Any
     ) -> Result:
         """The same call on a worker thread. Cancelling the task stops the work before its next stage."""
         stop = threading.Event()
@@ -194,8 +218,9 @@ class Pipeline:
             raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
         if stop is not None:
             job.clock.cancel = Either(stop, job.clock.cancel)
-        with job.clock.part("tokenizer"):
-            job.tokens = [self._tokenizer(text) for text in job.prompts]
+        if not job.prompt_embeds:
+            with job.clock.part("tokenizer"):
+                job.tokens = [self._tokenizer(text) for text in job.prompts]
         if job.image is None:
             with job.clock.part("noise"):
                 noise = randn(job.seeds, self._latents_shape(job))[0] if job.latents is None else job.latents
@@ -217,39 +242,43 @@ class Pipeline:
         """The image, if there is one, as latents with the noise of the first step added."""
         if job.image is not None:
             with job.clock.part("encoder"):
-                job.x = self._run(job, "encoder", job.start, step=np.int64(job.rows[0]))
+                job.x = self._run(job.size, "encoder", job.start, step=np.int64(job.rows[0]))
                 if job.inpainting is not None:
                     job.inpainting.latents = job.x
                     job.x = job.inpainting.first(self.bundle.schedule[job.rows[0]].sigma)
         return job
 
     def _encode_text(self, job: Job) -> Job:
-        """prompt_embeds float32 (77, 1024) per image, from the cache or the text encoder."""
-        with job.clock.part("text_encoder"):
-            keys = [tokens.input_ids.tobytes() for tokens in job.tokens]
-            with self._prompt_lock:
-                embeds = {key: self._prompt_cache[key] for key in keys if key in self._prompt_cache}
-            missing = {
-                key: tokens.input_ids[0] for key, tokens in zip(keys, job.tokens, strict=True) if key not in embeds
-            }
-            if missing:
-                encoded = self._run(job, "text_encoder", {"input_ids": list(missing.values())})
-                require_finite(encoded, "text encoder")
-                embeds |= dict(zip(missing, encoded, strict=True))
-            with self._prompt_lock:
-                for key in keys:
-                    self._prompt_cache[key] = self._prompt_cache.pop(key, embeds[key])
-                while len(self._prompt_cache) > PROMPT_CACHE:
-                    del self._prompt_cache[next(iter(self._prompt_cache))]
-        job.prompt_embeds = [embeds[keys[i // job.images_per_prompt]] for i in range(len(job.seeds))]
+        """prompt_embeds float32 (77, 1024) per image, unless the request gave them."""
+        if not job.prompt_embeds:
+            with job.clock.part("text_encoder"):
+                embeds = self._embeds(job.tokens)
+            job.prompt_embeds = [embeds[i // job.images_per_prompt] for i in range(len(job.seeds))]
         return job
+
+    def _embeds(self, prompts: Sequence[Tokens]) -> list[F32]:
+        """float32 (77, 1024) per prompt, from the cache or the text encoder."""
+        keys = [tokens.input_ids.tobytes() for tokens in prompts]
+        with self._prompt_lock:
+            embeds = {key: self._prompt_cache[key] for key in keys if key in self._prompt_cache}
+        missing = {key: tokens.input_ids[0] for key, tokens in zip(keys, prompts, strict=True) if key not in embeds}
+        if missing:
+            encoded = self._run(self.bundle.sizes[0], "text_encoder", {"input_ids": list(missing.values())})
+            require_finite(encoded, "text encoder")
+            embeds |= dict(zip(missing, encoded, strict=True))
+        with self._prompt_lock:
+            for key in keys:
+                self._prompt_cache[key] = self._prompt_cache.pop(key, embeds[key])
+            while len(self._prompt_cache) > PROMPT_CACHE:
+                del self._prompt_cache[next(iter(self._prompt_cache))]
+        return [embeds[key] for key in keys]
 
     def _denoise(self, job: Job) -> Job:
         """The UNet and the Euler update, once per row of the schedule."""
         for step in job.rows:
             with job.clock.part("denoiser"):
                 inputs = {"latents": job.x, "prompt_embeds": job.prompt_embeds}
-                job.x = self._run(job, "denoiser", inputs, step=np.int64(step))
+                job.x = self._run(job.size, "denoiser", inputs, step=np.int64(step))
                 require_finite(job.x, f"denoiser at step {step}")
                 if job.inpainting is not None:
                     job.x = job.inpainting.after_step(job.x, self.bundle.schedule[step].sigma_next)
@@ -258,7 +287,7 @@ class Pipeline:
     def _decode(self, job: Job) -> Result:
         if job.ends_in_pictures:
             with job.clock.part("decoder"):
-                job.images = self._run(job, "decoder", {"latents": job.x})
+                job.images = self._run(job.size, "decoder", {"latents": job.x})
                 require_pictures(job.images, self.backend.precision)
                 if job.inpainting is not None:
                     job.images = job.inpainting.finished(job.images)
@@ -279,13 +308,13 @@ class Pipeline:
         job.images = np.concatenate(images)[: len(job.seeds)]
         return finish(job, self.bundle, self.backend, self.lost_recordings)
 
-    def _run(self, job: Job, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
-        """Run a stage of the job's size over N rows, batch by batch."""
+    def _run(self, size: Size, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
+        """Run a stage for pictures of that size over N rows, batch by batch."""
         count = len(next(iter(batched.values())))
         outputs: list[NDArray[Any]] = []
         for batch_size, rows in self._batches(count):
             inputs = {name: np.stack([values[row] for row in rows]) for name, values in batched.items()}
-            (output,) = self._sessions[stage, batch_size, job.size].run({**inputs, **scalars}).values()
+            (output,) = self._sessions[stage, batch_size, size].run({**inputs, **scalars}).values()
             outputs.append(output)
         return (np.concatenate(outputs) if len(outputs) > 1 else outputs[0])[:count]
 

@@ -23,7 +23,7 @@ class Result:
 
     images: a list of PIL images. With output_type "np" uint8 (N, H, W, 3), with "latent" float32 (N, 4, H/8, W/8).
     seeds: one per image, none if `latents` were given. timings: milliseconds per part, and "total".
-    dropped: per prompt, the text beyond 77 tokens that the model did not see ("" if it saw all).
+    dropped: per prompt, the text beyond 77 tokens that the model did not see ("" if it saw all, or if it got prompt_embeds).
     lost_recordings: titles of recordings (CUDA graphs) that could not be made at load, so that the device took longer.
     """
 
@@ -51,7 +51,7 @@ def finish(job: Job, bundle: Bundle, backend: Backend, lost_recordings: Sequence
         images=images,
         seeds=job.seeds if job.latents is None else [],
         timings=job.clock.stop(),
-        dropped=[tokens.dropped for tokens in job.tokens],
+        dropped=[tokens.dropped for tokens in job.tokens] or [""] * len(job.prompts),
         num_inference_steps=job.num_inference_steps,
         strength=job.strength,
         **origin(bundle, backend),
@@ -71,7 +71,10 @@ def origin(bundle: Bundle, backend: Backend) -> dict[str, str]:
 
 
 def _to_pil(job: Job, i: int, bundle: Bundle) -> Image.Image:
-    """Image i for PIL. Its `info["parameters"]` says how it was made, in AUTOMATIC1111's form."""
+    """Image i for PIL. Its `info["parameters"]` says how it was made, in AUTOMATIC1111's form.
+
+    Its first line is the prompt. The line is empty if the request gave prompt_embeds.
+    """
     picture = Image.fromarray(job.images[i])
     denoising = f", Denoising strength: {job.strength:g}" if job.strength is not None else ""
     vae = f", VAE: {bundle.decoder}" if bundle.decoder != "AutoencoderKL" else ""

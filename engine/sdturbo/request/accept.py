@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Required, SupportsIndex, TypedDict, cast
+from typing import Any, SupportsIndex, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from sdturbo.request.checks import (
     check_count,
     check_flag,
     check_latents,
+    check_prompt_embeds,
     check_prompts,
     check_seeds,
     check_size,
@@ -45,7 +46,7 @@ Seeds = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer[Any]] | Non
 class Request(TypedDict, total=False):
     """The arguments of `Pipeline.__call__`, by name."""
 
-    prompt: Required[str | Sequence[str]]
+    prompt: str | Sequence[str] | None
     image: ImageInput | None
     mask_image: ImageInput | None
     keep_unmasked: bool
@@ -56,6 +57,7 @@ class Request(TypedDict, total=False):
     num_images_per_prompt: int
     seed: Seeds
     latents: F32 | None
+    prompt_embeds: F32 | None
     output_type: str
     cancel: CancelToken | None
 
@@ -64,11 +66,12 @@ class Request(TypedDict, total=False):
 class Job:
     """A checked request of N images, and the tensors that the stages make of it.
 
-    inpainting: what is kept of the image, None if all of it is drawn anew. size: height and width of the pictures in pixels.
-    rows: the schedule's rows that will run. images_per_prompt: image i belongs to prompt i // images_per_prompt.
+    prompts: empty texts if the request gave prompt_embeds. inpainting: what is kept of the image, None if all of it is drawn
+    anew. size: height and width of the pictures in pixels. rows: the schedule's rows that will run.
+    images_per_prompt: image i belongs to prompt i // images_per_prompt.
     The stages fill in the rest. tokens: one per prompt. start: by name, the rows of `latents` (noise), or from an image those
-    of the encoder's inputs. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32 (77, 1024) per image. images: uint8
-    (N, H, W, 3).
+    of the encoder's inputs. x: latents, float32 (N, 4, H/8, W/8). prompt_embeds: float32 (77, 1024) per image, there from the
+    beginning if the request gave them. images: uint8 (N, H, W, 3).
     """
 
     prompts: list[str]
@@ -93,11 +96,16 @@ class Job:
     def ends_in_pictures(self) -> bool:
         return self.output_type != "latent"
 
+    @property
+    def is_uninterrupted(self) -> bool:
+        """Before it runs: it goes from text to pictures, with nothing to do between the stages."""
+        return self.ends_in_pictures and self.inpainting is None and not self.prompt_embeds
+
 
 def accept(bundle: Bundle, request: Request) -> Job:
     """The job of a request, its clock started. Missing arguments take their defaults. Raises InvalidRequest."""
     request = named(request)
-    prompts = check_prompts(request["prompt"])
+    prompts, embeds = _prompts(request, bundle)
     steps = check_count(request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", MAX_STEPS)
     per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
     seeds = check_seeds(request.get("seed", DEFAULT_SEED), len(prompts) * per_prompt)
@@ -126,9 +134,25 @@ def accept(bundle: Bundle, request: Request) -> Job:
             )
     elif strength is not None:
         raise InvalidRequest(f"Got strength={strength} without an image. Strength belongs to image-to-image.")
-    return Job(
+    job = Job(
         prompts, image, inpainting, strength, size, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel)
     )
+    if embeds is not None:
+        job.prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
+    return job
+
+
+def _prompts(request: Request, bundle: Bundle) -> tuple[list[str], F32 | None]:
+    """The prompts, or empty texts and the embeddings that stand in their place."""
+    prompt, embeds = request.get("prompt"), request.get("prompt_embeds")
+    if prompt is None and embeds is None:
+        raise InvalidRequest("Got a request without a prompt, expected text or a list of it, or prompt_embeds.")
+    if embeds is None:
+        return check_prompts(prompt), None
+    if prompt is not None:
+        raise InvalidRequest("Got both prompt and prompt_embeds. Expected one of them.")
+    embeds = check_prompt_embeds(embeds, bundle.stages["text_encoder"].outputs[0].shape_at(1)[1:])
+    return [""] * len(embeds), embeds
 
 
 def _image(
@@ -152,14 +176,12 @@ def _image(
 
 
 def named(request: object) -> Request:
-    """A call's arguments by name, with a prompt among them. Those of diffusers that mean something here are translated."""
+    """A call's arguments by name. Those of diffusers that mean something here are translated."""
     if not isinstance(request, Mapping):
         raise InvalidRequest(f"Got a request of type {type(request).__name__}, expected a call's arguments by name.")
     names = cast("Mapping[str, Any]", request)
     known = {name: value for name, value in names.items() if name in Request.__annotations__}
     others = {name: value for name, value in names.items() if name not in known}
-    if "prompt" not in known:
-        raise InvalidRequest("Got a request without a prompt.")
     seed = understood(others, tuple(Request.__annotations__))
     if seed is not None:
         given = known.get("seed")

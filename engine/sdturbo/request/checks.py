@@ -31,6 +31,20 @@ def check_prompts(prompt: object) -> list[str]:
     return list(cast("Sequence[str]", prompts))
 
 
+def check_prompt_embeds(value: object, shape: tuple[int, ...]) -> F32:
+    """Prompt embeddings, float32 (N, *shape) of finite values, for N prompts."""
+    expected = f"float32 (N, {', '.join(map(str, shape))}) for N prompts, as `encode_prompt` gives"
+    if not isinstance(value, np.ndarray):
+        raise InvalidRequest(f"Got prompt_embeds of type {type(value).__name__}, expected an array {expected}.")
+    embeds = cast("F32", value)
+    if embeds.dtype != np.float32 or embeds.shape[1:] != shape or len(embeds) == 0:
+        raise InvalidRequest(f"Got prompt_embeds {embeds.dtype} {embeds.shape}, expected {expected}.")
+    if not np.isfinite(embeds).all():
+        bad = np.count_nonzero(~np.isfinite(embeds))
+        raise InvalidRequest(f"Got prompt_embeds with {bad} values of {embeds.size} not finite, expected {expected}.")
+    return embeds
+
+
 def check_seeds(seed: object, count: int) -> list[int]:
     """A seed per image: seed + i, or the i-th of a list, range or array of exactly `count`. None draws the first."""
     if seed is None:
