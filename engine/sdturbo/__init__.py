@@ -4,7 +4,7 @@
     pipe = Pipeline.load("build/sd-turbo")
     pipe("a photo of a cat").images[0].save("cat.png")
 
-Importing this package loads no backend and no numpy. A class is imported when it is first named.
+Importing this package loads no backend and no numpy. A class or module is imported when it is first named.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdturbo.errors import BackendUnavailable, BundleError, Cancelled, InvalidRequest, OutputError, SDTurboError
 
 if TYPE_CHECKING:
+    from sdturbo import blend
     from sdturbo.bundle import Bundle
     from sdturbo.image import save_png
     from sdturbo.pipeline import Pipeline
@@ -33,6 +34,7 @@ __all__ = [
     "Request",
     "Result",
     "SDTurboError",
+    "blend",
     "save_png",
 ]
 
@@ -42,4 +44,6 @@ _LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Resu
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(f"sdturbo.{_LAZY[name]}"), name)
+    if name == "blend":
+        return import_module("sdturbo.blend")
     raise AttributeError(f"module 'sdturbo' has no attribute {name!r}")
