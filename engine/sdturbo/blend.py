@@ -103,7 +103,7 @@ def walk(pipe: Pipeline, start: Waypoint, end: Waypoint, frames: int, **options:
         yield pipe(first, seed=first_seed, **options)
         for i in range(1, count - 1):
             t = i / (count - 1)
-            between = {"prompt_embeds": slerp(*embeds, t), "latents": slerp(noise[:1], noise[1:], t)}
+            between = {"prompt_embeds": slerp(embeds[0], embeds[1], t), "latents": slerp(noise[:1], noise[1:], t)}
             yield pipe(**between, **options)
         yield pipe(last, seed=last_seed, **options)
 

@@ -1,4 +1,4 @@
-"""The command `sdturbo`: generate, info, doctor, bench. Exit codes are those of `sdturbo.errors`, 2 for wrong usage."""
+"""The command `sdturbo`: generate, walk, info, doctor, bench. Exit codes are those of `sdturbo.errors`, 2 for wrong usage."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def cli() -> None:
 @cli.command(
     epilog="Examples:\n\n  sdturbo generate 'a red fox in snow' --seed 7 --steps 2 --out fox.png\n\n"
     "  sdturbo generate 'a watercolour' --image photo.jpg --strength 0.5 --steps 2 --count 4\n\n"
+    "  sdturbo generate 'a blue cat' --image photo.png --mask mask.png --steps 4\n\n"
     "  sdturbo generate --prompts prompts.txt --out pictures/p.webp\n\n"
     "  sdturbo generate 'a red cat' --out - > cat.png"
 )
@@ -84,7 +85,14 @@ def cli() -> None:
 @click.option("--count", type=int, default=1, help="Number of images per prompt.")
 @click.option("--image", type=FILE, help="Picture to start from (image-to-image).")
 @click.option(
-    "--strength", type=float, help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step."
+    "--mask",
+    type=FILE,
+    help="Picture whose white or transparent part is drawn anew (inpainting). The rest of --image stays as it is.",
+)
+@click.option(
+    "--strength",
+    type=float,
+    help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step or --mask.",
 )
 @backend_options
 @json_option
@@ -97,6 +105,7 @@ def generate(
     seed: int | None,
     count: int,
     image: Path | None,
+    mask: Path | None,
     strength: float | None,
     choice: BackendChoice,
     as_json: bool,
@@ -106,7 +115,7 @@ def generate(
     Each file carries prompt, seed, steps and bundle id.
     """
     from sdturbo.commands.generate import STANDARD, check_out, entry, prompts_of, report, write
-    from sdturbo.image import to_pixels
+    from sdturbo.image import read_image
     from sdturbo.request import check_count, check_seeds
 
     check_count(count, "--count")
@@ -116,17 +125,74 @@ def generate(
     check_out(out, pictures)
     if as_json and out == STANDARD:
         raise InvalidRequest("Got --json and --out -. Both write to standard output. Name a file.")
-    pipe = load_pipeline(bundle, choice, image_to_image=image is not None)
-    pixels = to_pixels(image, pipe.bundle.height, pipe.bundle.width)[0] if image is not None else None
+    start, mask_image = (None if file is None else read_image(file) for file in (image, mask))
+    pipe = load_pipeline(bundle, choice, image_to_image=start is not None)
     written: list[dict[str, Any]] = []
     with _bar(pictures, "images", as_json or pictures == 1) as tick:
         for text in texts:
             for i in range(count):
-                result = pipe(text, pixels, strength=strength, num_inference_steps=steps, seed=seeds[i])
+                result = pipe(
+                    text,
+                    start,
+                    mask_image=mask_image,
+                    strength=strength,
+                    num_inference_steps=steps,
+                    seed=seeds[i],
+                )
                 path = write(result.images[0], out, len(written), pictures)
                 written.append(entry(path, text, result))
                 tick()
     report(pipe, written, as_json=as_json, to_error=out == STANDARD)
+
+
+@cli.command(
+    epilog="Examples:\n\n  sdturbo walk 'a red cat' 'a blue boat' --seed 1 --to-seed 2 --frames 24 --out frames/\n\n"
+    "  sdturbo walk 'a red cat' 'a red cat' --seed 1 --to-seed 2"
+)
+@click.argument("prompt")
+@click.argument("to_prompt")
+@bundle_option
+@click.option("--out", type=FILE, default="frames", help="Directory for the frames: 0000.png, 0001.png and so on.")
+@click.option("--frames", type=int, default=24, help="Number of pictures, 2 or more.")
+@click.option("--steps", type=int, default=1, help="num_inference_steps, 1 to 4.")
+@click.option(
+    "--seed", default="0", metavar="INTEGER|random", callback=seed_or_none, help="Seed of the first frame, or `random`."
+)
+@click.option("--to-seed", type=int, help="Seed of the last frame. Default: that of the first.")
+@backend_options
+@json_option
+def walk(
+    prompt: str,
+    to_prompt: str,
+    bundle: Path | None,
+    out: Path,
+    frames: int,
+    steps: int,
+    seed: int | None,
+    to_seed: int | None,
+    choice: BackendChoice,
+    as_json: bool,
+) -> None:
+    """Draw the pictures between two prompts.
+
+    The first and the last frame are those of `generate`. Between them, meaning and noise change evenly.
+    """
+    from sdturbo.blend import check_frames
+    from sdturbo.commands.walk import check_directory, draw, report
+    from sdturbo.request import check_seeds
+
+    check_frames(frames)
+    (first_seed,) = check_seeds(seed, 1)
+    (last_seed,) = check_seeds(first_seed if to_seed is None else to_seed, 1)
+    check_directory(out)
+    pipe = load_pipeline(bundle, choice, image_to_image=False)
+    start, end = (prompt, first_seed), (to_prompt, last_seed)
+    written: list[dict[str, Any]] = []
+    with _bar(frames, "frames", as_json) as tick:
+        for frame in draw(pipe, start, end, frames, out, num_inference_steps=steps):
+            written.append(frame)
+            tick()
+    report(pipe, written, as_json=as_json)
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")
