@@ -1,7 +1,9 @@
-"""Pictures in and out: images of a caller as pixels, masks of inpainting, and files that say how their picture was made."""
+"""Pictures in and out: images of a caller as pixels, masks, feedback, frames of cameras, files that say how they were made."""
 
+from sdturbo.image.feedback import feedback
 from sdturbo.image.mask import Mask, of_alpha, put_back, reduced, to_mask
 from sdturbo.image.pixels import MAX_PIXELS, ImageInput, read_image, to_pixels
+from sdturbo.image.similar import SimilarFrames
 from sdturbo.image.writing import (
     QUALITY,
     SUFFIXES,
@@ -20,6 +22,8 @@ __all__ = [
     "Format",
     "ImageInput",
     "Mask",
+    "SimilarFrames",
+    "feedback",
     "format_of",
     "of_alpha",
     "parameters_of",
