@@ -15,7 +15,7 @@ import numpy as np
 
 from sdturbo.errors import InvalidRequest
 from sdturbo.noise import F32, F64, randn
-from sdturbo.request import check_prompts, check_seeds
+from sdturbo.request import check_prompts, check_seeds, check_share
 
 if TYPE_CHECKING:
     from sdturbo.pipeline import Pipeline
@@ -63,7 +63,7 @@ def slerp(start: F32, end: F32, t: float) -> F32:
     _check_array(end, "end", start.ndim)
     if start.shape != end.shape:
         raise InvalidRequest(f"Got start of shape {start.shape} and end of shape {end.shape}, expected one shape.")
-    share = _share(t)
+    share = check_share(t, "t")
     if share in (0, 1):
         return (end if share else start).copy()
     first, last, axes = start.astype(np.float64), end.astype(np.float64), _VECTORS[start.ndim]
@@ -143,16 +143,6 @@ def _check_array(value: object, name: str, *axes: int) -> None:
         raise InvalidRequest(f"Got {name} {array.dtype} {array.shape}, {expected}.")
     if not np.isfinite(array).all():
         raise InvalidRequest(f"Got {name} with values that are not finite, {expected}.")
-
-
-def _share(t: object) -> float:
-    try:
-        share = np.nan if isinstance(t, (bool, str, bytes)) else float(cast("float", t))
-    except (TypeError, ValueError, OverflowError):
-        share = np.nan
-    if not 0 <= share <= 1:  # refuses NaN too
-        raise InvalidRequest(f"Got t={t!r:.80}, expected a number from 0 to 1.")
-    return share
 
 
 def _length(vectors: F64, axes: tuple[int, ...]) -> F64:

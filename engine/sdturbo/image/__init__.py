@@ -2,6 +2,7 @@
 
 from sdturbo.image.feedback import feedback
 from sdturbo.image.mask import Mask, of_alpha, put_back, reduced, to_mask
+from sdturbo.image.numbers import as_number
 from sdturbo.image.pixels import MAX_PIXELS, ImageInput, read_image, to_pixels
 from sdturbo.image.similar import SimilarFrames
 from sdturbo.image.writing import (
@@ -23,6 +24,7 @@ __all__ = [
     "ImageInput",
     "Mask",
     "SimilarFrames",
+    "as_number",
     "feedback",
     "format_of",
     "of_alpha",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo.errors import InvalidRequest
+from sdturbo.image.numbers import as_number
 from sdturbo.image.pixels import ImageInput, read_image, to_pixels
 
 SMALLEST_ZOOM, LARGEST_ZOOM = 0.25, 4.0
@@ -25,16 +25,13 @@ def feedback(image: ImageInput, *, zoom: float = 1.0, shift: tuple[float, float]
     """
     picture = read_image(image)
     pixels = to_pixels(picture, picture.height, picture.width)[0]
-    scale = _number(zoom, "zoom")
+    scale = as_number(zoom)
     if not SMALLEST_ZOOM <= scale <= LARGEST_ZOOM:
         raise InvalidRequest(f"Got zoom={zoom!r:.80}, expected {SMALLEST_ZOOM} to {LARGEST_ZOOM:g}.")
-    if not isinstance(shift, (tuple, list)) or len(shift) != 2:
+    if not isinstance(shift, (tuple, list)) or len(shift) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidRequest(f"Got shift={shift!r:.80}, expected (right, down) in pixels.")
     height, width = pixels.shape[:2]
-    (left, right), (top, bottom) = (
-        _seen(size, scale, _number(pixels_moved, "shift"))
-        for size, pixels_moved in zip((width, height), shift, strict=True)
-    )
+    (left, right), (top, bottom) = (_seen(size, scale, by) for size, by in zip((width, height), shift, strict=True))
     beyond = [(_beyond(-top), _beyond(bottom - height)), (_beyond(-left), _beyond(right - width)), (0, 0)]
     (above, _), (before, _), _ = beyond
     wide = Image.fromarray(np.pad(pixels, beyond, mode="symmetric"))
@@ -43,10 +40,11 @@ def feedback(image: ImageInput, *, zoom: float = 1.0, shift: tuple[float, float]
     return np.asarray(wide.resize((width, height), Image.Resampling.BICUBIC, box=box), np.uint8)
 
 
-def _seen(size: int, zoom: float, shift: float) -> tuple[float, float]:
+def _seen(size: int, zoom: float, by: object) -> tuple[float, float]:
     """The part of an axis of `size` pixels that fills it after zoom and shift: first and last edge."""
-    if not abs(shift) <= size:
-        raise InvalidRequest(f"Got a shift by {shift:g} pixels, expected at most {size}, the picture's size.")
+    shift = as_number(by)
+    if not abs(shift) <= size:  # refuses NaN too
+        raise InvalidRequest(f"Got a shift by {by!r:.80} pixels, expected at most {size}, the picture's size.")
     middle = size / 2
     return middle - (middle + shift) / zoom, middle + (middle - shift) / zoom
 
@@ -54,13 +52,3 @@ def _seen(size: int, zoom: float, shift: float) -> tuple[float, float]:
 def _beyond(length: float) -> int:
     """Whole pixels to add beyond an edge."""
     return max(0, math.ceil(length))
-
-
-def _number(value: object, name: str) -> float:
-    try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(cast("float", value))
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InvalidRequest(f"Got {name} with {value!r:.80}, expected a finite number.")
-    return number

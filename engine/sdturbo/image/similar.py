@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.errors import InvalidRequest
+from sdturbo.image.numbers import as_number
 from sdturbo.image.pixels import ImageInput, read_image, to_pixels
 
 
@@ -29,9 +29,9 @@ class SimilarFrames:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not 0 <= threshold <= 255:  # refuses NaN too
+        if not 0 <= as_number(threshold) <= 255:  # refuses NaN too
             raise InvalidRequest(f"Got threshold={threshold!r:.80}, expected a difference of pixel values, 0 to 255.")
-        if math.isnan(longest_pause) or longest_pause < 0:
+        if not as_number(longest_pause) >= 0:
             raise InvalidRequest(f"Got longest_pause={longest_pause!r:.80}, expected seconds, 0 or more.")
         self.threshold = threshold
         self.longest_pause = longest_pause

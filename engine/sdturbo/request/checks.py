@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import secrets
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from sdturbo.bundle.description import MAX_STEPS
 from sdturbo.errors import InvalidRequest
+from sdturbo.image import as_number
 from sdturbo.noise import F32
 
 MAX_SEED = 2**64 - 1
@@ -135,13 +135,15 @@ def check_strength(value: object, num_inference_steps: int, *, masked: bool = Fa
     """A strength from 0 to 1. None means 0.5, or 1.0 with one step, so that a step runs. With a mask it means 1.0."""
     if value is None:
         return 1.0 if masked else max(0.5, 1 / num_inference_steps)
-    try:
-        strength = math.nan if isinstance(value, (bool, str, bytes)) else float(cast("float", value))
-    except (TypeError, ValueError, OverflowError):
-        strength = math.nan
-    if not 0 <= strength <= 1:  # refuses NaN too
-        raise InvalidRequest(f"Got strength={value!r:.80}, expected a number from 0 to 1.")
-    return strength
+    return check_share(value, "strength")
+
+
+def check_share(value: object, name: str) -> float:
+    """A number from 0 to 1."""
+    share = as_number(value)
+    if not 0 <= share <= 1:  # refuses NaN too
+        raise InvalidRequest(f"Got {name}={value!r:.80}, expected a number from 0 to 1.")
+    return share
 
 
 def _length(values: Sequence[object]) -> int:
