@@ -175,8 +175,8 @@ class Pipeline:
     def encode_prompt(self, prompt: str | Sequence[str]) -> F32:
         """The embeddings of N prompts, float32 (N, 77, width), for `prompt_embeds` of a call.
 
-        A call with them draws, bit for bit, what it draws with the prompts. A backend that joins the stages of a request
-        (`tensorrt`) may round differently there. Text beyond 77 tokens is not seen, as in a call.
+        A call with them draws, bit for bit, what it draws with the prompts. Where a backend joins the stages of a plain call,
+        its rounding may differ. Text beyond 77 tokens is not seen, as in a call.
         Raises InvalidRequest, OutputError.
         """
         embeds = self._embeds([self._tokenizer(text) for text in check_prompts(prompt)])
