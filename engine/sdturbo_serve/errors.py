@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -49,6 +50,20 @@ class ApiError(HTTPException):
 def deadline_exceeded(seconds: float) -> ApiError:
     message = f"No picture within {seconds:g} s. The work was given up, because the server is busy. Try again later."
     return ApiError(504, message, code="deadline_exceeded", headers={"X-Should-Retry": "false"})
+
+
+def mask_without_image() -> ApiError:
+    text = "Got a mask without an image. A mask says which part of an image is drawn anew. Send the image too."
+    return ApiError(400, text, param="mask", code="invalid_value")
+
+
+@contextmanager
+def refusals_name(param: str) -> Generator[None]:
+    """The engine's refusals as answers that name the parameter."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise as_api_error(error, param) from error
 
 
 def as_api_error(error: Exception, param: str | None = None) -> ApiError:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
-from sdturbo import InvalidRequest
 from sdturbo.request import check_seeds, check_strength, first_step
 from sdturbo_serve.access import admit
-from sdturbo_serve.errors import ApiError, as_api_error
-from sdturbo_serve.picture import QueuedPicture
+from sdturbo_serve.errors import ApiError, mask_without_image, refusals_name
+from sdturbo_serve.picture import QueuedPicture, Size, size_text
 from sdturbo_serve.schemas import ERRORS, Edit, Generation, ImagesBody, ImagesResponse, Model, ModelList
 from sdturbo_serve.service import Service, service_of
 from sdturbo_serve.strict import StrictRoute, check_once
@@ -27,25 +24,27 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=ERRORS
 @router.post("/images/generations", response_model=ImagesResponse)
 async def generations(body: Generation, request: HttpRequest) -> JSONResponse:
     """Draw pictures from a prompt."""
-    seeds = _check(body, service_of(request))
-    return await _answer(body, request, [QueuedPicture(body.prompt, seed, body.steps) for seed in seeds])
+    seeds, size = _check(body, service_of(request))
+    return await _answer(body, request, [QueuedPicture(body.prompt, seed, body.steps, size=size) for seed in seeds])
 
 
 @router.post("/images/edits", response_model=ImagesResponse)
 async def edits(body: Annotated[Edit, Form()], request: HttpRequest) -> JSONResponse:
-    """Draw pictures from a prompt and an image to start from."""
+    """Draw pictures from a prompt and an image to start from. With a mask, a part of the image is drawn anew."""
     service = service_of(request)
     check_once(await request.form(), "image", "image[]")
-    seeds = _check(body, service)
+    seeds, size = _check(body, service)
     files = [*body.image, *body.image_list]
+    if not files and body.mask is not None:
+        raise mask_without_image()
     if len(files) != 1:
         raise ApiError(400, f"Got {len(files)} images. Expected one.", param="image", code="invalid_value")
-    with _refusals_name("strength"):
-        strength = check_strength(body.strength, body.steps)
+    mask_file = await body.mask.read() if body.mask else None
+    image, mask = await service.start_image(await files[0].read(), mask_file, size)
+    with refusals_name("strength"):
+        strength = check_strength(body.strength, body.steps, masked=mask is not None)
         first_step(body.steps, strength)
-    with _refusals_name("image"):
-        image = await service.start_image(await files[0].read())
-    pictures = [QueuedPicture(body.prompt, seed, body.steps, image, strength) for seed in seeds]
+    pictures = [QueuedPicture(body.prompt, seed, body.steps, image, strength, mask, size) for seed in seeds]
     return await _answer(body, request, pictures)
 
 
@@ -63,15 +62,6 @@ def model(name: str, request: HttpRequest) -> Model:
     return _model(service)
 
 
-@contextmanager
-def _refusals_name(param: str) -> Generator[None]:
-    """The engine's refusals as answers that name the parameter."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise as_api_error(error, param) from error
-
-
 def _model(service: Service) -> Model:
     return Model(id=str(service.pipeline.bundle.model["name"]), created=service.started, owned_by="sdturbo")
 
@@ -83,19 +73,13 @@ def _check_model(name: str, service: Service) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def _check(body: ImagesBody, service: Service) -> list[int]:
-    """The seeds of a request whose model and size this server has. Raises ApiError."""
+def _check(body: ImagesBody, service: Service) -> tuple[list[int], Size]:
+    """The seeds and the size of a request whose model this server has. Raises ApiError."""
     if body.model is not None:
         _check_model(body.model, service)
-    size = _size(service)
-    if body.size not in (None, "auto", size):
-        raise ApiError(400, f"Got size {body.size!r}. Expected {size!r} or 'auto'.", param="size", code="invalid_value")
-    with _refusals_name("seed"):
-        return check_seeds(body.seed, body.n)
-
-
-def _size(service: Service) -> str:
-    return f"{service.pipeline.bundle.width}x{service.pipeline.bundle.height}"
+    size = service.size_of(body.size)
+    with refusals_name("seed"):
+        return check_seeds(body.seed, body.n), size
 
 
 async def _answer(body: ImagesBody, request: HttpRequest, pictures: list[QueuedPicture]) -> JSONResponse:
@@ -112,7 +96,7 @@ async def _answer(body: ImagesBody, request: HttpRequest, pictures: list[QueuedP
         "created": int(time.time()),
         "data": data,
         "output_format": output_format,
-        "size": _size(service),
+        "size": size_text(service.size_of(body.size)),
         "background": "opaque",
         "sdturbo": report,
     }

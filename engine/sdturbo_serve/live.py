@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from sdturbo import SDTurboError
 from sdturbo.request import check_strength, first_step, random_seed
 from sdturbo_serve.access import SUBPROTOCOL, admit
-from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded
+from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded, mask_without_image, refusals_name
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture
 from sdturbo_serve.schemas import LiveRequest
 from sdturbo_serve.service import Service, service_of
@@ -130,18 +130,26 @@ class LiveConnection:
         self._arrived.clear()
         try:
             return _Frame(number, request, await self._picture(request))
-        except SDTurboError as error:
+        except (ApiError, SDTurboError) as error:
             await self._send_error(number, error)
             return None
 
     async def _picture(self, request: LiveRequest) -> QueuedPicture:
         seed = random_seed() if request.seed is None else request.seed
+        size = self._service.size_of(request.size)
         if request.image is None:
-            return QueuedPicture(request.prompt, seed, request.steps)
-        strength = check_strength(request.strength, request.steps)
-        first_step(request.steps, strength)
-        image = await self._service.start_image(decode_base64(request.image))
-        return QueuedPicture(request.prompt, seed, request.steps, image, strength)
+            if request.mask is not None:
+                raise mask_without_image()
+            return QueuedPicture(request.prompt, seed, request.steps, size=size)
+        with refusals_name("image"):
+            image_file = decode_base64(request.image)
+        with refusals_name("mask"):
+            mask_file = None if request.mask is None else decode_base64(request.mask)
+        image, mask = await self._service.start_image(image_file, mask_file, size)
+        with refusals_name("strength"):
+            strength = check_strength(request.strength, request.steps, masked=mask is not None)
+            first_step(request.steps, strength)
+        return QueuedPicture(request.prompt, seed, request.steps, image, strength, mask, size)
 
     async def _draw(self, frame: _Frame) -> None:
         """Queue a frame, wait for its picture and send it. Newer frames take its place until the engine begins with it."""

@@ -14,6 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import Result
+from sdturbo.image import Mask
+
+
+Size = tuple[int, int]  # height and width of pictures in pixels
+
+
+def size_text(size: Size) -> str:
+    """`768x512`, width x height, as OpenAI's API names sizes."""
+    return f"{size[1]}x{size[0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,10 @@ class DrawnPicture:
 
 @dataclass(eq=False, slots=True)
 class QueuedPicture:
-    """A place in the queue. image: uint8 (H, W, 3) in the bundle's size. arrived: seconds of `time.perf_counter`.
+    """A place in the queue. arrived: seconds of `time.perf_counter`.
 
+    image: uint8 (H, W, 3) in the picture's size. mask: bool (H, W), True where the image is drawn anew. None is everywhere.
+    size: height and width of the picture, one of the bundle's. None is its default.
     drawn: the picture to come. Cancelling this future gives the picture up, in the queue and between two stages.
     """
 
@@ -42,12 +53,16 @@ class QueuedPicture:
     steps: int
     image: NDArray[np.uint8] | None = None
     strength: float | None = None
+    mask: Mask | None = None
+    size: Size | None = None
     drawn: Future[DrawnPicture] = field(default_factory=Future[DrawnPicture])
     arrived: float = field(default_factory=time.perf_counter)
 
     def goes_with(self, other: QueuedPicture) -> bool:
-        """Whether one call can draw both. A call of the pipeline has one start image, strength and number of steps."""
-        return (self.steps, self.strength) == (other.steps, other.strength) and self.image is other.image
+        """Whether one call can draw both. A call has one size, start image, mask, strength and number of steps."""
+        same_start = self.image is other.image and self.mask is other.mask
+        settings, others = ((one.steps, one.strength, one.size) for one in (self, other))
+        return same_start and settings == others
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ Seed = Annotated[  # -1 is what AUTOMATIC1111's clients send for a random one
     AfterValidator(lambda seed: None if seed == -1 else seed),
 ]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="num_inference_steps")]
+SizeText = Annotated[
+    str, Field(max_length=20, description='Width x height, one of the bundle\'s, such as "512x512", or "auto".')
+]
 Strength = Annotated[float, Field(gt=0, le=1, description="The part of the image that is drawn anew.")]
 
 
@@ -39,7 +42,7 @@ class ImagesBody(BaseModel):
     prompt: Prompt
     model: str | None = Field(None, max_length=200, description="The name of the bundle's model.")
     n: int = Field(1, ge=1, le=MAX_PICTURES)
-    size: str | None = Field(None, max_length=20, description='The bundle\'s size, such as "512x512", or "auto".')
+    size: SizeText | None = None
     response_format: Literal["b64_json"] | None = None
     output_format: Format | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
@@ -62,11 +65,19 @@ class Edit(ImagesBody):
 
     image: list[UploadFile] = Field(default_factory=list[UploadFile], max_length=1, description="PNG, JPEG or WebP.")
     image_list: list[UploadFile] = Field(default_factory=list[UploadFile], alias="image[]", max_length=1)
-    strength: Strength | None = Field(None, description="Default: 0.5, or 1 with one step.")
+    mask: UploadFile | None = Field(
+        None,
+        description="PNG, JPEG or WebP. Its transparent pixels are drawn anew, or the white ones if it has none."
+        " Default: the image's transparent pixels.",
+    )
+    strength: Strength | None = Field(None, description="Default: 0.5, or 1 with one step or a mask.")
 
 
 class LiveRequest(BaseModel):
-    """A message of a live connection. image: base64, with or without "data:image/…;base64," before it."""
+    """A message of a live connection. image, mask: base64, with or without "data:image/…;base64," before it.
+
+    The mask means what it means for edits.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -74,7 +85,9 @@ class LiveRequest(BaseModel):
     seed: Seed = None
     steps: Steps = DEFAULT_STEPS
     image: str | None = None
+    mask: str | None = None
     strength: Strength | None = None
+    size: SizeText | None = None
     output_format: Format = "jpeg"
 
 

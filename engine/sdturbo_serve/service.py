@@ -16,14 +16,15 @@ from starlette.requests import HTTPConnection
 
 from sdturbo import Pipeline, SDTurboError
 from sdturbo.golden import golden_distance
+from sdturbo.image import Mask
 from sdturbo.result import origin
 from sdturbo_serve import tracing
 from sdturbo_serve.encoding import Format, encode
 from sdturbo_serve.errors import ApiError, deadline_exceeded
 from sdturbo_serve.metrics import Metrics
-from sdturbo_serve.picture import DrawnPicture, QueuedPicture
+from sdturbo_serve.picture import DrawnPicture, QueuedPicture, Size, size_text
 from sdturbo_serve.settings import Settings
-from sdturbo_serve.uploads import decode_image
+from sdturbo_serve.start_image import decode_start
 from sdturbo_serve.worker import QueueFull, Worker
 
 log = logging.getLogger("sdturbo.serve")
@@ -93,10 +94,22 @@ class Service:
         else:
             log.info("ready", extra={"fields": {"bundle_id": self.pipeline.bundle.bundle_id}})
 
-    async def start_image(self, data: bytes) -> NDArray[np.uint8]:
-        """The pixels of an image file, uint8 (H, W, 3) in the bundle's size. Raises InvalidRequest."""
-        bundle, limit = self.pipeline.bundle, self.settings.max_image_pixels
-        return await asyncio.to_thread(decode_image, data, bundle.height, bundle.width, limit)
+    async def start_image(self, image: bytes, mask: bytes | None, size: Size) -> tuple[NDArray[np.uint8], Mask | None]:
+        """(pixels, mask) of the files of a start image and its mask, as `decode_start` says. Raises ApiError."""
+        return await asyncio.to_thread(decode_start, image, mask, size, self.settings.max_image_pixels)
+
+    def size_of(self, text: str | None) -> Size:
+        """(height, width) of the size that a request asks for, `768x512` (width x height). Left out or "auto": the default.
+
+        Raises ApiError, with the sizes that there are.
+        """
+        sizes = {size_text(size): size for size in self.pipeline.bundle.sizes}
+        if text in (None, "auto"):
+            return self.pipeline.bundle.sizes[0]
+        if text not in sizes:
+            message = f"Got size {text!r}. Expected {', '.join(map(repr, sizes))} or 'auto'."
+            raise ApiError(400, message, param="size", code="invalid_value")
+        return sizes[text]
 
     def submit(self, pictures: Sequence[QueuedPicture]) -> None:
         """Queue pictures. Raises ApiError: 503 before the engine is ready, 429 if the queue has no room for them."""

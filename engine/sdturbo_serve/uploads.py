@@ -1,4 +1,4 @@
-"""Images from clients, as pixels in the bundle's size. An image that is too large is refused before it is decoded."""
+"""Files of images from clients. An image that is too large is refused before it is decoded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import base64
 import binascii
 import io
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from sdturbo.errors import InvalidRequest
-from sdturbo.image import to_pixels
+from sdturbo.image import read_image
 
 
-def decode_image(data: bytes, height: int, width: int, max_pixels: int) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3) from the bytes of a PNG, JPEG or WebP file. Raises InvalidRequest."""
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """The decoded image of a PNG, JPEG or WebP file, upright, in its own mode and size. Raises InvalidRequest."""
     limit = f"At most {max_pixels / 1e6:g} megapixels are accepted."
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
@@ -28,7 +26,7 @@ def decode_image(data: bytes, height: int, width: int, max_pixels: int) -> NDArr
     if image.width * image.height > max_pixels:
         raise InvalidRequest(f"The image has {image.width}x{image.height} pixels. {limit}")
     with image:
-        return to_pixels(image, height, width)[0]
+        return read_image(image)
 
 
 def decode_base64(text: str) -> bytes:
@@ -38,4 +36,4 @@ def decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"The image is not base64: {error}.") from error
+        raise InvalidRequest(f"Got text that is not base64: {error}.") from error

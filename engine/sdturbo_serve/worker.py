@@ -141,7 +141,10 @@ class Worker:
         request: Request = {
             "prompt": [queued.prompt for queued in batch],
             "image": batch[0].image,
+            "mask_image": batch[0].mask,
             "strength": batch[0].strength,
+            "height": batch[0].size and batch[0].size[0],
+            "width": batch[0].size and batch[0].size[1],
             "num_inference_steps": batch[0].steps,
             "seed": [queued.seed for queued in batch],
             "cancel": AllCancelled(batch),

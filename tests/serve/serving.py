@@ -10,11 +10,13 @@ import time
 from contextlib import contextmanager
 
 import httpx2
+import numpy as np
 import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from sdturbo import Pipeline
+from sdturbo.image.mask import SOFT_EDGE
 from sdturbo_serve import Settings, create_app
 from sdturbo_serve.connection import LIVE_MESSAGE, LiveProtocol, TimedProtocol
 
@@ -140,6 +142,31 @@ def command(bundle, *arguments, **environment):
 
 def png(width=64, height=64, colour=(200, 30, 10)):
     """The bytes of a PNG file of one colour."""
+    return png_of(Image.new("RGB", (width, height), colour))
+
+
+def png_of(picture):
+    """The bytes of a PNG file of a PIL image or an array."""
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    picture.save(file, "PNG")
     return file.getvalue()
+
+
+def start_and_mask():
+    """(start, mask): a start picture without equal neighbours, (64, 64, 3), and a mask of its left quarter, RGBA (32, 32, 4).
+
+    The masked pixels are transparent. The others are black and white, which must not count.
+    """
+    rng = np.random.default_rng(5)
+    mask = rng.choice([0, 255], (32, 32, 1)).astype(np.uint8).repeat(4, axis=2)
+    mask[..., 3] = 255
+    mask[:, :8, 3] = 0
+    return rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), mask
+
+
+def only_the_left_quarter_changed(picture, start):
+    """Whether a picture differs from its start picture in the mask of `start_and_mask`, and not beyond its soft edge."""
+    return (picture[:, :16] != start[:, :16]).any(axis=2).mean() > 0.9 and np.array_equal(
+        picture[:, 16 + SOFT_EDGE :], start[:, 16 + SOFT_EDGE :]
+    )

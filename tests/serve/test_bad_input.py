@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 from PIL import Image
-from serving import EDITS, GENERATIONS, client_of, png
+from serving import EDITS, GENERATIONS, client_of, png, png_of
 
 
 def refused(answer, status, code=None, param=None):
@@ -122,12 +122,35 @@ def tiff():
     return file.getvalue()
 
 
+def dot():
+    """A mask with one white pixel, in which the first pixel of no 8x8 block is white."""
+    mask = Image.new("L", (64, 64))
+    mask.putpixel((3, 3), 255)
+    return png_of(mask)
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"hello", png()[:-40], png(6000, 5000), enormous(), tiff(), b"\x89PNG\r\n\x1a\n" + b"\0" * 40]
 )
 def test_an_image_that_cannot_be_used_is_refused(client, data):
     answer = client.post(EDITS, data={"prompt": "x"}, files={"image": ("x.png", data)})
     refused(answer, 400, "invalid_value", "image")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", png()[:-40], png(6000, 5000), enormous(), tiff(), png(colour=(0, 0, 0)), dot()],
+    ids=["empty", "text", "truncated", "large", "enormous", "tiff", "black", "dot"],
+)
+def test_a_mask_that_cannot_be_used_is_refused(client, data):
+    answer = client.post(EDITS, data={"prompt": "x"}, files={"image": ("x.png", png()), "mask": ("m.png", data)})
+    refused(answer, 400, "invalid_value", "mask")
+
+
+def test_a_mask_comes_with_an_image_and_once(client):
+    refused(client.post(EDITS, data={"prompt": "x"}, files={"mask": png()}), 400, "invalid_value", "mask")
+    answer = client.post(EDITS, data={"prompt": "x"}, files=[("image", png()), ("mask", png()), ("mask", png())])
+    refused(answer, 400, "duplicate_parameter", "mask")
 
 
 @pytest.mark.parametrize(

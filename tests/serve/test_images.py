@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from serving import EDITS, GENERATIONS, client_of, load, png, wait_until
+from serving import (
+    EDITS,
+    GENERATIONS,
+    client_of,
+    load,
+    only_the_left_quarter_changed,
+    png,
+    png_of,
+    start_and_mask,
+    wait_until,
+)
 
 from sdturbo import Pipeline
 from sdturbo_serve import create_app
@@ -83,6 +93,48 @@ def test_an_edit_is_the_bare_engines_picture(client, bare, tmp_path):
         expected = bare("a fox", tmp_path / "x.png", strength=0.5, num_inference_steps=4, seed=5 + i, output_type="np")
         assert np.array_equal(picture_of(datum), expected.images[0])
     assert answer["sdturbo"]["strength"] == 0.5
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_mask_changes_its_own_pixels_and_no_others(client, bare, steps):
+    start, mask = start_and_mask()
+    files = {"image": ("x.png", png_of(start)), "mask": ("m.png", png_of(mask))}
+    answer = client.post(
+        EDITS, data={"prompt": "a fox", "seed": "5", "steps": f"{steps}", "n": "2"}, files=files
+    ).json()
+    masked = {"mask_image": Image.fromarray(mask), "num_inference_steps": steps, "output_type": "np"}
+    for i, datum in enumerate(answer["data"]):
+        picture = picture_of(datum)
+        assert only_the_left_quarter_changed(picture, start)
+        assert np.array_equal(picture, bare("a fox", start, seed=5 + i, **masked).images[0])
+    assert answer["sdturbo"]["strength"] == 1.0
+
+
+def test_an_opaque_mask_is_white_where_it_is_drawn_anew(client):
+    start, mask = start_and_mask()
+    white = Image.fromarray(mask[..., 3] < 128).convert("L")
+    pictures = [
+        client.post(EDITS, data={"prompt": "a fox", "seed": "5"}, files={"image": png_of(start), "mask": png_of(each)})
+        for each in (mask, white)
+    ]
+    assert only_the_left_quarter_changed(picture_of(pictures[1].json()["data"][0]), start)
+    assert pictures[0].json()["data"] == pictures[1].json()["data"]
+
+
+def test_transparent_pixels_of_an_image_are_its_mask_unless_one_is_sent(client):
+    start, mask = start_and_mask()
+    alpha = np.repeat(np.repeat(mask[..., 3:], 2, axis=0), 2, axis=1)
+    see_through = png_of(np.concatenate([start, alpha], axis=2))
+
+    def edited(**files):
+        answer = client.post(EDITS, data={"prompt": "a fox", "seed": "5", "steps": "2"}, files=files).json()
+        return picture_of(answer["data"][0])
+
+    assert only_the_left_quarter_changed(edited(image=see_through), start)
+    right = png_of(np.flip(alpha[..., 0] < 128, axis=1))
+    picture = edited(image=see_through, mask=right)
+    assert np.array_equal(picture[:, :32], start[:, :32])
+    assert (picture[:, 48:] != start[:, 48:]).any(axis=2).mean() > 0.9
 
 
 def test_the_model_is_listed_and_found(client):

@@ -9,11 +9,13 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
-from serving import listening, png, wait_until
+from serving import listening, only_the_left_quarter_changed, png, png_of, start_and_mask, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from sdturbo_serve.access import KEY_PROTOCOL, SUBPROTOCOL
+
+IMAGE = base64.b64encode(png()).decode()
 
 
 def address(url):
@@ -56,6 +58,22 @@ def test_an_image_starts_a_frame(server, bare, tmp_path):
         _, picture = frame(socket)
     expected = bare("x", tmp_path / "x.png", seed=1, num_inference_steps=2, strength=0.5, output_type="np")
     assert np.array_equal(picture, expected.images[0])
+
+
+def test_a_mask_changes_its_own_pixels_and_no_others_frame_by_frame(server, bare):
+    start, mask = start_and_mask()
+    image, masked = (base64.b64encode(png_of(each)).decode() for each in (start, mask))
+    with connect(address(server)) as socket:
+        pictures = []
+        for prompt in ("a fox", "a boat"):
+            ask(socket, prompt, seed=1, steps=2, image=image, mask="data:image/png;base64," + masked)
+            head, picture = frame(socket)
+            assert head["sdturbo"]["strength"] == 1.0
+            assert only_the_left_quarter_changed(picture, start)
+            pictures.append(picture)
+        assert not np.array_equal(*pictures)
+        ask(socket, "a boat", seed=1, steps=2, image=image, strength=1.0)
+        assert not only_the_left_quarter_changed(frame(socket)[1], start)
 
 
 def test_while_the_engine_is_busy_only_the_newest_request_waits(gated, bare):
@@ -135,8 +153,12 @@ def test_an_error_has_the_number_of_the_newest_request(gated):
         ('{"prompt": "x", "seed": "1"}', "seed"),
         ('{"prompt": "a\\u0000b"}', "prompt"),
         ('{"prompt": "x", "hint": 1}', "hint"),
-        ('{"prompt": "x", "image": "%%%"}', None),
-        ('{"prompt": "x", "image": "aGVsbG8="}', None),
+        ('{"prompt": "x", "image": "%%%"}', "image"),
+        ('{"prompt": "x", "image": "aGVsbG8="}', "image"),
+        ('{"prompt": "x", "mask": "aGVsbG8="}', "mask"),
+        (json.dumps({"prompt": "x", "image": IMAGE, "mask": "%%%"}), "mask"),
+        (json.dumps({"prompt": "x", "image": IMAGE, "mask": "aGVsbG8="}), "mask"),
+        (json.dumps({"prompt": "x", "image": IMAGE, "strength": 0.1}), "strength"),
         ('{"prompt": "x", "strength": 2}', "strength"),
         ("[" * 100000, None),
         ("{}", "prompt"),

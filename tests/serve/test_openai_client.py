@@ -7,7 +7,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from serving import listening, png
+from serving import listening, only_the_left_quarter_changed, png, png_of, start_and_mask
 
 
 @pytest.fixture
@@ -37,6 +37,17 @@ def test_edit(ai, bare, tmp_path, as_list):
         answer = ai.images.edit(image=image, prompt="a fox", extra_body={"seed": 3, "steps": 2, "strength": 0.5})
     expected = bare("a fox", tmp_path / "x.png", seed=3, num_inference_steps=2, strength=0.5, output_type="np")
     assert np.array_equal(pixels(answer.data[0]), expected.images[0])
+
+
+def test_edit_with_a_mask(ai, bare):
+    start, mask = start_and_mask()
+    answer = ai.images.edit(
+        image=("x.png", png_of(start)), mask=("m.png", png_of(mask)), prompt="a fox", extra_body={"seed": 3, "steps": 2}
+    )
+    picture = pixels(answer.data[0])
+    assert only_the_left_quarter_changed(picture, start)
+    masked = {"mask_image": Image.fromarray(mask), "num_inference_steps": 2, "output_type": "np"}
+    assert np.array_equal(picture, bare("a fox", start, seed=3, **masked).images[0])
 
 
 def test_models(ai):

@@ -70,6 +70,24 @@ def test_pictures_that_do_not_go_together_are_drawn_apart_and_in_order(worker, b
     assert gate.batches == [1, 2, 1, 1, 1]
 
 
+def test_pictures_with_different_masks_are_not_mixed(worker, bare):
+    worker, gate = worker
+    start = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    left, right = np.zeros((2, 64, 64), bool)
+    left[:, :16] = right[:, 48:] = True
+    masks = [left, right, left, right, None, left]
+    pictures = [QueuedPicture(f"number {i}", i, 2, start, 1.0, mask) for i, mask in enumerate(masks)]
+    worker.submit(pictures)
+    gate.open.set()
+    drawn = [pixels(picture) for picture in pictures]
+    for picture, mask, image in zip(pictures, masks, drawn, strict=True):
+        asked = {"strength": 1.0, "mask_image": mask, "num_inference_steps": 2, "output_type": "np"}
+        assert np.array_equal(image, bare(picture.prompt, start, seed=picture.seed, **asked).images[0])
+    assert all(np.array_equal(image[:, 32:], start[:, 32:]) for image in (drawn[0], drawn[2], drawn[5]))
+    assert all(np.array_equal(image[:, :32], start[:, :32]) for image in (drawn[1], drawn[3]))
+    assert [len(picture.drawn.result().batch.images) for picture in pictures] == [2, 2, 2, 2, 1, 1]
+
+
 def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_again(worker):
     worker, _ = worker
     worker.submit([QueuedPicture("x", i, 1) for i in range(6)])

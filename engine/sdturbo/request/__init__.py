@@ -9,6 +9,7 @@ from sdturbo.request.accept import (
     Request,
     Seeds,
     accept,
+    mask_of,
 )
 from sdturbo.request.checks import (
     MAX_SEED,
@@ -37,5 +38,6 @@ __all__ = [
     "check_share",
     "check_strength",
     "first_step",
+    "mask_of",
     "random_seed",
 ]

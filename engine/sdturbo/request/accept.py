@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import MAX_STEPS
+from sdturbo.bundle.description import LATENT_SCALE, MAX_STEPS
 from sdturbo.clock import CancelToken, Clock
 from sdturbo.errors import InvalidRequest
 from sdturbo.image import ImageInput, Mask, of_alpha, read_image, reduced, to_mask
@@ -114,7 +114,7 @@ def accept(bundle: Bundle, request: Request) -> Job:
         raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
     size = check_size(request.get("height"), request.get("width"), bundle.sizes)
     latents_shape = bundle.stages_at(*size)["denoiser"].outputs[0].shape_at(1)
-    image, mask = _image(request, size, latents_shape)
+    image, mask = _image(request, size)
     strength, latents = request.get("strength"), request.get("latents")
     cancel = request.get("cancel")
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
@@ -155,9 +155,7 @@ def _prompts(request: Request, bundle: Bundle) -> tuple[list[str], F32 | None]:
     return [""] * len(embeds), embeds
 
 
-def _image(
-    request: Request, size: tuple[int, int], latents_shape: tuple[int, ...]
-) -> tuple[ImageInput | None, Mask | None]:
+def _image(request: Request, size: tuple[int, int]) -> tuple[ImageInput | None, Mask | None]:
     """The start picture, and the mask of what is drawn anew: `mask_image`, or else the picture's transparent pixels."""
     image, mask_image = request.get("image"), request.get("mask_image")
     if image is None:
@@ -166,13 +164,22 @@ def _image(
         return None, None
     if isinstance(image, (str, PathLike)):
         image = read_image(image)
+    return image, mask_of(image, mask_image, size)
+
+
+def mask_of(image: ImageInput, mask_image: ImageInput | None, size: tuple[int, int]) -> Mask | None:
+    """The part of an image that is drawn anew, bool (H, W): `mask_image`, or else the image's transparent pixels.
+
+    None means all of it. size: height and width of the pictures in pixels.
+    Raises InvalidRequest, also for a mask in which no latent is drawn anew.
+    """
     mask = of_alpha(image, *size) if mask_image is None else to_mask(mask_image, *size)
-    if mask is not None and not reduced(mask, *latents_shape[2:]).any():
+    if mask is not None and not reduced(mask, *(side // LATENT_SCALE for side in size)).any():
         raise InvalidRequest(
             f"Got a mask of {int(mask.sum())} pixels, which is too small: one latent stands for 8x8 pixels and counts if its"
             " first pixel is white. Expected a larger area."
         )
-    return image, mask
+    return mask
 
 
 def named(request: object) -> Request:
