@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -78,6 +79,11 @@ def test_typing_draws_and_tells_how_long_it_took(page):
     old = picture(page)
     page.wait_for_timeout(1500)
     expect(page.locator("#latency")).to_have_text(re.compile(r"\d+ ms"))
+    drawn = page.locator("#sparkline polyline").get_attribute("points").split()
+    assert len(drawn) > 1
+    expect(page.locator("#sparkline title")).to_have_text(
+        re.compile(rf"The last {len(drawn)} pictures took up to \d+ ms")
+    )
     expect(page.locator("#detail")).to_have_text(re.compile(r"engine \d+ ms · seed 0 · 1 step"))
     expect(page.locator("#history li")).to_have_count(1, timeout=30000)
     page.screenshot(path=SHOTS / "typing.png")
@@ -121,6 +127,93 @@ def test_drawing_and_opening_an_image_start_a_frame(page, tmp_path):
     (tmp_path / "start.txt").write_text("no image")
     page.locator("#file").set_input_files(tmp_path / "start.txt")
     expect(page.get_by_role("alert")).to_contain_text("start.txt is not an image")
+
+
+def settled(page):
+    """The newest picture as pixels, by the download, once nothing changes any more."""
+    page.wait_for_timeout(1500)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    with Image.open(download.value.path()) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def paint(page, *points):
+    """A stroke over the canvas. points: (x, y), of its width and height."""
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def test_only_what_the_mask_brush_painted_changes(page, tmp_path):
+    colour = np.array([200, 30, 10])
+    (tmp_path / "start.png").write_bytes(png(512, 512, tuple(colour)))
+    page.get_by_label("Prompt").fill("a green house")
+    picture(page)
+    page.get_by_text("Start from a drawing").click()
+    page.locator("#file").set_input_files(tmp_path / "start.png")
+    page.get_by_text("Mask", exact=True).click()
+    expect(page.get_by_role("button", name="Clear mask")).to_be_hidden()
+    paint(page, (0.02, 0.02), (0.02, 0.98))
+    house = settled(page)
+    expect(page.locator("#strength-value")).to_have_text("1.00")
+    page.get_by_label("Prompt").fill("a blue boat at night")
+    boat = settled(page)
+    page.screenshot(path=SHOTS / "mask.png", full_page=True)
+    half, edge = house.shape[1] // 2, house.shape[1] // 32
+    assert np.abs(house[:, half:] - colour).max() <= 3  # the canvas is sent as a JPEG
+    assert np.array_equal(house[:, half:], boat[:, half:])
+    assert np.abs(house[:, :edge] - colour).max() > 30
+    assert not np.array_equal(house[:, :edge], boat[:, :edge])
+    page.get_by_role("button", name="Clear mask").click()
+    expect(page.get_by_role("button", name="Clear mask")).to_be_hidden()
+    expect(page.locator("#strength-value")).to_have_text("0.50")
+    assert not np.array_equal(settled(page)[:, half:], boat[:, half:])
+
+
+def test_the_mask_brush_goes_on_from_the_shown_picture(page):
+    page.get_by_label("Prompt").fill("a green house")
+    picture(page)
+    before = settled(page)
+    page.get_by_text("Start from a drawing").click()
+    page.get_by_text("Mask", exact=True).click()
+    paint(page, (0.02, 0.02), (0.02, 0.98))
+    page.get_by_label("Prompt").fill("a blue boat at night")
+    after = settled(page)
+    half = before.shape[1] // 2
+    kept, lost = np.abs(after - before)[:, half:].mean(), np.abs(after - before)[:, : half // 8].mean()
+    assert kept < lost / 2  # the shown picture is a JPEG, and the canvas may be larger
+    shown = page.locator("#picture").get_attribute("src")
+    page.get_by_role("button", name="Use picture").click()
+    expect(page.get_by_role("button", name="Clear mask")).to_be_hidden()
+    page.wait_for_timeout(500)
+    assert page.locator("#picture").get_attribute("src") == shown
+
+
+def test_one_step_becomes_two_with_a_drawing_and_the_page_says_so(page):
+    page.get_by_label("Prompt").fill("a green house")
+    picture(page)
+    expect(page.locator("#hint")).to_be_hidden()
+    expect(page.locator("#detail")).to_contain_text("1 step")
+    page.get_by_text("Start from a drawing").click()
+    paint(page, (0.2, 0.2), (0.8, 0.6))
+    expect(page.locator("#detail")).to_contain_text("2 steps", timeout=30000)
+    expect(page.locator("#hint")).to_have_text("One step cannot show a drawing, so there are two.")
+    expect(page.locator("#hint")).to_be_visible()
+    page.locator(".steps span").nth(2).click()
+    expect(page.locator("#detail")).to_contain_text("3 steps", timeout=30000)
+    expect(page.locator("#hint")).to_be_hidden()
+    page.locator(".steps span").nth(0).click()
+    expect(page.locator("#hint")).to_be_visible()
+    page.get_by_role("button", name="Clear", exact=True).click()
+    page.locator(".steps span").nth(0).click()
+    expect(page.locator("#detail")).to_contain_text("1 step", timeout=30000)
+    expect(page.locator("#hint")).to_be_hidden()
 
 
 def test_the_download_is_a_png_that_says_how_it_was_made(page, tmp_path):

@@ -1,19 +1,24 @@
-// A canvas to draw on with mouse, pen, finger or arrow keys. It also takes image files.
+// A canvas to draw on with mouse, pen, finger or arrow keys. It also takes image files. Over it lies a mask, painted alike.
+
+import { Mask } from "./mask.js";
 
 const STEP = 16; // pixels per arrow key
 
 export class Drawing {
-  used = false;
+  used = false; // whether the canvas holds a drawing or an image
+  mask;
   #canvas;
   #context;
   #options;
   #last = null;
   #pen = { x: 256, y: 256 };
+  #file = "";
 
   constructor(canvas, options) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { willReadFrequently: true });
     this.#options = options;
+    this.mask = new Mask(options.overlay);
     this.#fill();
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
@@ -36,14 +41,39 @@ export class Drawing {
     });
   }
 
+  // Whether pictures start from the canvas.
+  get starts() {
+    return this.used || this.mask.used;
+  }
+
   base64() {
-    return this.#canvas.toDataURL("image/jpeg", 0.92);
+    this.#file ||= this.#canvas.toDataURL("image/jpeg", 0.92);
+    return this.#file;
   }
 
   clear() {
     this.#fill();
     this.used = false;
+    this.mask.clear();
     this.#options.changed();
+  }
+
+  clearMask() {
+    this.mask.clear();
+    this.#options.changed();
+  }
+
+  // Put a picture on the canvas, to go on from it.
+  take(image) {
+    this.#cover(image, image.naturalWidth, image.naturalHeight);
+    this.used = true;
+    this.mask.clear();
+  }
+
+  // Show a picture under a mask to come, or an empty canvas. Pictures start from it once there is a mask.
+  underlay(image) {
+    if (image) this.#cover(image, image.naturalWidth, image.naturalHeight);
+    else this.#fill();
   }
 
   async load(file) {
@@ -53,15 +83,21 @@ export class Drawing {
     } catch {
       throw new Error(`${file.name} is not an image that this browser can read.`);
     }
-    const { width, height } = this.#canvas;
-    const scale = Math.max(width / image.width, height / image.height);
-    const [w, h] = [image.width * scale, image.height * scale];
-    this.#fill();
-    this.#context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
+    this.#cover(image, image.width, image.height);
+    this.mask.clear();
     this.#changed();
   }
 
+  #cover(image, imageWidth, imageHeight) {
+    const { width, height } = this.#canvas;
+    const scale = Math.max(width / imageWidth, height / imageHeight);
+    const [w, h] = [imageWidth * scale, imageHeight * scale];
+    this.#fill();
+    this.#context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
+  }
+
   #fill() {
+    this.#file = "";
     this.#context.fillStyle = "#fff";
     this.#context.fillRect(0, 0, this.#canvas.width, this.#canvas.height);
   }
@@ -73,18 +109,25 @@ export class Drawing {
   }
 
   #line(to) {
-    const context = this.#context;
     const from = this.#last ?? to;
-    context.strokeStyle = this.#options.colour.value;
-    context.lineWidth = Number(this.#options.brush.value);
-    context.lineCap = context.lineJoin = "round";
-    context.beginPath();
-    context.moveTo(from.x, from.y);
-    context.lineTo(to.x, to.y);
-    context.stroke();
+    const stroke = (context, colour) => {
+      context.strokeStyle = colour;
+      context.lineWidth = Number(this.#options.brush.value);
+      context.lineCap = context.lineJoin = "round";
+      context.beginPath();
+      context.moveTo(from.x, from.y);
+      context.lineTo(to.x, to.y);
+      context.stroke();
+    };
     if (this.#last) this.#last = to;
     this.#pen = to;
-    this.#changed();
+    if (this.#options.masking()) {
+      this.mask.line(stroke);
+      this.#options.changed();
+    } else {
+      stroke(this.#context, this.#options.colour.value);
+      this.#changed();
+    }
   }
 
   // Arrow keys move the pen; with Shift they draw.
@@ -104,6 +147,7 @@ export class Drawing {
 
   #changed() {
     this.used = true;
+    this.#file = "";
     this.#options.changed();
   }
 }

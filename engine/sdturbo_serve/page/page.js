@@ -2,34 +2,91 @@
 
 import { Drawing } from "./drawing.js";
 import { LiveConnection, listModels } from "./live.js";
+import { Sparkline } from "./sparkline.js";
 
 const $ = (id) => document.getElementById(id);
 const HISTORY = 40;
 const SETTLED_MS = 700; // from the last change until its picture enters the history
 
-const drawing = new Drawing($("canvas"), { colour: $("colour"), brush: $("brush"), changed: ask });
+const drawing = new Drawing($("canvas"), {
+  overlay: $("mask"),
+  colour: $("colour"),
+  brush: $("brush"),
+  masking,
+  changed,
+});
+const sparkline = new Sparkline($("sparkline"));
+const strengths = { drawing: 0.5, mask: 1 }; // of the slider, which shows one of them
 const pending = new Map(); // frame -> { request, time }
 let shown = { frame: 0 };
 let model = "";
 let settle = 0;
+let masked = false; // as the slider knows it
 
 const connection = new LiveConnection({ opened, closed, frame: show, error: fail });
+
+function masking() {
+  return document.querySelector("input[name=tool]:checked").value === "mask";
+}
+
+function starts() {
+  return $("start").open && drawing.starts;
+}
+
+function changed() {
+  showMask();
+  ask();
+}
+
+// Set the controls after a change of the drawing or its mask. The strength with a mask is another one than without.
+function showMask() {
+  if (masked !== drawing.mask.used) {
+    strengths[masked ? "mask" : "drawing"] = $("strength").value;
+    masked = drawing.mask.used;
+    $("strength").value = strengths[masked ? "mask" : "drawing"];
+    showStrength();
+  }
+  $("clear-mask").hidden = !masked;
+  follow();
+}
+
+// With the mask brush, an otherwise empty canvas shows the newest picture until something is painted.
+function follow() {
+  if (!drawing.starts) drawing.underlay(masking() && $("picture").naturalWidth ? $("picture") : null);
+}
+
+function setSteps(steps) {
+  document.querySelector(`input[name=steps][value="${steps}"]`).checked = true;
+}
+
+function readSteps() {
+  return Number(document.querySelector("input[name=steps]:checked").value);
+}
+
+// One step starts from noise alone. The hint stays while it tells why there are two.
+function raiseSteps() {
+  const raised = starts() && readSteps() === 1;
+  if (raised) setSteps(2);
+  if (raised || !starts() || readSteps() !== 2) $("hint").hidden = !raised;
+}
 
 function readRequest() {
   const request = {
     prompt: $("prompt").value,
     seed: Number($("seed").value) || 0,
-    steps: Number(document.querySelector("input[name=steps]:checked").value),
+    steps: readSteps(),
   };
-  if ($("start").open && drawing.used) {
+  if (starts()) {
     request.image = drawing.base64();
+    if (drawing.mask.used) request.mask = drawing.mask.base64();
     request.strength = Math.max(Number($("strength").value), 1 / request.steps); // a lower strength would run no step
   }
   return request;
 }
 
 function ask() {
-  if (!$("prompt").value.trim() && !(drawing.used && $("start").open)) return;
+  raiseSteps();
+  if (!$("prompt").value.trim() && !starts()) return;
   const request = readRequest();
   const frame = connection.send(request);
   if (frame) pending.set(frame, { request, time: performance.now() });
@@ -40,6 +97,7 @@ function show(head, blob) {
   const { request, time } = pending.get(head.frame);
   for (const frame of pending.keys()) if (frame <= head.frame) pending.delete(frame);
   const latency = performance.now() - time;
+  sparkline.add(latency);
   shown = { frame: head.frame, request, head, url: URL.createObjectURL(blob), latency };
   paint(shown);
   clearTimeout(settle);
@@ -91,7 +149,7 @@ function bring(picture) {
   $("prompt").value = picture.request.prompt;
   $("seed").value = picture.head.seed;
   $("lock").checked = true;
-  document.querySelector(`input[name=steps][value="${picture.request.steps}"]`).checked = true;
+  setSteps(picture.request.steps);
   shown = { ...picture, frame: shown.frame };
   paint(shown);
 }
@@ -145,6 +203,17 @@ function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
+function showStrength() {
+  $("strength-value").value = Number($("strength").value).toFixed(2);
+}
+
+// Go on from the picture as it is. Nothing is drawn until something changes.
+function take() {
+  if (!$("picture").naturalWidth) return;
+  drawing.take($("picture"));
+  showMask();
+}
+
 function roll() {
   $("seed").value = randomSeed();
   ask();
@@ -169,13 +238,17 @@ async function connect() {
 
 for (const id of ["prompt", "seed"]) $(id).addEventListener("input", ask);
 for (const radio of document.querySelectorAll("input[name=steps]")) radio.addEventListener("change", ask);
+for (const radio of document.querySelectorAll("input[name=tool]")) radio.addEventListener("change", follow);
+$("picture").addEventListener("load", follow);
 $("start").addEventListener("toggle", ask);
 $("strength").addEventListener("input", () => {
-  $("strength-value").value = Number($("strength").value).toFixed(2);
+  showStrength();
   ask();
 });
 $("dice").addEventListener("click", roll);
 $("clear").addEventListener("click", () => drawing.clear());
+$("clear-mask").addEventListener("click", () => drawing.clearMask());
+$("take").addEventListener("click", take);
 $("file").addEventListener("change", () => $("file").files[0] && drawing.load($("file").files[0]).catch((e) => showNote(e.message)));
 $("canvas").addEventListener("bad-file", (event) => showNote(event.detail));
 $("download").addEventListener("click", download);
