@@ -110,8 +110,8 @@ export class Drawing {
 
   #line(to) {
     const from = this.#last ?? to;
-    const stroke = (context, colour) => {
-      context.strokeStyle = colour;
+    const stroke = (context, style) => {
+      context.strokeStyle = style;
       context.lineWidth = Number(this.#options.brush.value);
       context.lineCap = context.lineJoin = "round";
       context.beginPath();

@@ -4,15 +4,17 @@ export class Mask {
   used = false;
   #canvas;
   #context;
+  #hatching;
   #file = "";
 
   constructor(canvas) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { willReadFrequently: true });
+    this.#hatching = hatching(this.#context);
   }
 
   line(stroke) {
-    stroke(this.#context, "#e03131");
+    stroke(this.#context, this.#hatching);
     this.used = true;
     this.#file = "";
   }
@@ -38,4 +40,21 @@ export class Mask {
     context.drawImage(this.#canvas, 0, 0);
     return inverse;
   }
+}
+
+// Red and white stripes, which stand out on any picture.
+function hatching(context) {
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = 16;
+  const pen = tile.getContext("2d");
+  pen.fillStyle = "#e03131";
+  pen.fillRect(0, 0, 16, 16);
+  pen.strokeStyle = "#fff";
+  pen.lineWidth = 3;
+  for (const x of [-8, 8]) {
+    pen.moveTo(x - 8, 16 + 8);
+    pen.lineTo(x + 24, -8);
+  }
+  pen.stroke();
+  return context.createPattern(tile, "repeat");
 }
