@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from sdturbo import Bundle, InvalidRequest, Pipeline
 from sdturbo.backends.null import DEVICES, NullBackend
-from sdturbo.image.mask import SOFT_EDGE, put_back, to_mask
+from sdturbo.image.mask import SOFT_EDGE, of_alpha, put_back, to_mask
 from sdturbo.noise import randn
 
 SIZE = 64  # of the bundle's pictures
@@ -60,6 +60,10 @@ def test_a_rotated_mask_is_turned_as_the_image_is():
     turned = Image.fromarray(MASK).convert("L")
     turned.info["exif"] = exif.tobytes()
     assert np.array_equal(to_mask(turned, SIZE, SIZE), np.rot90(MASK, -1))
+    cutout = Image.new("RGBA", (SIZE, SIZE), "white")
+    cutout.putalpha(Image.fromarray(np.where(MASK, 0, 255).astype(np.uint8)))
+    cutout.info["exif"] = exif.tobytes()
+    assert np.array_equal(of_alpha(cutout, SIZE, SIZE), np.rot90(MASK, -1))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from sdturbo.errors import InvalidRequest
-from sdturbo.image.pixels import ImageInput, decoded, read_image
+from sdturbo.image.pixels import ImageInput, decoded, read_image, upright
 
 HALF = 128  # the first of 256 levels that diffusers rounds up to white
 SOFT_EDGE = 16  # pixels: beyond them the start picture is as it was
@@ -37,7 +37,7 @@ def to_mask(mask_image: ImageInput, height: int, width: int) -> Mask:
 
 def of_alpha(image: ImageInput, height: int, width: int) -> Mask | None:
     """The mask of an image with transparent pixels, which are drawn anew. None if it has none."""
-    hidden = alpha_mask(image) if isinstance(image, Image.Image) else None
+    hidden = alpha_mask(upright(image)) if isinstance(image, Image.Image) else None
     return None if hidden is None else _shrunk(hidden, height, width)
 
 
