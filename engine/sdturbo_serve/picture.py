@@ -16,7 +16,6 @@ from PIL import Image
 from sdturbo import Result
 from sdturbo.image import Mask
 
-
 Size = tuple[int, int]  # height and width of pictures in pixels
 
 
