@@ -15,13 +15,13 @@ import numpy as np
 
 from sdturbo.errors import InvalidRequest
 from sdturbo.noise import F32, F64, randn
-from sdturbo.request import check_prompts, check_seeds, check_share
+from sdturbo.request import check_prompts, check_seeds, check_share, check_size
 
 if TYPE_CHECKING:
     from sdturbo.pipeline import Pipeline
     from sdturbo.result import Result
 
-WALK_OPTIONS = ("num_inference_steps", "output_type", "cancel")
+WALK_OPTIONS = ("num_inference_steps", "height", "width", "output_type", "cancel")
 _VECTORS = {3: (2,), 4: (1, 2, 3)}  # by the number of an array's axes, those that make up one vector
 _SMALLEST_ANGLE = 1e-6  # radians: below it, arc and chord are the same in float32
 
@@ -88,15 +88,16 @@ def walk(pipe: Pipeline, start: Waypoint, end: Waypoint, frames: int, **options:
 
     The first and last frame are the plain calls of `start` and `end`. Between them prompt embeddings and noise are those of
     `slerp`, and the results name neither prompt nor seed. A seed of None is drawn once.
-    frames: 2 or more. options: `num_inference_steps`, `output_type` and `cancel` of a call. Arguments are checked before the
-    first frame is drawn. Raises InvalidRequest, Cancelled, OutputError.
+    frames: 2 or more. options: of a call, those in `WALK_OPTIONS`. Arguments are checked before the first frame is drawn.
+    Raises InvalidRequest, Cancelled, OutputError.
     """
     (first, first_seed), (last, last_seed) = _waypoint(start, "start"), _waypoint(end, "end")
     count = check_frames(frames)
     if others := [name for name in options if name not in WALK_OPTIONS]:
         raise InvalidRequest(f"Got {', '.join(others)} for a walk, which takes {', '.join(WALK_OPTIONS)}.")
     embeds = [pipe.encode_prompt(prompt) for prompt in (first, last)]  # one by one, as the plain calls do
-    shape = pipe.bundle.stages["denoiser"].outputs[0].shape_at(1)
+    size = check_size(options.get("height"), options.get("width"), pipe.bundle.sizes)
+    shape = pipe.bundle.stages_at(*size)["denoiser"].outputs[0].shape_at(1)
     (noise,) = randn([first_seed, last_seed], shape)
 
     def draw() -> Iterator[Result]:

@@ -12,11 +12,11 @@ import click
 
 from sdturbo import __version__
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import WEIGHT_FORMATS
+from sdturbo.bundle.description import WEIGHT_FORMATS, parse_size
 from sdturbo.bundle.plans import HARDWARE, LIBRARIES
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, require_libraries, run
 from sdturbo.errors import InvalidRequest, OutputError
-from sdturbo_export.options import PRECISIONS, BuildOptions, parse_size
+from sdturbo_export.options import PRECISIONS, BuildOptions
 from sdturbo_export.rewrites import rewrite_names
 
 if TYPE_CHECKING:

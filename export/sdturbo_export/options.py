@@ -16,14 +16,6 @@ DEFAULT_SIZE: Size = (512, 512)  # what SD-Turbo was trained for
 SIDES, SIDE_STEP, MOST_PIXELS = (256, 1024), 64, 768 * 768
 
 
-def parse_size(text: str) -> Size:
-    """(height, width) of `768x512`, width x height. Raises InvalidRequest."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and text.isascii() and len(text) < 12):
-        raise InvalidRequest(f"Got the size {text!r:.40}. Expected width x height in pixels, such as 768x512.")
-    return int(height), int(width)
-
-
 def check_size(height: int, width: int) -> None:
     """Raises InvalidRequest unless SD-Turbo draws pictures of that size."""
     least, most = SIDES

@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from sdturbo import Bundle, InvalidRequest, Pipeline
+from sdturbo.bundle.description import parse_size
 from sdturbo.golden import golden_distance
 from sdturbo.noise import randn
 from sdturbo_export.build import build
-from sdturbo_export.options import BuildOptions, check_size, parse_size
+from sdturbo_export.options import BuildOptions, check_size
 from sdturbo_export.verify import compare_with_diffusers
 
 SIZES = ((256, 320), (384, 256))  # height, width. Small ones, for time

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdturbo.errors import InvalidRequest
+
 FORMAT = 2  # format 1 knew one picture size and one form of each graph. It is still read
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -105,6 +107,14 @@ class Golden:
     num_inference_steps: int
     image: str
     min_psnr: float
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of `768x512`, width x height. Raises InvalidRequest."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and text.isascii() and len(text) < 12):
+        raise InvalidRequest(f"Got the size {text!r:.40}. Expected width x height in pixels, such as 768x512.")
+    return int(height), int(width)
 
 
 def golden_image(image: str, height: int, width: int) -> str:

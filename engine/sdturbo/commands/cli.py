@@ -14,7 +14,7 @@ import click
 
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run, seed_or_none
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run, seed_or_none, size_or_none
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ bundle_option = click.option(
     type=FILE,
     envvar="SDTURBO_BUNDLE",
     help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
+)
+
+
+size_option = click.option(
+    "--size",
+    callback=size_or_none,
+    help="Width x height of the pictures, such as 768x512. `sdturbo info` lists those of the bundle. Default: the first.",
 )
 
 
@@ -94,6 +101,7 @@ def cli() -> None:
     type=float,
     help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step or --mask.",
 )
+@size_option
 @backend_options
 @json_option
 def generate(
@@ -107,6 +115,7 @@ def generate(
     image: Path | None,
     mask: Path | None,
     strength: float | None,
+    size: tuple[int, int] | tuple[None, None],
     choice: BackendChoice,
     as_json: bool,
 ) -> None:
@@ -136,6 +145,8 @@ def generate(
                     start,
                     mask_image=mask_image,
                     strength=strength,
+                    height=size[0],
+                    width=size[1],
                     num_inference_steps=steps,
                     seed=seeds[i],
                 )
@@ -159,6 +170,7 @@ def generate(
     "--seed", default="0", metavar="INTEGER|random", callback=seed_or_none, help="Seed of the first frame, or `random`."
 )
 @click.option("--to-seed", type=int, help="Seed of the last frame. Default: that of the first.")
+@size_option
 @backend_options
 @json_option
 def walk(
@@ -170,6 +182,7 @@ def walk(
     steps: int,
     seed: int | None,
     to_seed: int | None,
+    size: tuple[int, int] | tuple[None, None],
     choice: BackendChoice,
     as_json: bool,
 ) -> None:
@@ -189,7 +202,8 @@ def walk(
     start, end = (prompt, first_seed), (to_prompt, last_seed)
     written: list[dict[str, Any]] = []
     with _bar(frames, "frames", as_json) as tick:
-        for frame in draw(pipe, start, end, frames, out, num_inference_steps=steps):
+        options = {"num_inference_steps": steps, "height": size[0], "width": size[1]}
+        for frame in draw(pipe, start, end, frames, out, **options):
             written.append(frame)
             tick()
     report(pipe, written, as_json=as_json)
@@ -211,7 +225,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
         "decoder": loaded.decoder,
         "precision": loaded.precision,
         "weight_format": loaded.weight_format,
-        "size": [loaded.width, loaded.height],
+        "sizes": [f"{width}x{height}" for height, width in loaded.sizes],
         "batch_sizes": list(loaded.batch_sizes),
         "bytes": size,
         "parity": dict(loaded.parity),
@@ -226,7 +240,8 @@ def info(bundle: Path | None, as_json: bool) -> None:
         f"model      {loaded.model.get('name')} from {loaded.model.get('source')}{f' with {loras}' if loras else ''}"
     )
     click.echo(f"decoder    {loaded.decoder}")
-    click.echo(f"pictures   {loaded.width}x{loaded.height}, batch sizes {', '.join(map(str, loaded.batch_sizes))}")
+    sizes = ", ".join(f"{width}x{height}" for height, width in loaded.sizes)
+    click.echo(f"pictures   {sizes}, batch sizes {', '.join(map(str, loaded.batch_sizes))}")
     rounded = f", weights stored in {loaded.weight_format}" if loaded.weight_format != "fp32" else ""
     click.echo(f"precision  {loaded.precision}{rounded}, {size / 1e6:.0f} MB in {len(loaded.files)} files")
     for name, parity in loaded.parity.items():

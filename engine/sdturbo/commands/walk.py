@@ -26,15 +26,15 @@ def check_directory(out: Path) -> None:
 
 
 def draw(
-    pipe: Pipeline, start: tuple[str, int], end: tuple[str, int], frames: int, out: Path, *, num_inference_steps: int
+    pipe: Pipeline, start: tuple[str, int], end: tuple[str, int], frames: int, out: Path, **options: Any
 ) -> Iterator[dict[str, Any]]:
-    """Write frame after frame, and tell of each. start, end: (prompt, seed).
+    """Write frame after frame, and tell of each. start, end: (prompt, seed). options: as of `walk`.
 
     The first line of a frame's text is its prompt. Between the ends it names both ends and the frame's place.
     """
     digits = max(4, len(str(frames - 1)))
     ends = " to ".join(f"{prompt!r} with seed {seed}" for prompt, seed in (start, end))
-    for i, result in enumerate(walk(pipe, start, end, frames, num_inference_steps=num_inference_steps)):
+    for i, result in enumerate(walk(pipe, start, end, frames, **options)):
         (picture,) = result.images
         if not result.seeds:
             picture.info["parameters"] = f"Frame {i} of {frames - 1} from {ends}{picture.info['parameters']}"
