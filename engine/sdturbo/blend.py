@@ -97,7 +97,7 @@ def walk(pipe: Pipeline, start: Waypoint, end: Waypoint, frames: int, **options:
         raise InvalidRequest(f"Got {', '.join(others)} for a walk, which takes {', '.join(WALK_OPTIONS)}.")
     embeds = [pipe.encode_prompt(prompt) for prompt in (first, last)]  # one by one, as the plain calls do
     size = check_size(options.get("height"), options.get("width"), pipe.bundle.sizes)
-    shape = pipe.bundle.stages_at(*size)["denoiser"].outputs[0].shape_at(1)
+    shape = pipe.bundle.declared["denoiser"].outputs[0].at(*size).shape_at(1)
     (noise,) = randn([first_seed, last_seed], shape)
 
     def draw() -> Iterator[Result]:

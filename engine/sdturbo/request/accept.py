@@ -113,7 +113,7 @@ def accept(bundle: Bundle, request: Request) -> Job:
     if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
         raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
     size = check_size(request.get("height"), request.get("width"), bundle.sizes)
-    latents_shape = bundle.stages_at(*size)["denoiser"].outputs[0].shape_at(1)
+    latents_shape = bundle.declared["denoiser"].outputs[0].at(*size).shape_at(1)
     image, mask = _image(request, size)
     strength, latents = request.get("strength"), request.get("latents")
     cancel = request.get("cancel")
