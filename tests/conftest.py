@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import imitation
@@ -107,18 +108,18 @@ def clip_files(tmp_path_factory):
 def make_bundle(tmp_path_factory, clip_files):
     """make_bundle(batch_sizes) writes a valid bundle into a new directory and returns it.
 
-    posterior: False for an encoder with one noise, as that of an AutoencoderTiny.
+    sizes: (height, width) of its pictures. posterior: False for an encoder with one noise, as that of an AutoencoderTiny.
     """
 
-    def make(batch_sizes=(1,), *, posterior=True) -> Path:
+    def make(batch_sizes=(1,), *, sizes=((64, 64),), posterior=True) -> Path:
         root = tmp_path_factory.mktemp("bundle")
         (root / "onnx").mkdir()
         np.arange(1, 9, dtype=np.float32).tofile(root / "onnx/weights.data")
         graphs = GRAPHS if posterior else GRAPHS | {"encoder": ONE_NOISE}
-        stages = {name: write_stage(root, name, text, batch_sizes) for name, text in graphs.items()}
+        stages = {name: write_stage(root, name, text, batch_sizes, sizes) for name, text in graphs.items()}
         shutil.copy(clip_files / "tokenizer.json", root)
         (root / "golden.png").write_bytes(b"not looked at by the runtime")
-        write_manifest(root, stages, batch_sizes)
+        write_manifest(root, stages, batch_sizes, sizes)
         return root
 
     return make
@@ -135,19 +136,24 @@ def pipe(bundle_dir):
     return Pipeline.load(bundle_dir, backend="null")
 
 
-def write_stage(root: Path, name: str, text: str, batch_sizes) -> dict:
-    """Write a stage's graph for each batch size; returns its entry in the manifest."""
+def write_stage(root: Path, name: str, text: str, batch_sizes, sizes) -> dict:
+    """Write a stage's graph for each batch size and size of pictures; returns its entry in the manifest."""
     graphs = []
-    sized = {} if name == "text_encoder" else {"height": 64, "width": 64}
-    for size in batch_sizes:
-        shaped = text.replace("B,", f"{size},")
+    sizes = sizes[:1] if name == "text_encoder" else sizes
+    for batch_size, (height, width) in product(batch_sizes, sizes):
+        sized = {} if name == "text_encoder" else {"height": height, "width": width}
+        shaped = text.replace("B,64,64,", f"B,{height},{width},").replace("B,4,8,8", f"B,4,{height // 8},{width // 8}")
+        shaped = shaped.replace("B,8,8,8,8,", f"B,{height // 8},8,{width // 8},8,")
+        shaped = shaped.replace("B,1,8,8", f"B,1,{height // 8},{width // 8}").replace("B,", f"{batch_size},")
         model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> {name} {shaped}')
         for weight in model.graph.initializer:
             if weight.name == "weight":
                 weight.ClearField("float_data")
                 weight.data_location = onnx.TensorProto.EXTERNAL
                 weight.external_data.add(key="location", value="weights.data")
-        graphs.append({"batch_size": size, **sized, "form": "plain", "file": f"onnx/{name}.{size}.onnx"})
+        at = "" if (height, width) == sizes[0] else f".{height}x{width}"
+        file = f"onnx/{name}.{batch_size}{at}.onnx"
+        graphs.append({"batch_size": batch_size, **sized, "form": "plain", "file": file})
         onnx.save(model, root / graphs[-1]["file"])
     inputs, outputs = ([tensor(value) for value in values] for values in (model.graph.input, model.graph.output))
     return {"inputs": inputs, "outputs": outputs, "graphs": graphs}
@@ -156,11 +162,12 @@ def write_stage(root: Path, name: str, text: str, batch_sizes) -> dict:
 def tensor(value: onnx.ValueInfoProto) -> dict:
     kind = value.type.tensor_type
     shape = ["B" if i == 0 else dim.dim_value for i, dim in enumerate(kind.shape.dim)]
-    shape = {(4, 8, 8): ["B", 4, "H/8", "W/8"], (64, 64, 3): ["B", "H", "W", 3]}.get(tuple(shape[1:]), shape)
+    if len(shape) == 4:
+        shape = ["B", 4, "H/8", "W/8"] if shape[1] == 4 else ["B", "H", "W", 3]
     return {"name": value.name, "dtype": DTYPES[kind.elem_type], "shape": shape}
 
 
-def write_manifest(root: Path, stages: dict, batch_sizes) -> None:
+def write_manifest(root: Path, stages: dict, batch_sizes, sizes) -> None:
     files = {
         str(file.relative_to(root)): {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         for file in sorted(root.rglob("*"))
@@ -175,7 +182,7 @@ def write_manifest(root: Path, stages: dict, batch_sizes) -> None:
         "format": 2,
         "model": {"name": "fake"},
         "precision": "fp32",
-        "sizes": [{"height": 64, "width": 64}],
+        "sizes": [{"height": height, "width": width} for height, width in sizes],
         "batch_sizes": list(batch_sizes),
         "schedule": {"rows": rows},
         "stages": stages,

@@ -182,6 +182,13 @@ class Pipeline:
         embeds = self._embeds([self._tokenizer(text) for text in check_prompts(prompt)])
         return np.stack(embeds)
 
+    def dropped_text(self, prompt: str | Sequence[str]) -> list[str]:
+        """Per prompt, its end beyond 77 tokens, which `encode_prompt` does not see ("" if it sees all). As `Result.dropped`.
+
+        Raises InvalidRequest.
+        """
+        return [self._tokenizer(text).dropped for text in check_prompts(prompt)]
+
     async def generate_async(
         self, prompt: str | Sequence[str] | None = None, image: ImageInput | None = None, **options: Any
     ) -> Result:

@@ -63,7 +63,9 @@ def model(name: str, request: HttpRequest) -> Model:
 
 
 def _model(service: Service) -> Model:
-    return Model(id=str(service.pipeline.bundle.model["name"]), created=service.started, owned_by="sdturbo")
+    bundle = service.pipeline.bundle
+    sizes = [size_text(size) for size in bundle.sizes]
+    return Model(id=str(bundle.model["name"]), created=service.started, owned_by="sdturbo", sizes=sizes)
 
 
 def _check_model(name: str, service: Service) -> None:

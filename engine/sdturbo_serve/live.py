@@ -24,6 +24,7 @@ from sdturbo_serve.service import Service, service_of
 from sdturbo_serve.strict import parse_json
 from sdturbo_serve.uploads import decode_base64
 
+DEFAULT_BLEND = 0.5
 MESSAGES_PER_SECOND = 200  # more than typing or drawing makes
 POLICY_VIOLATION = 1008
 
@@ -137,10 +138,13 @@ class LiveConnection:
     async def _picture(self, request: LiveRequest) -> QueuedPicture:
         seed = random_seed() if request.seed is None else request.seed
         size = self._service.size_of(request.size)
+        prompt, second_prompt, blend = _prompts(request)
         if request.image is None:
             if request.mask is not None:
                 raise mask_without_image()
-            return QueuedPicture(request.prompt, seed, request.steps, size=size)
+            return QueuedPicture(
+                prompt, seed, request.steps, size=size, second_prompt=second_prompt, blend=blend
+            )
         with refusals_name("image"):
             image_file = decode_base64(request.image)
         with refusals_name("mask"):
@@ -149,7 +153,9 @@ class LiveConnection:
         with refusals_name("strength"):
             strength = check_strength(request.strength, request.steps, masked=mask is not None)
             first_step(request.steps, strength)
-        return QueuedPicture(request.prompt, seed, request.steps, image, strength, mask, size)
+        return QueuedPicture(
+            prompt, seed, request.steps, image, strength, mask, size, second_prompt=second_prompt, blend=blend
+        )
 
     async def _draw(self, frame: _Frame) -> None:
         """Queue a frame, wait for its picture and send it. Newer frames take its place until the engine begins with it."""
@@ -202,3 +208,19 @@ class LiveConnection:
         self._count("failed")
         async with self._sending:
             await self._websocket.send_json({"type": "error", "frame": number, **as_api_error(error).body()})
+
+
+def _prompts(request: LiveRequest) -> tuple[str, str | None, float]:
+    """(prompt, second prompt, blend) of a request's picture. At either end of a blend there is only one prompt.
+
+    Raises ApiError for a blend without a second prompt.
+    """
+    if request.second_prompt is None:
+        if request.blend is not None:
+            text = "Got a blend without a second prompt. A blend is a place between two prompts. Send second_prompt too."
+            raise ApiError(400, text, param="blend", code="invalid_value")
+        return request.prompt, None, 0.0
+    blend = DEFAULT_BLEND if request.blend is None else request.blend
+    if blend in (0, 1):  # the plain picture, on every backend and with its prompt in the file
+        return (request.second_prompt if blend else request.prompt), None, 0.0
+    return request.prompt, request.second_prompt, blend

@@ -44,6 +44,7 @@ class QueuedPicture:
 
     image: uint8 (H, W, 3) in the picture's size. mask: bool (H, W), True where the image is drawn anew. None is everywhere.
     size: height and width of the picture, one of the bundle's. None is its default.
+    second_prompt: the picture is drawn from the arc between the two prompts. blend: the place on it, 0 to 1, where 0 is `prompt`.
     drawn: the picture to come. Cancelling this future gives the picture up, in the queue and between two stages.
     """
 
@@ -54,13 +55,23 @@ class QueuedPicture:
     strength: float | None = None
     mask: Mask | None = None
     size: Size | None = None
+    second_prompt: str | None = None
+    blend: float = 0.0
     drawn: Future[DrawnPicture] = field(default_factory=Future[DrawnPicture])
     arrived: float = field(default_factory=time.perf_counter)
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt, and the second one if there is any."""
+        return [self.prompt] if self.second_prompt is None else [self.prompt, self.second_prompt]
+
     def goes_with(self, other: QueuedPicture) -> bool:
-        """Whether one call can draw both. A call has one size, start image, mask, strength and number of steps."""
+        """Whether one call can draw both. A call has one size, start image, mask, strength and number of steps.
+
+        It has prompts or blends of prompts, not both.
+        """
         same_start = self.image is other.image and self.mask is other.mask
-        settings, others = ((one.steps, one.strength, one.size) for one in (self, other))
+        settings, others = ((one.steps, one.strength, one.size, len(one.prompts)) for one in (self, other))
         return same_start and settings == others
 
 

@@ -76,12 +76,14 @@ class Edit(ImagesBody):
 class LiveRequest(BaseModel):
     """A message of a live connection. image, mask: base64, with or without "data:image/…;base64," before it.
 
-    The mask means what it means for edits.
+    The mask means what it means for edits. With a second prompt, the picture is drawn from the arc between both.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Prompt
+    second_prompt: Prompt | None = None
+    blend: float | None = Field(None, ge=0, le=1, description="0 is the prompt, 1 the second one. Default: 0.5.")
     seed: Seed = None
     steps: Steps = DEFAULT_STEPS
     image: str | None = None
@@ -99,7 +101,7 @@ class ImageData(BaseModel):
 class Report(BaseModel):
     """The making of the pictures. timings_ms: milliseconds per part of the slowest picture's batch.
 
-    dropped: the end of the prompt that the model did not see. lost_recordings: CUDA graphs that could not be made at load.
+    dropped: the end of the prompt that the model did not see, with two prompts the ends of both, one per line. lost_recordings: CUDA graphs that could not be made at load.
     decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
     """
 
@@ -139,10 +141,13 @@ class ErrorResponse(BaseModel):
 
 
 class Model(BaseModel):
+    """sizes: width x height of the pictures that it draws. The first is the default."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    sizes: list[str]
 
 
 class ModelList(BaseModel):

@@ -12,9 +12,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from sdturbo import Cancelled, Pipeline, Request, SDTurboError
+from sdturbo import Cancelled, Pipeline, SDTurboError
+from sdturbo_serve.batch import draw
 from sdturbo_serve.metrics import Metrics
-from sdturbo_serve.picture import AllCancelled, DrawnPicture, QueuedPicture
+from sdturbo_serve.picture import DrawnPicture, QueuedPicture
 
 log = logging.getLogger("sdturbo.serve")
 
@@ -138,19 +139,8 @@ class Worker:
 
     def _draw(self, batch: tuple[QueuedPicture, ...]) -> None:
         start = time.perf_counter()
-        request: Request = {
-            "prompt": [queued.prompt for queued in batch],
-            "image": batch[0].image,
-            "mask_image": batch[0].mask,
-            "strength": batch[0].strength,
-            "height": batch[0].size and batch[0].size[0],
-            "width": batch[0].size and batch[0].size[1],
-            "num_inference_steps": batch[0].steps,
-            "seed": [queued.seed for queued in batch],
-            "cancel": AllCancelled(batch),
-        }
         try:
-            result = self._pipeline(**request)
+            result = draw(self._pipeline, batch)
         except Cancelled as error:
             _fail(batch, error)
             self._metrics.cancelled.labels("engine").inc(len(batch))

@@ -11,10 +11,10 @@ from sdturbo import save_png
 
 @pytest.fixture(scope="session")
 def make_serve_bundle(make_bundle):
-    """make_serve_bundle(batch_sizes): a bundle of 64x64 pictures with which /readyz can be reached."""
+    """make_serve_bundle(batch_sizes): a bundle of 64x64 pictures, or others, with which /readyz can be reached."""
 
-    def make(batch_sizes):
-        root = make_bundle(batch_sizes=batch_sizes)
+    def make(batch_sizes, **options):
+        root = make_bundle(batch_sizes=batch_sizes, **options)
         picture = load(root)("a cat").images[0]
         save_png(picture, root / "golden.png")
         manifest = json.loads((root / "bundle.json").read_text())
@@ -36,6 +36,12 @@ def serve_bundle(make_serve_bundle):
 def bare(serve_bundle):
     """The engine without a server, to compare with."""
     return load(serve_bundle)
+
+
+@pytest.fixture(scope="session")
+def sized(make_serve_bundle):
+    """An engine for pictures of 64x64, and of 64x96 (height x width)."""
+    return load(make_serve_bundle((1, 2), sizes=((64, 64), (64, 96))))
 
 
 @pytest.fixture

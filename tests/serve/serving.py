@@ -37,14 +37,14 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.batches = []
         self.open.set()
-        for (name, size), session in pipeline._sessions.items():
+        for (name, batch_size, size), session in pipeline._sessions.items():
             if name == "denoiser":
-                pipeline._sessions[name, size] = self._session(session, size)
+                pipeline._sessions[name, batch_size, size] = self._session(session, batch_size)
 
-    def _session(self, session, size):
+    def _session(self, session, batch_size):
         class Gated:
             def run(_, inputs):
-                self.batches.append(size)
+                self.batches.append(batch_size)
                 self.entered.release()
                 assert self.open.wait(30)
                 return session.run(inputs)

@@ -139,9 +139,23 @@ def test_transparent_pixels_of_an_image_are_its_mask_unless_one_is_sent(client):
 
 def test_the_model_is_listed_and_found(client):
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
-    assert client.get("/v1/models/fake").json()["object"] == "model"
+    model = client.get("/v1/models/fake").json()
+    assert (model["object"], model["sizes"]) == ("model", ["64x64"])
     assert client.get("/v1/models/other").status_code == 404
     assert client.post(GENERATIONS, json={"prompt": "x", "model": "fake", "size": "64x64"}).status_code == 200
+
+
+def test_the_model_names_its_sizes_and_draws_each(sized):
+    with client_of(sized) as client:
+        assert client.get("/v1/models").json()["data"][0]["sizes"] == ["64x64", "96x64"]
+        for asked, (width, height) in {None: (64, 64), "auto": (64, 64), "64x64": (64, 64), "96x64": (96, 64)}.items():
+            answer = client.post(GENERATIONS, json={"prompt": "x", "seed": 1, "size": asked}).json()
+            expected = sized("x", seed=1, height=height, width=width, output_type="np").images[0]
+            assert answer["size"] == f"{width}x{height}"
+            assert np.array_equal(picture_of(answer["data"][0]), expected)
+        refused = client.post(GENERATIONS, json={"prompt": "x", "size": "64x96"})
+        assert refused.status_code == 400
+        assert "'64x64', '96x64'" in refused.json()["error"]["message"]
 
 
 def test_metrics_count_what_happened(bare):

@@ -13,6 +13,7 @@ from serving import listening, only_the_left_quarter_changed, png, png_of, start
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from sdturbo.blend import slerp
 from sdturbo_serve.access import KEY_PROTOCOL, SUBPROTOCOL
 
 IMAGE = base64.b64encode(png()).decode()
@@ -74,6 +75,26 @@ def test_a_mask_changes_its_own_pixels_and_no_others_frame_by_frame(server, bare
         assert not np.array_equal(*pictures)
         ask(socket, "a boat", seed=1, steps=2, image=image, strength=1.0)
         assert not only_the_left_quarter_changed(frame(socket)[1], start)
+
+
+@pytest.mark.parametrize(("blend", "alone"), [(0, "a fox"), (1, "a boat")])
+def test_either_end_of_a_blend_is_the_picture_of_its_prompt(server, bare, blend, alone):
+    with connect(address(server)) as socket:
+        ask(socket, "a fox", second_prompt="a boat", blend=blend, seed=1)
+        _, picture = frame(socket)
+    assert np.array_equal(picture, bare(alone, seed=1, output_type="np").images[0])
+
+
+@pytest.mark.parametrize(("asked", "share"), [({}, 0.5), ({"blend": 0.25}, 0.25)])
+def test_a_second_prompt_is_blended_in_and_the_report_has_what_it_lost(server, bare, asked, share):
+    second = "cat " * 75 + "bird"
+    with connect(address(server)) as socket:
+        ask(socket, "a fox", second_prompt=second, seed=1, **asked)
+        head, picture = frame(socket)
+    embeds = slerp(bare.encode_prompt("a fox"), bare.encode_prompt(second), share)
+    assert np.array_equal(picture, bare(prompt_embeds=embeds, seed=1, output_type="np").images[0])
+    assert head["sdturbo"]["dropped"] == "bird"
+    assert "text_encoder" in head["sdturbo"]["timings_ms"]
 
 
 def test_while_the_engine_is_busy_only_the_newest_request_waits(gated, bare):
@@ -160,6 +181,11 @@ def test_an_error_has_the_number_of_the_newest_request(gated):
         (json.dumps({"prompt": "x", "image": IMAGE, "mask": "aGVsbG8="}), "mask"),
         (json.dumps({"prompt": "x", "image": IMAGE, "strength": 0.1}), "strength"),
         ('{"prompt": "x", "strength": 2}', "strength"),
+        ('{"prompt": "x", "second_prompt": "y", "blend": 1.1}', "blend"),
+        ('{"prompt": "x", "second_prompt": "y", "blend": -0.1}', "blend"),
+        ('{"prompt": "x", "second_prompt": "y", "blend": NaN}', "blend"),
+        ('{"prompt": "x", "blend": 0.5}', "blend"),
+        ('{"prompt": "x", "second_prompt": "a\\u0000b"}', "second_prompt"),
         ("[" * 100000, None),
         ("{}", "prompt"),
     ],

@@ -13,6 +13,8 @@ from serving import GENERATIONS, client_of, listening, wait_until
 from websockets.sync.client import connect
 
 from sdturbo import Cancelled, OutputError, Pipeline
+from sdturbo.blend import slerp
+from sdturbo_serve.batch import draw
 from sdturbo_serve.metrics import Metrics
 from sdturbo_serve.picture import QueuedPicture
 from sdturbo_serve.worker import QueueFull, Worker
@@ -86,6 +88,52 @@ def test_pictures_with_different_masks_are_not_mixed(worker, bare):
     assert all(np.array_equal(image[:, 32:], start[:, 32:]) for image in (drawn[0], drawn[2], drawn[5]))
     assert all(np.array_equal(image[:, :32], start[:, :32]) for image in (drawn[1], drawn[3]))
     assert [len(picture.drawn.result().batch.images) for picture in pictures] == [2, 2, 2, 2, 1, 1]
+
+
+def test_blends_are_drawn_together_apart_from_plain_prompts_and_equal_the_bare_engine(worker, bare):
+    worker, gate = worker
+    shares = [0.0, 0.25, 0.5, 1.0]
+    blends = [QueuedPicture("a cat", 5, 1, second_prompt="a boat", blend=share) for share in shares]
+    plain = QueuedPicture("a cat", 5, 1)
+    worker.submit([blends[0], plain, *blends[1:]])
+    gate.open.set()
+    ends = [bare.encode_prompt(prompt) for prompt in ("a cat", "a boat")]
+    for picture, share in zip(blends, shares, strict=True):
+        expected = bare(prompt_embeds=slerp(*ends, share), seed=5, output_type="np").images[0]
+        assert np.array_equal(pixels(picture), expected)
+    assert np.array_equal(pixels(blends[0]), pixels(plain))
+    assert np.array_equal(pixels(blends[3]), bare("a boat", seed=5, output_type="np").images[0])
+    assert not np.array_equal(ends[0], ends[1])
+    assert gate.batches == [1, 4, 1]
+    assert "text_encoder" in blends[0].drawn.result().batch.timings
+
+
+def test_a_blend_starts_from_an_image_and_a_mask_too(worker, bare):
+    worker, gate = worker
+    start = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[:, :16] = True
+    picture = QueuedPicture("a cat", 5, 2, start, 1.0, mask, second_prompt="a boat", blend=0.5)
+    worker.submit([picture])
+    gate.open.set()
+    embeds = slerp(bare.encode_prompt("a cat"), bare.encode_prompt("a boat"), 0.5)
+    asked = {"mask_image": mask, "strength": 1.0, "num_inference_steps": 2, "output_type": "np"}
+    expected = bare(image=start, prompt_embeds=embeds, seed=5, **asked).images[0]
+    assert np.array_equal(pixels(picture), expected)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "dropped"),
+    [
+        (("a cat", "a boat"), ""),
+        (("cat " * 75 + "dog", "a boat"), "dog"),
+        (("a cat", "cat " * 75 + "bird"), "bird"),
+        (("cat " * 75 + "dog", "cat " * 75 + "bird"), "dog\nbird"),
+    ],
+)
+def test_a_blend_reports_what_either_prompt_lost(bare, prompts, dropped):
+    picture = QueuedPicture(prompts[0], 1, 1, second_prompt=prompts[1], blend=0.5)
+    assert draw(bare, [picture]).dropped == [dropped]
 
 
 def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_again(worker):
