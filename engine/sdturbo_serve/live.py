@@ -142,9 +142,7 @@ class LiveConnection:
         if request.image is None:
             if request.mask is not None:
                 raise mask_without_image()
-            return QueuedPicture(
-                prompt, seed, request.steps, size=size, second_prompt=second_prompt, blend=blend
-            )
+            return QueuedPicture(prompt, seed, request.steps, size=size, second_prompt=second_prompt, blend=blend)
         with refusals_name("image"):
             image_file = decode_base64(request.image)
         with refusals_name("mask"):
@@ -217,7 +215,9 @@ def _prompts(request: LiveRequest) -> tuple[str, str | None, float]:
     """
     if request.second_prompt is None:
         if request.blend is not None:
-            text = "Got a blend without a second prompt. A blend is a place between two prompts. Send second_prompt too."
+            text = (
+                "Got a blend without a second prompt. A blend is a place between two prompts. Send second_prompt too."
+            )
             raise ApiError(400, text, param="blend", code="invalid_value")
         return request.prompt, None, 0.0
     blend = DEFAULT_BLEND if request.blend is None else request.blend

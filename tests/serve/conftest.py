@@ -7,6 +7,7 @@ import pytest
 from serving import Gate, client_of, listening, load
 
 from sdturbo import save_png
+from sdturbo.bundle.description import golden_image
 
 
 @pytest.fixture(scope="session")
@@ -15,11 +16,13 @@ def make_serve_bundle(make_bundle):
 
     def make(batch_sizes, **options):
         root = make_bundle(batch_sizes=batch_sizes, **options)
-        picture = load(root)("a cat").images[0]
-        save_png(picture, root / "golden.png")
-        manifest = json.loads((root / "bundle.json").read_text())
-        data = (root / "golden.png").read_bytes()
-        manifest["files"]["golden.png"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        pipeline, manifest = load(root), json.loads((root / "bundle.json").read_text())
+        for height, width in pipeline.bundle.sizes:
+            is_default = (height, width) == pipeline.bundle.sizes[0]
+            name = "golden.png" if is_default else golden_image("golden.png", height, width)
+            save_png(pipeline("a cat", height=height, width=width).images[0], root / name)
+            data = (root / name).read_bytes()
+            manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         (root / "bundle.json").write_text(json.dumps(manifest))
         return root
 
