@@ -17,7 +17,7 @@ from sdturbo_serve.picture import AllCancelled, QueuedPicture
 def draw(pipeline: Pipeline, batch: Sequence[QueuedPicture]) -> Result:
     """The result of pictures that go together, in their order. Raises InvalidRequest, Cancelled, OutputError.
 
-    With second prompts, the time of their text encoder is in `timings`, and `dropped` has the ends of both prompts, one per line.
+    With second prompts, `timings` contains the text encoder's time, and `dropped` the ends of both prompts, one per line.
     """
     first = batch[0]
     call: Request = {

@@ -44,7 +44,7 @@ class QueuedPicture:
 
     image: uint8 (H, W, 3) in the picture's size. mask: bool (H, W), True where the image is drawn anew. None is everywhere.
     size: height and width of the picture, one of the bundle's. None is its default.
-    second_prompt: the picture is drawn from the arc between the two prompts. blend: the place on it, 0 to 1, where 0 is `prompt`.
+    second_prompt: the other end of a blend, if the picture is drawn from one. blend: the place between them, 0 at `prompt`.
     drawn: the picture to come. Cancelling this future gives the picture up, in the queue and between two stages.
     """
 

@@ -101,7 +101,8 @@ class ImageData(BaseModel):
 class Report(BaseModel):
     """The making of the pictures. timings_ms: milliseconds per part of the slowest picture's batch.
 
-    dropped: the end of the prompt that the model did not see, with two prompts the ends of both, one per line. lost_recordings: CUDA graphs that could not be made at load.
+    dropped: the end of the prompt that the model did not see. With two prompts it is the ends of both, one per line.
+    lost_recordings: CUDA graphs that could not be made at load.
     decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
     """
 

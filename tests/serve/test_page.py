@@ -195,6 +195,69 @@ def test_the_mask_brush_goes_on_from_the_shown_picture(page):
     assert page.locator("#picture").get_attribute("src") == shown
 
 
+def test_the_chosen_size_is_that_of_picture_canvas_and_mask(open_page, sized):
+    with listening(sized) as url:
+        page = open_page(url)
+        expect(page.locator("#size option")).to_have_text(["64 × 64", "96 × 64"])
+        page.get_by_label("Prompt").fill("a green house")
+        picture(page)
+        assert settled(page).shape == (64, 64, 3)
+        page.get_by_text("Start from a drawing").click()
+        paint(page, (0.1, 0.5), (0.9, 0.5))
+        page.get_by_text("Mask", exact=True).click()
+        paint(page, (0.5, 0.4), (0.5, 0.6))
+        page.get_by_label("Size").select_option("96x64")
+        assert settled(page).shape == (64, 96, 3)
+        page.screenshot(path=SHOTS / "size.png", full_page=True)
+        for place in ("#picture", "#canvas", "#mask"):
+            box = page.locator(place).bounding_box()
+            assert box["width"] / box["height"] == pytest.approx(1.5, abs=0.02)
+        drawn, painted = (
+            [
+                page.evaluate(f"[...document.querySelector('{canvas}').getContext('2d').getImageData({at}, 1, 1).data]")
+                for at in ("256, 170", "60, 170", "256, 20")
+            ]
+            for canvas in ("#canvas", "#mask")
+        )
+        assert drawn == [[208, 52, 44, 255], [208, 52, 44, 255], [255, 255, 255, 255]]
+        assert [alpha for *_, alpha in painted] == [255, 0, 0]
+        page.locator("#history button").last.click()
+        assert page.get_by_label("Size").input_value() == "64x64"
+        box = page.locator("#picture").bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(1, abs=0.02)
+
+
+def test_a_bundle_of_one_size_offers_no_choice(page):
+    expect(page.locator("#state")).to_have_attribute("data-ok", "yes", timeout=15000)
+    expect(page.locator("#size-row")).to_be_hidden()
+
+
+def test_a_second_prompt_is_blended_in_as_far_as_the_slider_says(page):
+    def at(share):
+        page.locator("#blend").fill(share)
+        expect(page.locator("#blend-value")).to_have_text(f"{float(share):.2f}")
+        return settled(page)
+
+    page.get_by_label("Prompt").fill("a blue boat at night")
+    boat = settled(page)
+    page.get_by_label("Prompt").fill("a green house")
+    house = settled(page)
+    page.get_by_text("Blend with another prompt").click()
+    page.get_by_label("Blend with").fill("a blue boat at night")
+    between = settled(page)
+    page.screenshot(path=SHOTS / "blend.png")
+    assert np.array_equal(at("0"), house)
+    assert np.array_equal(at("1"), boat)
+    assert np.abs(between - house).max() > 0
+    assert np.abs(between - boat).max() > 0
+    page.get_by_text("Blend with another prompt").click()
+    assert np.array_equal(settled(page), house)
+    page.locator("#history button[title*='+']").first.click()
+    expect(page.get_by_label("Blend with")).to_be_visible()
+    assert page.locator("#blend-value").text_content() == "1.00"
+    assert np.array_equal(settled(page), boat)
+
+
 def test_one_step_becomes_two_with_a_drawing_and_the_page_says_so(page):
     page.get_by_label("Prompt").fill("a green house")
     picture(page)
@@ -236,7 +299,7 @@ def test_everything_can_be_reached_and_done_with_the_keyboard(page):
     old = picture(page)
     expect(page.locator("#download")).to_be_visible()
     seen = []
-    for _ in range(12):
+    for _ in range(16):
         page.keyboard.press("Tab")
         seen.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
         if seen[-1] == "SUMMARY":
@@ -244,7 +307,7 @@ def test_everything_can_be_reached_and_done_with_the_keyboard(page):
         if seen[-1] == "canvas":
             page.keyboard.press("Shift+ArrowRight")
             old = next_picture(page, old)
-    assert {"seed", "dice", "lock", "SUMMARY", "canvas", "colour", "brush", "clear"} <= set(seen)
+    assert {"second", "blend", "seed", "dice", "lock", "SUMMARY", "canvas", "colour", "brush", "clear"} <= set(seen)
     page.keyboard.press("Alt+r")
     next_picture(page, old)
 

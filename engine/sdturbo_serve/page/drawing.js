@@ -1,8 +1,10 @@
 // A canvas to draw on with mouse, pen, finger or arrow keys. It also takes image files. Over it lies a mask, painted alike.
 
+import { cover, resize } from "./cover.js";
 import { Mask } from "./mask.js";
 
 const STEP = 16; // pixels per arrow key
+const LEAST = 512; // pixels of the longer side, so that brushes are fine enough for any size of pictures
 
 export class Drawing {
   used = false; // whether the canvas holds a drawing or an image
@@ -63,6 +65,17 @@ export class Drawing {
     this.#options.changed();
   }
 
+  // Take the shape of pictures of another size. The drawing and its mask stay, and cover it.
+  resize(pictureWidth, pictureHeight) {
+    const scale = Math.max(1, LEAST / Math.max(pictureWidth, pictureHeight));
+    const [width, height] = [Math.round(pictureWidth * scale), Math.round(pictureHeight * scale)];
+    if (width === this.#canvas.width && height === this.#canvas.height) return;
+    resize(this.#context, width, height);
+    this.mask.resize(width, height);
+    this.#file = "";
+    this.#pen = { x: width / 2, y: height / 2 };
+  }
+
   // Put a picture on the canvas, to go on from it.
   take(image) {
     this.#cover(image, image.naturalWidth, image.naturalHeight);
@@ -89,11 +102,8 @@ export class Drawing {
   }
 
   #cover(image, imageWidth, imageHeight) {
-    const { width, height } = this.#canvas;
-    const scale = Math.max(width / imageWidth, height / imageHeight);
-    const [w, h] = [imageWidth * scale, imageHeight * scale];
     this.#fill();
-    this.#context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
+    cover(this.#context, image, imageWidth, imageHeight);
   }
 
   #fill() {
@@ -135,8 +145,9 @@ export class Drawing {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!move) return;
     event.preventDefault();
-    const clamp = (value) => Math.min(Math.max(value, 0), this.#canvas.width);
-    const to = { x: clamp(this.#pen.x + move[0] * STEP), y: clamp(this.#pen.y + move[1] * STEP) };
+    const { width, height } = this.#canvas;
+    const clamp = (value, most) => Math.min(Math.max(value, 0), most);
+    const to = { x: clamp(this.#pen.x + move[0] * STEP, width), y: clamp(this.#pen.y + move[1] * STEP, height) };
     if (event.shiftKey) {
       this.#last = this.#pen;
       this.#line(to);

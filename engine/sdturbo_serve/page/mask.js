@@ -1,5 +1,7 @@
 // The part of a picture that is drawn anew, as strokes on a canvas over it.
 
+import { resize } from "./cover.js";
+
 export class Mask {
   used = false;
   #canvas;
@@ -22,6 +24,11 @@ export class Mask {
   clear() {
     this.#context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
     this.used = false;
+    this.#file = "";
+  }
+
+  resize(width, height) {
+    resize(this.#context, width, height);
     this.#file = "";
   }
 

@@ -22,6 +22,7 @@ let shown = { frame: 0 };
 let model = "";
 let settle = 0;
 let masked = false; // as the slider knows it
+let asked = {}; // the newest request, or that of a picture brought back from the history
 
 const connection = new LiveConnection({ opened, closed, frame: show, error: fail });
 
@@ -31,6 +32,10 @@ function masking() {
 
 function starts() {
   return $("start").open && drawing.starts;
+}
+
+function blends() {
+  return $("blending").open && Boolean($("second").value.trim());
 }
 
 function changed() {
@@ -75,7 +80,12 @@ function readRequest() {
     prompt: $("prompt").value,
     seed: Number($("seed").value) || 0,
     steps: readSteps(),
+    size: $("size").value,
   };
+  if (blends()) {
+    request.second_prompt = $("second").value;
+    request.blend = Number($("blend").value);
+  }
   if (starts()) {
     request.image = drawing.base64();
     if (drawing.mask.used) request.mask = drawing.mask.base64();
@@ -87,7 +97,7 @@ function readRequest() {
 function ask() {
   raiseSteps();
   if (!$("prompt").value.trim() && !starts()) return;
-  const request = readRequest();
+  const request = (asked = readRequest());
   const frame = connection.send(request);
   if (frame) pending.set(frame, { request, time: performance.now() });
 }
@@ -109,7 +119,7 @@ function paint(picture) {
   const times = head.sdturbo.timings_ms;
   const old = $("picture").src;
   $("picture").src = url;
-  $("picture").alt = request.prompt || "A picture drawn from the canvas";
+  $("picture").alt = wording(request) || "A picture drawn from the canvas";
   if (old && old !== url && !remembered(old)) URL.revokeObjectURL(old);
   $("latency").textContent = `${latency.toFixed(0)} ms`;
   $("detail").textContent =
@@ -118,6 +128,10 @@ function paint(picture) {
   showNote(dropped ? `The model sees 77 tokens. It did not see: “${dropped.trim()}”` : "");
   $("download").hidden = false;
   if (!$("lock").checked) $("seed").value = randomSeed();
+}
+
+function wording(request) {
+  return [request.prompt, request.second_prompt].filter(Boolean).join(" + ");
 }
 
 function remembered(url) {
@@ -130,9 +144,9 @@ function remember(picture) {
   const button = document.createElement("button");
   const image = document.createElement("img");
   button.type = "button";
-  button.title = `${picture.request.prompt} · seed ${picture.head.seed}`;
+  button.title = `${wording(picture.request)} · seed ${picture.head.seed}`;
   image.src = picture.url;
-  image.alt = picture.request.prompt || "drawing";
+  image.alt = wording(picture.request) || "drawing";
   button.append(image);
   button.addEventListener("click", () => bring(picture));
   item.append(button);
@@ -146,10 +160,20 @@ function remember(picture) {
 }
 
 function bring(picture) {
-  $("prompt").value = picture.request.prompt;
+  const { request } = picture;
+  asked = request;
+  $("prompt").value = request.prompt;
+  $("second").value = request.second_prompt ?? "";
+  if (request.second_prompt) {
+    $("blending").open = true;
+    $("blend").value = request.blend;
+    showBlend();
+  }
+  $("size").value = request.size;
+  showSize();
   $("seed").value = picture.head.seed;
   $("lock").checked = true;
-  setSteps(picture.request.steps);
+  setSteps(request.steps);
   shown = { ...picture, frame: shown.frame };
   paint(shown);
 }
@@ -203,6 +227,26 @@ function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
+function showBlend() {
+  $("blend-value").value = Number($("blend").value).toFixed(2);
+}
+
+function offerSizes(sizes) {
+  const old = $("size").value;
+  $("size").replaceChildren(...sizes.map((size) => new Option(size.replace("x", " × "), size)));
+  if (sizes.includes(old)) $("size").value = old;
+  $("size-row").hidden = sizes.length === 1;
+  showSize();
+}
+
+// Give picture, canvas and mask the shape of the chosen size.
+function showSize() {
+  const [width, height] = $("size").value.split("x").map(Number);
+  document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
+  drawing.resize(width, height);
+  follow();
+}
+
 function showStrength() {
   $("strength-value").value = Number($("strength").value).toFixed(2);
 }
@@ -225,6 +269,7 @@ async function connect() {
     $("key-row").hidden = true;
     showNote("");
     model = models[0].id;
+    offerSizes(models[0].sizes);
     showState(model, true);
     if (/sd-turbo|stabilityai/i.test(model)) $("notice").textContent = "Powered by Stability AI";
     connection.open();
@@ -236,7 +281,16 @@ async function connect() {
   }
 }
 
-for (const id of ["prompt", "seed"]) $(id).addEventListener("input", ask);
+for (const id of ["prompt", "second", "seed"]) $(id).addEventListener("input", ask);
+$("blend").addEventListener("input", () => {
+  showBlend();
+  if (blends()) ask();
+});
+$("blending").addEventListener("toggle", () => blends() !== Boolean(asked.second_prompt) && ask());
+$("size").addEventListener("change", () => {
+  showSize();
+  ask();
+});
 for (const radio of document.querySelectorAll("input[name=steps]")) radio.addEventListener("change", ask);
 for (const radio of document.querySelectorAll("input[name=tool]")) radio.addEventListener("change", follow);
 $("picture").addEventListener("load", follow);
