@@ -53,6 +53,7 @@ def test_a_call_with_embeddings_draws_what_it_draws_with_the_prompts(pipe, optio
 def test_results_of_embeddings_claim_no_prompt(pipe):
     drawn = pipe(prompt_embeds=pipe.encode_prompt(["a cat " * 50, "a dog"]), seed=4)
     assert drawn.dropped == ["", ""]
+    assert pipe.dropped_text(["a cat " * 50, "a dog"]) == pipe(["a cat " * 50, "a dog"]).dropped != ["", ""]
     assert drawn.images[1].info["parameters"].startswith("\nSteps: 1, ")
     assert "Seed: 5," in drawn.images[1].info["parameters"]
 
