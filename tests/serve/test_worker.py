@@ -133,7 +133,7 @@ def test_a_blend_starts_from_an_image_and_a_mask_too(worker, bare):
 )
 def test_a_blend_reports_what_either_prompt_lost(bare, prompts, dropped):
     picture = QueuedPicture(prompts[0], 1, 1, second_prompt=prompts[1], blend=0.5)
-    assert draw(bare, [picture]).dropped == [dropped]
+    assert draw(bare, (picture,)).dropped == [dropped]
 
 
 def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_again(worker):
