@@ -75,7 +75,7 @@ def test_the_three_stages_work_at_the_same_time(bundle):
 
         return meeting_first
 
-    for (name, size), session in pipe._sessions.items():
+    for (name, size, _), session in pipe._sessions.items():
         if size == 1:
             session.run = meet(name, session.run)
     found = list(pipe.stream({"prompt": f"cat {i}", "output_type": "np"} for i in range(6)))
@@ -128,7 +128,7 @@ def test_an_error_that_is_not_ours_is_raised_after_the_results_before_it(bundle,
 def failing(bundle, stage, error):
     """A pipeline whose `stage` raises the error at its third run."""
     pipe = Pipeline.load(bundle.path, "null", image_to_image=False)
-    session = pipe._sessions[stage, 1]
+    session = pipe._sessions[stage, 1, bundle.sizes[0]]
     run, numbers = session.run, itertools.count()
 
     def third(inputs):
@@ -143,7 +143,7 @@ def failing(bundle, stage, error):
 def test_a_token_stops_its_request_between_stages_and_no_other(bundle):
     pipe = Pipeline.load(bundle.path, "null", image_to_image=False)
     stop = threading.Event()
-    session = pipe._sessions["denoiser", 1]
+    session = pipe._sessions["denoiser", 1, bundle.sizes[0]]
     run = session.run
 
     def stopping(inputs):
@@ -180,7 +180,7 @@ def test_closing_stops_what_is_under_way_before_its_next_stage(bundle, monkeypat
     stop, decoded = threading.Event(), []
     monkeypatch.setattr(pipelined, "threading", types.SimpleNamespace(Event=lambda: stop))
     pipe = Pipeline.load(bundle.path, "null", image_to_image=False)
-    session = pipe._sessions["decoder", 1]
+    session = pipe._sessions["decoder", 1, bundle.sizes[0]]
     run = session.run
 
     def held(inputs):

@@ -89,7 +89,7 @@ def test_the_batch_sizes_of_a_stage_compute_in_one_block_and_stages_in_others(bu
     assert all(len(one) == 1 for one in addresses)
     assert len(set.union(*addresses)) == 4
     assert {size for _, _, size in trt.scratch} == {2000}
-    assert pipe._sessions["decoder", 1].lock is pipe._sessions["decoder", 2].lock
+    assert pipe._sessions["decoder", 1, bundle.sizes[0]].lock is pipe._sessions["decoder", 2, bundle.sizes[0]].lock
 
 
 def test_a_context_that_needs_more_gets_a_block_of_its_own_and_all_go_with_their_engines(bundle, nvidia):

@@ -19,7 +19,7 @@ def bundle(make_bundle, tmp_path, nvidia):
 def test_there_is_one_logger_and_each_error_has_its_own_words(bundle, nvidia):
     _, trt = nvidia
     pipe = Pipeline.load(bundle.path, "tensorrt", image_to_image=False)
-    session = pipe._sessions["decoder", 1]
+    session = pipe._sessions["decoder", 1, bundle.sizes[0]]
     given = {"latents": np.zeros((1, 4, 8, 8), np.float32)}
     trt.refuses = "enqueue"
     with pytest.raises(BackendUnavailable, match=r"failed to run .*decoder.*: \[enqueue\] out of memory"):
