@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from sdturbo.result import Result
 
 WALK_OPTIONS = ("num_inference_steps", "height", "width", "output_type", "cancel")
+MAX_FRAMES = 1_000_000
 _VECTORS = {3: (2,), 4: (1, 2, 3)}  # by the number of an array's axes, those that make up one vector
+_ROUNDING = 1e-9  # of the weights' absolute sum: a smaller sum is that of rounding
 _SMALLEST_ANGLE = 1e-6  # radians: below it, arc and chord are the same in float32
 
 Waypoint = tuple[str, SupportsIndex | None]  # (prompt, seed)
@@ -44,11 +46,18 @@ def mix(embeds: F32, weights: Sequence[float]) -> F32:
         raise InvalidRequest(f"Got weights of shape {shares.shape} for {len(embeds)} prompts, expected one per prompt.")
     with np.errstate(over="ignore"):  # refused below
         total = float(shares.sum())
-    if not np.isfinite(shares).all() or not np.isfinite(total) or total == 0:
+        least = _ROUNDING * float(np.abs(shares).sum())
+    if not np.isfinite(shares).all() or not np.isfinite(total) or abs(total) <= least:
         raise InvalidRequest(
             f"Got weights={weights!r:.80} with the sum {total:g}, expected finite numbers whose sum is not zero."
         )
-    return np.tensordot(shares / total, embeds.astype(np.float64), 1).astype(np.float32)[None]
+    with np.errstate(over="ignore"):  # refused below
+        mixed = np.tensordot(shares / total, embeds.astype(np.float64), 1).astype(np.float32)[None]
+    if not np.isfinite(mixed).all():
+        raise InvalidRequest(
+            f"Got weights={weights!r:.80}, which lead too far from the prompts. Expected smaller ones."
+        )
+    return mixed
 
 
 def slerp(start: F32, end: F32, t: float) -> F32:
@@ -117,9 +126,10 @@ def check_frames(value: object) -> int:
         frames = 0 if isinstance(value, bool) else operator.index(cast("SupportsIndex", value))
     except TypeError:
         frames = 0
-    if frames < 2:
+    if not 2 <= frames <= MAX_FRAMES:
+        given = f"{value!r:.80}" if abs(frames) <= MAX_FRAMES else "a larger number"
         raise InvalidRequest(
-            f"Got frames={value!r:.80}, expected a whole number from 2: the first and the last are the ends."
+            f"Got frames={given}, expected a whole number from 2 to {MAX_FRAMES}: the first and the last are the ends."
         )
     return frames
 

@@ -250,6 +250,7 @@ class Pipeline:
         if job.image is not None:
             with job.clock.part("encoder"):
                 job.x = self._run(job.size, "encoder", job.start, step=np.int64(job.rows[0]))
+                require_finite(job.x, "encoder")
                 if job.inpainting is not None:
                     job.inpainting.latents = job.x
                     job.x = job.inpainting.first(self.bundle.schedule[job.rows[0]].sigma)

@@ -128,6 +128,8 @@ def test_mix_is_the_weighted_mean():
     [
         (EMBEDS, [1, -1], "with the sum 0, expected finite numbers whose sum is not zero"),
         (EMBEDS, [0, 0], "sum is not zero"),
+        (EMBEDS, [0.1 + 0.2, -0.3], "sum is not zero"),  # 5e-17: what rounding leaves
+        (EMBEDS * np.float32(1e35), [1e5, 1 - 1e5], "lead too far"),
         (EMBEDS, [np.nan, 1], "sum is not zero"),
         (EMBEDS, [np.inf, 1], "sum is not zero"),
         (EMBEDS, [1e308, 1e308], "sum is not zero"),

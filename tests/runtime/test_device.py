@@ -211,7 +211,8 @@ def test_a_stage_that_cannot_be_recorded_is_launched_plainly_and_logged(bundle, 
     recorded = DeviceSession(NullEngine(stage, 2), stage, 2, NullQueue())
     assert (plain.replays, recorded.replays) == (False, True)
     assert (
-        f"decoder at batch size 2: launched plainly, for {'recording' if why[0] == 'n' else 'a replay'}" in caplog.text
+        f"decoder at batch size 2 and 64x64 pixels: launched plainly, for {'recording' if why[0] == 'n' else 'a replay'}"
+        in caplog.text
     )
     given = {"latents": inputs(bundle)["latents"]}
     found = [plain.run(given), recorded.run(given), recorded.run(given, replay=False)]

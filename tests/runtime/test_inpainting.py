@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from sdturbo import Bundle, InvalidRequest, Pipeline
+from sdturbo import Bundle, InvalidRequest, OutputError, Pipeline
 from sdturbo.backends.null import DEVICES, NullBackend
 from sdturbo.image.mask import SOFT_EDGE, of_alpha, put_back, to_mask
 from sdturbo.noise import randn
@@ -91,8 +91,10 @@ def test_a_mask_needs_an_image_and_an_area(pipe):
     dot[3:7, 3:7] = True
     with pytest.raises(InvalidRequest, match="16 pixels, which is too small"):
         pipe("a cat", PICTURE, mask_image=dot)
-    with pytest.raises(InvalidRequest, match="keep_unmasked='no'"):
-        pipe("a cat", PICTURE, mask_image=MASK, keep_unmasked="no")
+    for start in ({}, {"image": PICTURE, "mask_image": MASK}):
+        with pytest.raises(InvalidRequest, match="keep_unmasked='no'"):
+            pipe("a cat", **start, keep_unmasked="no")
+    pipe("a cat", PICTURE, mask_image=MASK, keep_unmasked=np.False_)
 
 
 def test_strength_is_1_by_default_as_in_diffusers(pipe):
@@ -119,8 +121,8 @@ def test_the_kept_part_is_led_along_under_the_same_noise(bundle_dir, monkeypatch
     pipe = Pipeline(bundle, NullBackend())
     run = Pipeline._run
 
-    def spy(self, stage, batched, **scalars):
-        output = run(self, stage, batched, **scalars)
+    def spy(self, size, stage, batched, **scalars):
+        output = run(self, size, stage, batched, **scalars)
         seen.append((stage, batched, int(scalars.get("step", -1)), output))
         return output
 
@@ -172,6 +174,50 @@ def test_a_transparent_border_is_drawn_anew(pipe, tmp_path):
         assert result.strength == 1.0
     picture.putalpha(255)  # opaque: plain image-to-image
     assert pipe("a cat", picture, num_inference_steps=2).strength == 0.5
+
+
+@pytest.mark.parametrize("alpha", [250, 129, "a speck"])
+def test_a_picture_that_is_opaque_on_the_whole_is_plain_image_to_image(pipe, alpha):
+    faint = np.full((SIZE, SIZE), 250, np.uint8)
+    if alpha == "a speck":
+        faint[3:5, 3:5] = 0
+    else:
+        faint[:] = alpha
+    picture = PICTURE.resize((SIZE, SIZE))
+    plain = pipe("a cat", picture, num_inference_steps=2, output_type="np").images
+    picture.putalpha(Image.fromarray(faint))
+    result = pipe("a cat", picture, num_inference_steps=2, output_type="np")
+    assert np.array_equal(result.images, plain)
+    assert result.strength == 0.5
+
+
+def test_a_mask_with_faint_alpha_counts_by_its_colours():
+    mask = Image.fromarray(MASK).convert("RGBA")
+    mask.putalpha(254)
+    assert np.array_equal(to_mask(mask, SIZE, SIZE), MASK)
+
+
+def test_masks_of_16_bits_are_cut_at_one_half_of_their_range():
+    levels = np.where(MASK, 40_000, 300).astype(np.uint16)
+    assert np.array_equal(to_mask(Image.fromarray(levels), SIZE, SIZE), MASK)
+    for wide in (np.int32, np.float32):
+        with pytest.raises(InvalidRequest, match="whose white is not defined"):
+            to_mask(Image.fromarray(MASK.astype(wide)), SIZE, SIZE)
+
+
+def test_an_array_of_four_channels_is_a_mask_by_its_alpha():
+    cutout = np.zeros((SIZE, SIZE, 4), np.uint8)
+    cutout[..., 3] = np.where(MASK, 0, 255)
+    assert np.array_equal(to_mask(cutout, SIZE, SIZE), MASK)
+
+
+def test_latents_of_a_start_picture_that_are_no_numbers_are_an_error(bundle_dir, monkeypatch):
+    pipe = Pipeline(Bundle.load(bundle_dir), NullBackend())
+    session = pipe._sessions["encoder", 1, (SIZE, SIZE)]
+    run = session.run
+    monkeypatch.setattr(session, "run", lambda inputs: {name: x * np.nan for name, x in run(inputs).items()})
+    with pytest.raises(OutputError, match="encoder produced"):
+        pipe("a cat", PICTURE, mask_image=MASK, output_type="latent")
 
 
 @pytest.mark.parametrize("device", DEVICES[:2])

@@ -163,6 +163,12 @@ def test_a_request_that_says_nothing_takes_the_defaults_of_a_call(bundle, pipe):
     assert streamed.images == pipe("a cat").images
 
 
+@pytest.mark.parametrize("name", ["seed", "height", "num_inference_steps", "num_images_per_prompt"])
+def test_numbers_too_long_to_print_are_refused_in_words(bundle, name):
+    with pytest.raises(InvalidRequest, match=f"Got {name} of 16610 bits"):
+        request.accept(bundle, {"prompt": "a cat", name: 10**5000})
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

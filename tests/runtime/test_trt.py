@@ -126,15 +126,16 @@ def test_a_failed_capture_is_logged_and_the_launches_go_on_plainly(bundle, nvidi
     with caplog.at_level(logging.WARNING, "sdturbo"):
         pipe = Pipeline.load(bundle.path, "tensorrt")
     assert not any(one.replays for one in (*pipe._programs.values(), *pipe._sessions.values()))
-    assert "decoder at batch size 2: launched plainly, for recording failed" in caplog.text
+    assert "decoder at batch size 2 and 64x64 pixels: launched plainly, for recording failed" in caplog.text
     assert (
-        "text-to-image from row 6 to 9 of the schedule, at batch size 2: launched plainly, for recording" in caplog.text
+        "text-to-image from row 6 to 9 of the schedule, at batch size 2 and 64x64 pixels: launched plainly, for recording"
+        in caplog.text
     )
     expected = Pipeline.load(bundle.path, "onnxruntime")("a cat", output_type="np").images
     result = pipe("a cat", output_type="np")
     assert np.array_equal(result.images, expected)
     assert len(result.lost_recordings) == 2 * (4 + 4 + 10)  # per batch size: stages, text-to-image, image-to-image
-    assert "decoder at batch size 2" in result.lost_recordings
+    assert "decoder at batch size 2 and 64x64 pixels" in result.lost_recordings
 
 
 def test_garbage_that_holds_device_memory_is_not_collected_in_a_capture(nvidia):

@@ -49,7 +49,7 @@ class DeviceSession:
         inputs = {spec.name: _buffer(queue, spec, batch_size) for spec in stage.inputs}
         outputs = {spec.name: _buffer(queue, spec, batch_size) for spec in stage.outputs}
         launch = engine.bind({**inputs, **outputs}, queue)
-        self.title = f"{stage.name} at batch size {batch_size}"
+        self.title = stage.title(batch_size)
         with self.lock:
             self._recording = Recording(self.title, [launch], queue, inputs, outputs)
         self.replays = self._recording.replays and engine.recordable
@@ -99,7 +99,10 @@ class DeviceProgram:
         last = latents[len(rows) % 2]
         launches.append(_bind(decoder, {"latents": last}, image, queue))
         kind = "image-to-image" if image_to_image else "text-to-image"
-        self.title = f"{kind} from row {rows[0]} to {rows[-1]} of the schedule, at batch size {size}"
+        _, height, width, _ = decoder.stage.outputs[0].shape_at(size)
+        self.title = (
+            f"{kind} from row {rows[0]} to {rows[-1]} of the schedule, at batch size {size} and {width}x{height} pixels"
+        )
         with self._turn():
             self._recording = Recording(self.title, launches, queue, inputs, {"latents": last, "image": image})
         self.replays = self._recording.replays and all(session.engine.recordable for session in self._sessions)

@@ -72,11 +72,17 @@ class Stage:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     graphs: Mapping[GraphName, str]
+    size: tuple[int, int] | None = None  # height and width of the pictures, once `at` has settled it
 
     def at(self, height: int, width: int) -> Stage:
         """The stage for pictures of that size in pixels."""
         inputs, outputs = (tuple(spec.at(height, width) for spec in specs) for specs in (self.inputs, self.outputs))
-        return replace(self, inputs=inputs, outputs=outputs)
+        return replace(self, inputs=inputs, outputs=outputs, size=(height, width) if self.is_sized else None)
+
+    def title(self, batch_size: int) -> str:
+        """`decoder at batch size 1 and 768x512 pixels`, width x height."""
+        pixels = f" and {self.size[1]}x{self.size[0]} pixels" if self.size else ""
+        return f"{self.name} at batch size {batch_size}{pixels}"
 
     @property
     def is_sized(self) -> bool:

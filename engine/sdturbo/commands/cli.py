@@ -134,6 +134,8 @@ def generate(
     check_out(out, pictures)
     if as_json and out == STANDARD:
         raise InvalidRequest("Got --json and --out -. Both write to standard output. Name a file.")
+    if mask is not None and image is None:
+        raise InvalidRequest("Got --mask without --image. A mask says which part of an image is drawn anew.")
     start, mask_image = (None if file is None else read_image(file) for file in (image, mask))
     pipe = load_pipeline(bundle, choice, image_to_image=start is not None)
     written: list[dict[str, Any]] = []

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from sdturbo.errors import InvalidRequest
-from sdturbo.image.pixels import ImageInput, decoded, read_image, upright
+from sdturbo.image.pixels import ImageInput, decoded, eight_bit, read_image, upright
 
 HALF = 128  # the first of 256 levels that diffusers rounds up to white
 SOFT_EDGE = 16  # pixels: beyond them the start picture is as it was
-_GROWN, _BLUR = (
-    SOFT_EDGE // 2,
-    SOFT_EDGE // 4,
-)  # the mask grows by the first. Two box means of the second stay inside that.
+_GROWN, _BLUR = SOFT_EDGE // 2, SOFT_EDGE // 4  # growth of the mask, then two box means, whose reach is inside it
+_EXPECTED = (
+    "Expected a PIL image, a path, or an array: bool (H, W), or uint8 (H, W), (H, W, 3), (H, W, 4) with values 0-255."
+)
 
 Mask = NDArray[np.bool_]
 
@@ -28,25 +28,34 @@ def to_mask(mask_image: ImageInput, height: int, width: int) -> Mask:
     """A mask as bool (height, width), True where pixels are drawn anew.
 
     mask_image: a PIL image or a file's path, of which white is drawn anew. If it has transparent pixels, these are drawn anew,
-    and its colours do not count. Or an array, bool (H, W) or uint8 (H, W), (H, W, 3) with values 0-255.
+    and its colours do not count. Or an array, bool (H, W), or uint8 (H, W), (H, W, 3) or (H, W, 4) with values 0-255.
     Raises InvalidRequest for anything else, and if nothing is to be drawn anew.
     """
     picture = _read(mask_image)
-    return _shrunk(alpha_mask(picture) or picture, height, width)
+    mask = _shrunk(alpha_mask(picture) or picture, height, width)
+    if not mask.any():
+        raise InvalidRequest(
+            "Got a mask_image without white: nothing would be drawn anew. White (255, or True) or transparent is drawn anew,"
+            " black is kept."
+        )
+    return mask
 
 
 def of_alpha(image: ImageInput, height: int, width: int) -> Mask | None:
-    """The mask of an image with transparent pixels, which are drawn anew. None if it has none."""
-    hidden = alpha_mask(upright(image)) if isinstance(image, Image.Image) else None
+    """The mask of an image with transparent pixels, which are drawn anew. None if it has none. May be False everywhere."""
+    if not isinstance(image, Image.Image) or not image.has_transparency_data:
+        return None
+    hidden = alpha_mask(upright(image))
     return None if hidden is None else _shrunk(hidden, height, width)
 
 
 def alpha_mask(picture: Image.Image) -> Image.Image | None:
-    """White where a picture is transparent, mode L. None if it is opaque everywhere."""
+    """White where a picture is transparent, mode L. None if no pixel is more transparent than opaque."""
     if not picture.has_transparency_data:
         return None
     alpha = decoded(lambda: picture.convert("RGBA")).getchannel("A")
-    return None if alpha.getextrema() == (255, 255) else alpha.point([255 - level for level in range(256)])
+    hidden = alpha.point([255 - level for level in range(256)])
+    return hidden if np.asarray(hidden).max() >= HALF else None
 
 
 def reduced(mask: Mask, height: int, width: int) -> NDArray[np.float32]:
@@ -72,7 +81,7 @@ def _read(mask_image: ImageInput) -> Image.Image:
             raise InvalidRequest(f"Got a mask_image of type {type(mask_image).__name__}. {_EXPECTED}")
         return read_image(mask_image)
     grey = mask_image.ndim == 2 and mask_image.dtype.name in ("bool", "uint8")
-    coloured = mask_image.ndim == 3 and mask_image.shape[2] == 3 and mask_image.dtype.name == "uint8"
+    coloured = mask_image.ndim == 3 and mask_image.shape[2] in (3, 4) and mask_image.dtype.name == "uint8"
     if not (grey or coloured) or 0 in mask_image.shape:
         raise InvalidRequest(
             f"Got a mask_image array of dtype {mask_image.dtype} and shape {mask_image.shape}. {_EXPECTED}"
@@ -80,19 +89,11 @@ def _read(mask_image: ImageInput) -> Image.Image:
     return read_image(Image.fromarray(np.ascontiguousarray(mask_image)))
 
 
-_EXPECTED = "Expected a PIL image, a path, or an array: bool (height, width), or uint8 with values 0-255."
-
-
 def _shrunk(picture: Image.Image, height: int, width: int) -> Mask:
+    picture = eight_bit(picture)
     if picture.size != (width, height):  # Pillow takes the nearest pixel of mode 1
         picture = decoded(lambda: picture.resize((width, height), Image.Resampling.LANCZOS))
-    mask = np.asarray(decoded(lambda: picture.convert("L"))) >= HALF
-    if not mask.any():
-        raise InvalidRequest(
-            "Got a mask_image without white: nothing would be drawn anew. White (255, or True) or transparent is drawn anew,"
-            " black is kept."
-        )
-    return mask
+    return np.asarray(decoded(lambda: picture.convert("L"))) >= HALF
 
 
 def _grown(mask: Mask, reach: int) -> Mask:

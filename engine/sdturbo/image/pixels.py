@@ -25,7 +25,7 @@ def to_pixels(image: ImageInput, height: int, width: int) -> NDArray[np.uint8]:
     is applied. Raises InvalidRequest for anything else, for a truncated file and for more than 64 megapixels.
     Source: diffusers `VaeImageProcessor` (resize_mode "default") and `load_image`.
     """
-    picture = decoded(lambda: _to_rgb(read_image(image)))
+    picture = decoded(lambda: eight_bit(read_image(image)).convert("RGB"))
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8)[None]
@@ -85,11 +85,12 @@ def _open(path: Path) -> Image.Image:
         raise InvalidRequest(f"Cannot open the image {path}: {error}. Is the file complete?") from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def eight_bit(picture: Image.Image) -> Image.Image:
+    """The picture with values of 8 bits. Raises InvalidRequest for 32 bits."""
     if picture.mode.startswith("I;16"):  # Pillow's own conversion would clip 16-bit grey to 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
         raise InvalidRequest(
             f"Got an image of mode {picture.mode} (32-bit), whose white is not defined. Convert it to RGB or L first."
         )
-    return picture.convert("RGB")
+    return picture

@@ -105,6 +105,10 @@ class Job:
 def accept(bundle: Bundle, request: Request) -> Job:
     """The job of a request, its clock started. Missing arguments take their defaults. Raises InvalidRequest."""
     request = named(request)
+    cancel = request.get("cancel")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise InvalidRequest(f"Got cancel={cancel!r:.80}, expected something with is_set(), such as threading.Event().")
+    clock = Clock(cancel)
     prompts, embeds = _prompts(request, bundle)
     steps = check_count(request.get("num_inference_steps", DEFAULT_STEPS), "num_inference_steps", MAX_STEPS)
     per_prompt = check_count(request.get("num_images_per_prompt", DEFAULT_IMAGES), "num_images_per_prompt", MAX_IMAGES)
@@ -114,11 +118,9 @@ def accept(bundle: Bundle, request: Request) -> Job:
         raise InvalidRequest(f"Got output_type={output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}.")
     size = check_size(request.get("height"), request.get("width"), bundle.sizes)
     latents_shape = bundle.declared["denoiser"].outputs[0].at(*size).shape_at(1)
-    image, mask = _image(request, size)
+    keep_unmasked = check_flag(request.get("keep_unmasked", True), "keep_unmasked")
+    image, mask = _image(request, size, clock)
     strength, latents = request.get("strength"), request.get("latents")
-    cancel = request.get("cancel")
-    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise InvalidRequest(f"Got cancel={cancel!r:.80}, expected something with is_set(), such as threading.Event().")
     rows = bundle.steps(steps)
     if latents is not None:
         if image is not None:
@@ -129,15 +131,12 @@ def accept(bundle: Bundle, request: Request) -> Job:
         strength = check_strength(strength, steps, masked=mask is not None)
         rows = rows[first_step(steps, strength) :]
         if mask is not None:
-            inpainting = Inpainting(
-                mask, check_flag(request.get("keep_unmasked", True), "keep_unmasked"), strength == 1
-            )
+            inpainting = Inpainting(mask, keep_unmasked, pure=strength == 1)
     elif strength is not None:
         raise InvalidRequest(f"Got strength={strength} without an image. Strength belongs to image-to-image.")
-    job = Job(
-        prompts, image, inpainting, strength, size, steps, rows, per_prompt, seeds, latents, output_type, Clock(cancel)
-    )
+    job = Job(prompts, image, inpainting, strength, size, steps, rows, per_prompt, seeds, latents, output_type, clock)
     if embeds is not None:
+        embeds = embeds.copy()  # the caller may fill the array anew while a stream is under way
         job.prompt_embeds = [embeds[i // per_prompt] for i in range(len(seeds))]
     return job
 
@@ -155,16 +154,17 @@ def _prompts(request: Request, bundle: Bundle) -> tuple[list[str], F32 | None]:
     return [""] * len(embeds), embeds
 
 
-def _image(request: Request, size: tuple[int, int]) -> tuple[ImageInput | None, Mask | None]:
+def _image(request: Request, size: tuple[int, int], clock: Clock) -> tuple[ImageInput | None, Mask | None]:
     """The start picture, and the mask of what is drawn anew: `mask_image`, or else the picture's transparent pixels."""
     image, mask_image = request.get("image"), request.get("mask_image")
     if image is None:
         if mask_image is not None:
             raise InvalidRequest("Got mask_image without an image. A mask says which part of an image is drawn anew.")
         return None, None
-    if isinstance(image, (str, PathLike)):
-        image = read_image(image)
-    return image, mask_of(image, mask_image, size)
+    with clock.part("image"):
+        if isinstance(image, (str, PathLike)):
+            image = read_image(image)
+        return image, mask_of(image, mask_image, size)
 
 
 def mask_of(image: ImageInput, mask_image: ImageInput | None, size: tuple[int, int]) -> Mask | None:
@@ -175,6 +175,8 @@ def mask_of(image: ImageInput, mask_image: ImageInput | None, size: tuple[int, i
     """
     mask = of_alpha(image, *size) if mask_image is None else to_mask(mask_image, *size)
     if mask is not None and not reduced(mask, *(side // LATENT_SCALE for side in size)).any():
+        if mask_image is None:  # specks of a picture that is opaque on the whole
+            return None
         raise InvalidRequest(
             f"Got a mask of {int(mask.sum())} pixels, which is too small: one latent stands for 8x8 pixels and counts if its"
             " first pixel is white. Expected a larger area."

@@ -15,6 +15,7 @@ from sdturbo.image import as_number
 from sdturbo.noise import F32
 
 MAX_SEED = 2**64 - 1
+MOST_BITS = 4096  # Python refuses to print numbers of thousands of digits
 MAX_LATENT = 1e4  # a standard normal stays below 10
 
 
@@ -79,10 +80,10 @@ def check_size(height: object, width: object, sizes: Sequence[tuple[int, int]]) 
     for known in sizes:
         if known == size:
             return known
-    offered = ", ".join(f"{rows}x{columns}" for rows, columns in sizes)
+    offered = ", ".join(f"{columns}x{rows}" for rows, columns in sizes)
     raise InvalidRequest(
-        f"Got height={size[0]} and width={size[1]}. This bundle draws {offered} (height x width). `sdturbo-export build --size`"
-        " makes others."
+        f"Got the size {size[1]}x{size[0]} (width x height). This bundle draws {offered}. `sdturbo-export build --size` makes"
+        " others."
     )
 
 
@@ -126,9 +127,9 @@ def first_step(num_inference_steps: int, strength: float) -> int:
 
 def check_flag(value: object, name: str) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}, expected True or False.")
-    return value
+    return bool(cast("bool", value))
 
 
 def check_strength(value: object, num_inference_steps: int, *, masked: bool = False) -> float:
@@ -154,7 +155,10 @@ def _length(values: Sequence[object]) -> int:
 def _integer(value: object, name: str) -> int:
     try:
         if not isinstance(value, bool):
-            return operator.index(cast("SupportsIndex", value))
+            number = operator.index(cast("SupportsIndex", value))
+            if number.bit_length() <= MOST_BITS:
+                return number
+            raise InvalidRequest(f"Got {name} of {number.bit_length()} bits, expected a smaller number.")
     except TypeError:  # numpy arrays have __index__ whatever they hold
         pass
     raise InvalidRequest(f"Got {name}={value!r:.80} of type {type(value).__name__}, expected a whole number.")
