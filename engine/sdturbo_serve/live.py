@@ -3,6 +3,7 @@
 The client sends JSON messages (`LiveRequest`), and its n-th message is frame n. The answer to a frame is a text message
 {"type": "frame", "frame": n, …} and then a binary message, the picture. An error is {"type": "error", "frame": n, "error": …}.
 A newer request replaces an older one until the engine begins with it. The older one then gets no answer.
+If the client asks for that, a camera's frame that shows nothing new is answered by {"type": "skipped", "frame": n}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from sdturbo import SDTurboError
+from sdturbo.image import SimilarFrames
 from sdturbo.request import check_strength, first_step, random_seed
 from sdturbo_serve.access import SUBPROTOCOL, admit
 from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded, mask_without_image, refusals_name
@@ -72,6 +74,8 @@ class LiveConnection:
         self._newest: tuple[int, LiveRequest] | None = None
         self._arrived = asyncio.Event()  # set while there is a newest request
         self._sending = asyncio.Lock()
+        self._settings: dict[str, object] = {}  # of the last frame, without its image
+        self._similar = SimilarFrames()
 
     async def run(self) -> None:
         """Serve the client until it goes away or sends too much."""
@@ -109,6 +113,7 @@ class LiveConnection:
         self._arrived.set()
 
     def _put_back(self, frame: _Frame) -> None:
+        self._similar.forget()  # it was not drawn
         if self._newest is None:
             self._keep(frame.number, frame.request)
         else:
@@ -125,15 +130,31 @@ class LiveConnection:
                 await self._draw(frame)
 
     async def _next_frame(self) -> _Frame | None:
-        """The newest request with its picture. If it cannot be drawn, the client gets the error, and this returns None."""
+        """The newest request with its picture. If none is to be drawn, the client gets the reason, and this returns None."""
         assert self._newest is not None
         (number, request), self._newest = self._newest, None
         self._arrived.clear()
         try:
-            return _Frame(number, request, await self._picture(request))
+            frame = _Frame(number, request, await self._picture(request))
         except (ApiError, SDTurboError) as error:
             await self._send_error(number, error)
             return None
+        if self._is_similar(frame):
+            self._count("skipped")
+            async with self._sending:
+                await self._websocket.send_json({"type": "skipped", "frame": number})
+            return None
+        return frame
+
+    def _is_similar(self, frame: _Frame) -> bool:
+        """Whether the frame may be skipped: it shows what the last one showed, and asks for the same."""
+        image, threshold = frame.picture.image, frame.request.skip_similar
+        settings = frame.request.model_dump(exclude={"image"})
+        if image is None or threshold is None:
+            return False
+        if settings != self._settings:
+            self._settings, self._similar = settings, SimilarFrames(threshold)
+        return not self._similar.is_to_be_drawn(image)
 
     async def _picture(self, request: LiveRequest) -> QueuedPicture:
         seed = random_seed() if request.seed is None else request.seed

@@ -31,7 +31,9 @@ class Metrics:
         self.deadlines = counter("sdturbo_deadline_exceeded", "Requests whose time ran out.")
         self.lost_recordings = gauge("sdturbo_lost_recordings", "CUDA graphs that could not be made at load.")
         self.live = gauge("sdturbo_live_streams", "Open live connections.")
-        self.frames = counter("sdturbo_live_frames", "Live requests: shown, superseded or failed.", ["outcome"])
+        self.frames = counter(
+            "sdturbo_live_frames", "Live requests: shown, superseded, skipped or failed.", ["outcome"]
+        )
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -90,6 +90,13 @@ class LiveRequest(BaseModel):
     mask: str | None = None
     strength: Strength | None = None
     size: SizeText | None = None
+    skip_similar: float | None = Field(
+        None,
+        ge=0,
+        le=255,
+        description="For cameras: an image that is on average less than this many levels of 255 from the last drawn one is"
+        " skipped, for at most 5 s, unless another field changed. Default: nothing is skipped.",
+    )
     output_format: Format = "jpeg"
 
 

@@ -34,10 +34,15 @@ def ask(socket, prompt, **more):
     socket.send(json.dumps({"prompt": prompt, "output_format": "png", **more}))
 
 
+def counted(url, outcome):
+    """How many frames had that outcome."""
+    match = re.search(rf'sdturbo_live_frames_total{{outcome="{outcome}"}} ([\d.]+)', httpx2.get(f"{url}/metrics").text)
+    return float(match[1]) if match else 0
+
+
 def superseded(url):
     """How many frames the server has set aside for newer ones."""
-    match = re.search(r'sdturbo_live_frames_total{outcome="superseded"} ([\d.]+)', httpx2.get(f"{url}/metrics").text)
-    return float(match[1]) if match else 0
+    return counted(url, "superseded")
 
 
 def test_every_request_of_a_patient_client_is_answered_with_the_bare_engines_picture(server, bare):
@@ -49,6 +54,32 @@ def test_every_request_of_a_patient_client_is_answered_with_the_bare_engines_pic
             assert head["sdturbo"]["timings_ms"]["total"] > 0
             expected = bare(f"number {number}", seed=number, num_inference_steps=2, output_type="np").images[0]
             assert np.array_equal(picture, expected)
+
+
+def test_frames_that_show_nothing_new_are_skipped_if_asked(server):
+    def changed(level):
+        picture = np.full((64, 64, 3), level, np.uint8)
+        return base64.b64encode(png_of(picture)).decode()
+
+    def answer(socket, level, **more):
+        ask(socket, "x", seed=1, steps=2, image=changed(level), **more)
+        message = json.loads(socket.recv(10))
+        if message["type"] == "frame":
+            socket.recv(10)
+        return message["type"], message["frame"]
+
+    before = counted(server, "skipped")
+    with connect(address(server)) as socket:
+        assert answer(socket, 10, skip_similar=4) == ("frame", 1)
+        assert answer(socket, 11, skip_similar=4) == ("skipped", 2)
+        assert answer(socket, 13, skip_similar=4) == ("skipped", 3)
+        assert answer(socket, 15, skip_similar=4) == ("frame", 4)  # compared with the last drawn one
+        assert answer(socket, 15, skip_similar=4, strength=1.0) == ("frame", 5)  # another request
+        assert answer(socket, 15) == ("frame", 6)
+        assert answer(socket, 15) == ("frame", 7)
+        ask(socket, "x", image=changed(1), skip_similar=256)
+        assert json.loads(socket.recv(10))["error"]["param"] == "skip_similar"
+    assert counted(server, "skipped") == before + 2
 
 
 def test_an_image_starts_a_frame(server, bare, tmp_path):
