@@ -6,11 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdturbo import Pipeline, backends
 from sdturbo.errors import BackendUnavailable
+from sdturbo.golden import difference
 from sdturbo_export.build import build
 from sdturbo_export.options import BuildOptions
+from sdturbo_export.proof.diffusers_reference import Asked, draw
 from sdturbo_export.verify import verify_bundle
 from sdturbo_export.weights.lora import Lora
 
@@ -89,6 +92,31 @@ def test_image_of_a_batch_equals_the_same_seed_alone(batched, backend):
     for i in range(3):
         alone = pipe("two foxes", seed=4 + i, num_inference_steps=2, output_type="np").images[0]
         assert np.array_equal(together[i], alone)
+
+
+def test_inpainted_batches_of_turned_pictures_are_those_of_diffusers(batched, small_checkpoint):
+    rng = np.random.default_rng(2)
+    start = Image.fromarray(rng.integers(0, 256, (10, 14, 3), np.uint8)).resize((600, 400), Image.Resampling.BICUBIC)
+    mask = Image.fromarray(np.tri(40, 60, dtype=np.uint8) * 255)
+    prompts, seeds, asked = ["a fox", "a boat at sea"], [4, 9], [Asked(2, 0.5, masked=True)]
+    turned = [turned_by_the_camera(image) for image in (start, mask)]
+    pipe = Pipeline.load(batched.path, "onnxruntime", precision="fp32")
+    options = {"image": turned[0], "mask_image": turned[1], "keep_unmasked": False, "strength": 0.5}
+    pictures = pipe(prompts, **options, num_inference_steps=2, seed=seeds, output_type="np").images
+    for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
+        (expected,) = draw(small_checkpoint, prompt, seed, start, mask, asked)
+        decibels, largest = difference(picture, expected)
+        assert decibels >= 50
+        assert largest <= 2
+
+
+def turned_by_the_camera(image):
+    """The image as a camera on its side stores it: turned, with a note that says so."""
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned.info["exif"] = exif.tobytes()
+    return turned
 
 
 def test_graphs_of_two_batch_sizes_share_their_weights(small_bundle, batched):
