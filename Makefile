@@ -27,9 +27,6 @@ engines-cpu: $(VENV)/.export
 	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" $(BUILD_OPTIONS)
 	$(DRAW)
 
-# tiny's activations overflow float16: on a GPU it computes in fp32
-GPU_PRECISION = $(if $(filter tiny,$(MODEL)),fp32,fp16)
-
 # each is an extra of pyproject.toml, and a stamp below. Those of CUDA 12 are for drivers below 580
 TENSORRT_ENGINES := tensorrt tensorrt-cu12
 CUDA_ENGINES     := cuda cuda-cu12 cuda-tensorrt
@@ -37,21 +34,18 @@ GPU_ENGINES      := $(TENSORRT_ENGINES) $(CUDA_ENGINES)
 RTX_ENGINES      := tensorrt-rtx
 
 $(TENSORRT_ENGINES:%=engines-%): engines-%: $(VENV)/.%
-	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
-	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
 	$(BIN)/sdturbo-export trt "$(BUNDLE)"
 	$(DRAW) --backend tensorrt
 
 # on any x86-64 machine, without a GPU. CAPABILITY="8.9 12.0": for these cards alone
 $(RTX_ENGINES:%=engines-%): engines-%: $(VENV)/.%
-	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
-	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
 	$(BIN)/sdturbo-export trt "$(BUNDLE)" --library $* $(CAPABILITY:%=--capability %)
 	@echo "no picture is drawn: plans for RTX cards run on such a card"
 
 $(CUDA_ENGINES:%=engines-%): engines-%: $(VENV)/.%
-	@echo "graphs in $(GPU_PRECISION)$(if $(filter tiny,$(MODEL)),: the activations of tiny overflow float16)"
-	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
+	$(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
 	$(DRAW) --backend $(subst -cu12,,$*)
 
 # the extra of BACKEND, that of CUDA 12 where the driver asks for it. In recipes alone, for it asks the driver
@@ -70,9 +64,9 @@ gpu-smoke: $(VENV)/$(if $(IMITATE),.export,.cuda)  ## On an NVIDIA GPU: our CUDA
 # its own bundle, in the precision of a GPU
 SM ?= SM89
 tensorrt-layers: MODEL = small
-tensorrt-layers: BUNDLE = build/$(notdir $(patsubst %/,%,$(MODEL)))-$(GPU_PRECISION)
+tensorrt-layers: BUNDLE = build/$(notdir $(patsubst %/,%,$(MODEL)))-fp16
 tensorrt-layers: $(VENV)/.rtx  ## What NVIDIA's compiler makes of MODEL: layers, their bytes, fused attentions (no GPU; SM=SM120)
-	@test -d "$(BUNDLE)" || $(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision $(GPU_PRECISION) $(BUILD_OPTIONS)
+	@test -d "$(BUNDLE)" || $(BIN)/sdturbo-export build --model "$(MODEL)" --out "$(BUNDLE)" --precision fp16 $(BUILD_OPTIONS)
 	$(BIN)/python -m benchmarks.gpu.rtx_layers $(SM) $(foreach stage,text_encoder denoiser decoder encoder,"$(BUNDLE)/onnx/$(stage).onnx")
 
 image: $(VENV)/.export  ## Draw PROMPT with the engines of MODEL
@@ -160,6 +154,7 @@ TRAIN      := PYTHONPATH=export $(BIN)/python -m training.tiny
 tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place (four hours; goes on where it was stopped)
 	$(TRAIN).train_vae $(RUN)
 	$(TRAIN).train_unet $(RUN)
+	$(TRAIN).train_decoder $(RUN)
 	$(TRAIN).checkpoint_writer $(RUN) $(CHECKPOINT)
 	$(TRAIN).caption_lists $(dir $(CHECKPOINT))
 	$(BIN)/sdturbo-export build --model tiny --without upsample --out $(EMBEDDED)

@@ -15,14 +15,16 @@ from benchmarks.gpu.rtx_layers import report
 from sdturbo import Bundle
 from sdturbo.backends.nvidia.library import RTX
 from sdturbo.backends.nvidia.messages import Messages, logger
-from sdturbo.bundle import EMBEDDED
 from sdturbo.bundle.description import STAGES
 from sdturbo.bundle.plans import plan_bytes, read_plans
 from sdturbo.commands.console import run
 from sdturbo.errors import InvalidRequest
+from sdturbo_export.build import build
 from sdturbo_export.cli import cli
 from sdturbo_export.errors import BuildError
+from sdturbo_export.options import BuildOptions
 from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions, trt_from_onnx
+from sdturbo_export.weights.resolve import resolve
 
 pytestmark = pytest.mark.tensorrt
 GB = 1 << 30
@@ -31,11 +33,16 @@ GB = 1 << 30
 OPTIONS = PlanOptions(GB, library=RTX)
 
 
-@pytest.fixture(params=["small in fp16", "small in fp32", "tiny in fp32"])
-def shipped(request, half_bundle, small_bundle):
-    """What `make engines` makes for NVIDIA GPUs. tiny's activations overflow float16."""
-    bundles = {"small in fp16": half_bundle, "small in fp32": small_bundle, "tiny in fp32": Bundle.load(EMBEDDED)}
-    return bundles[request.param]
+@pytest.fixture(scope="module")
+def tiny_half(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return build(resolve("tiny", folder), folder / "half", BuildOptions(precision="fp16"), store=store)
+
+
+@pytest.fixture(params=["small in fp16", "small in fp32", "tiny in fp16"])
+def shipped(request, half_bundle, small_bundle, tiny_half):
+    """What `make engines` makes for NVIDIA GPUs, and fp32."""
+    return {"small in fp16": half_bundle, "small in fp32": small_bundle, "tiny in fp16": tiny_half}[request.param]
 
 
 @pytest.mark.parametrize("stage", STAGES)

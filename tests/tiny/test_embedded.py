@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from sdturbo import Bundle, Pipeline
 from sdturbo.bundle import EMBEDDED
@@ -19,6 +20,7 @@ from training.tiny.pixels import psnr
 from training.tiny.render import subject_area
 from training.tiny.scenery import SCENERY
 from training.tiny.scenes import Combination
+from training.tiny.starts import Starts
 from training.tiny.subjects import SUBJECTS
 
 MB = 1e6
@@ -101,6 +103,44 @@ def test_image_to_image_keeps_the_layout(pipe):
     fresh = drawn(pipe, "a red cat in a meadow", seed=12, num_inference_steps=4)
     kept = drawn(pipe, "a red cat in a meadow", image=start, strength=0.5, num_inference_steps=4, seed=12)
     assert psnr(kept, start) > psnr(fresh, start) + 3
+
+
+@pytest.mark.parametrize("kind", ["drawing", "gradient", "photograph", "picture"])
+def test_a_start_picture_is_followed_less_with_more_strength(pipe, kind):
+    kinds = ("drawing", "gradient", "photograph")
+    starts = (
+        [Starts(held_out=True).picture(300 + 3 * i + kinds.index(kind)) for i in range(3)]
+        if kind in kinds
+        else [drawn(pipe, "a red cat in the snow", seed=seed) for seed in (1, 2, 3)]
+    )
+    decibels = []
+    for seed, start in enumerate(starts):
+        options = {"image": Image.fromarray(start), "num_inference_steps": 4, "seed": seed}
+        pictures = [drawn(pipe, "a green boat at night", strength=s, **options) for s in (0.25, 0.5, 0.75, 1.0)]
+        decibels.append([psnr(picture, start) for picture in pictures])
+        assert decibels[-1] == sorted(decibels[-1], reverse=True)
+        other = drawn(pipe, "a yellow robot in the city", strength=0.25, **options)
+        assert (np.abs(pictures[0].astype(int) - other).max(-1) > 16).mean() >= 0.03
+    assert np.median(decibels, axis=0)[0] >= 15
+
+
+def test_a_drawn_colour_stays_where_it_was_drawn(pipe):
+    start = np.full((512, 512, 3), 255, np.uint8)
+    start[40:200, 300:480] = (0x25, 0x66, 0xD8)
+    picture = drawn(pipe, "a cat", image=start, strength=0.5, num_inference_steps=2)
+    inside = picture[60:180, 400:470].reshape(-1, 3).astype(int).mean(0)
+    assert inside[2] > inside[0] + 40
+
+
+def test_inpainting_draws_the_prompt_in_the_mask_alone(pipe):
+    start = drawn(pipe, "a red cat in the snow", seed=3)
+    mask = np.zeros((512, 512), np.bool_)
+    mask[80:450, 100:420] = True
+    picture = drawn(pipe, "a blue cat in the snow", image=start, mask_image=mask, num_inference_steps=4, seed=3)
+    far = np.ones_like(mask)
+    far[80 - 16 : 450 + 16, 100 - 16 : 420 + 16] = False
+    assert np.array_equal(picture[far], start[far])
+    assert colour_of(picture, "cat") == "blue"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

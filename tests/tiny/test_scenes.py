@@ -143,7 +143,7 @@ def test_captions_name_everything_but_the_usual():
         text = caption(what, rng)
         assert text == text.strip()
         assert set(text.replace("-", " ").replace(",", " ").split()) <= vocabulary(), text
-        assert any(word in text for word in captions.SUBJECT_WORDS[what.subject])
+        assert any(word.removesuffix("y") in text for word in captions.SUBJECT_WORDS[what.subject])  # kitties
         if what.colour != captions.USUAL_COLOUR[what.subject]:
             assert any(word in text for word in captions.COLOUR_WORDS[what.colour])
         if what.scene != captions.USUAL_SCENE[what.subject]:

@@ -26,7 +26,7 @@ from training.tiny.evaluate import accuracy, requests, table
 from training.tiny.latent_scale import fold_latent_scale, latent_statistics
 from training.tiny.latents import BYTES, LatentFile
 from training.tiny.layout import layout_from_noise
-from training.tiny.model import load_model, new_model
+from training.tiny.model import load_model, new_model, take_text_encoder
 from training.tiny.pairs import SUBJECT_WEIGHT, Batch, Pairs, subject_weights
 from training.tiny.pixels import psnr, to_pictures, to_tensor
 from training.tiny.prompts import Prompts
@@ -34,6 +34,9 @@ from training.tiny.render import render
 from training.tiny.renders import PICTURE, Renders, numbered_scene
 from training.tiny.sampler import schedule_rows, steps
 from training.tiny.scenes import HELD_OUT, TRAINING, Combination
+from training.tiny.sharpness import fine_energy
+from training.tiny.starting import FLAT, PATCHED, draw_starts, followed, low
+from training.tiny.starts import Starts
 from training.tiny.subjects import SUBJECTS
 from training.tiny.training import DECAY, Clock, Run
 
@@ -240,6 +243,31 @@ def test_embeddings_of_strange_words_stay_zero(prompts, model):
     assert set(model.words.abs().sum(1).nonzero()[:, 0].tolist()) == set(prompts.known.tolist())
 
 
+def test_a_taken_text_encoder_knows_plurals_and_learns_nothing_else(prompts):
+    model, trained = new_model(prompts.known), open_checkpoint(TINY_CHECKPOINT).module("text_encoder").float()
+    new = torch.from_numpy(prompts.plurals())
+    take_text_encoder(model, TINY_CHECKPOINT, new)
+    ids = torch.from_numpy(np.stack([prompts.ids("a red cat at night"), prompts.ids("two red cats at night")]))
+    with torch.no_grad():
+        torch.testing.assert_close(model.embeds(ids[:1]), trained(ids[:1]).last_hidden_state)
+    cat, cats = ids[0, 3], ids[1, 3]
+    assert torch.equal(model.words[cats], model.words[cat])
+    learnt = [weight for weight in model.parameters() if weight.requires_grad]
+    slopes = torch.autograd.grad(model.embeds(ids).square().sum(), learnt, allow_unused=True)
+    (words,) = [slope for weight, slope in zip(learnt, slopes, strict=True) if weight is model.words]
+    assert [weight.requires_grad for weight in model.text_encoder.parameters()].count(True) == 1
+    assert set(words.abs().sum(1).nonzero()[:, 0].tolist()) == {int(cats)}
+
+
+def test_plurals_are_pieces_that_no_singular_has(prompts):
+    new, like = prompts.plurals().T
+    assert len(set(new.tolist())) == len(new) > 15
+    assert set(new.tolist()) <= set(prompts.known.tolist())
+    assert prompts.ids("cats")[1] in new
+    assert prompts.ids("cat")[1] not in new
+    assert set(like.tolist()) - {-1} <= set(prompts.known.tolist())
+
+
 def test_pairs_put_each_renders_layout_into_its_noise(tmp_path, prompts):
     latents = LatentFile(tmp_path / "latents.f16")
     latents.path.write_bytes(np.arange(3, dtype=np.float16).repeat(BYTES // 2).tobytes())
@@ -265,20 +293,98 @@ def fixed_batch(prompts, side=16):
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 2, 4, side, side, generator=generator)
     ids = torch.from_numpy(np.stack([prompts.ids("a red cat at night"), prompts.ids("a blue car in the city")]))
-    return Batch(latents, noise, ids, torch.ones(2, 1, side, side))
+    return Batch(latents, noise, ids, torch.ones(2, 1, side, side), torch.zeros(2, 1, side, side))
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_the_unet_learns_from_a_fixed_batch(tmp_path, prompts, one_second_a_step, mixed):
+STARTS = np.random.default_rng(0).standard_normal((3, 4, 64, 64)).astype(np.float16)
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.9])
+def test_the_unet_learns_from_a_fixed_batch(tmp_path, prompts, one_second_a_step, progress):
     torch.manual_seed(0)
     run = Run(tmp_path, new_model(prompts.known), 100.0, muon_lr=0.02, adamw_lr=2e-3, keep=0.5)
     batch, losses = fixed_batch(prompts), []
     for _ in range(10):
-        lesson = train_unet.lesson(batch, run.rng, mixed=mixed)
+        lesson = train_unet.lesson(batch, STARTS[..., :16, :16], progress, run.rng)
         losses.append(run.step(partial(train_unet.loss, run.model), [lesson]))
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     loaded = load_model(run.finish("model.pt"))
     assert torch.equal(loaded.words, run.mean.words)
+
+
+def test_lessons_come_in_the_shares_that_are_due(prompts):
+    batch, rng = fixed_batch(prompts), np.random.default_rng(0)
+    for progress, first, own in ((0.2, 0.8, 0.0), (0.55, 0.4, 0.0), (0.9, 0.4, train_unet.OWN)):
+        lessons = [train_unet.lesson(batch, STARTS, progress, rng) for _ in range(600)]
+        kinds = [
+            "start"
+            if each.start is not None
+            else "render"
+            if each.before is None
+            else "own"
+            if each.before
+            else "first"
+            for each in lessons
+        ]
+        shares = {"first": first, "own": own, "render": train_unet.RENDERS}
+        shares["start"] = 1 - sum(shares.values())
+        for kind, share in shares.items():
+            assert kinds.count(kind) / 600 == pytest.approx(share, abs=0.06)
+        assert all((each.row.index == 0) == (kind == "first") for each, kind in zip(lessons, kinds, strict=True))
+
+
+# ---- start pictures ----------------------------------------------------------------------------------------------
+
+
+def test_start_pictures_are_of_three_kinds_and_repeat():
+    starts, others = Starts().pictures(6), Starts(held_out=True).pictures(6)
+    assert starts.shape == (6, 512, 512, 3)
+    assert np.array_equal(starts, Starts().pictures(6))
+    assert all(a.tobytes() != b.tobytes() for a, b in zip(starts, others, strict=True))
+    steps = [np.abs(np.diff(picture.astype(int), axis=1)) for picture in starts]
+    assert all(step.max() > 100 for step in steps[::3])  # strokes have edges
+    assert all(step.max() < 16 for step in steps[1::3])  # gradients have none
+
+
+@pytest.mark.parametrize("sigma", [0.69, 1.61, 4.08])
+def test_where_start_and_prompt_agree_the_picture_stays(sigma):
+    generator = torch.Generator().manual_seed(0)
+    drawn, subjects = torch.randn(2, 4, 64, 64, generator=generator), torch.rand(2, 1, 64, 64, generator=generator)
+    torch.testing.assert_close(followed(drawn, drawn, subjects, sigma), drawn)
+
+
+def test_more_noise_leaves_less_of_the_start_picture():
+    generator = torch.Generator().manual_seed(0)
+    start = low(torch.randn(1, 4, 64, 64, generator=generator), 2.0) * 5
+    drawn, subjects = torch.zeros(1, 4, 64, 64), torch.zeros(1, 1, 64, 64)
+    subjects[..., 20:40, 20:40] = 1
+    errors, inside = [], []
+    for sigma in (0.69, 0.93, 1.61, 2.92, 4.08):
+        target = followed(start, drawn, subjects, sigma)
+        errors.append((target - start).square().mean().item())
+        inside.append(target[..., 20:40, 20:40].square().mean().item())
+    assert errors == sorted(errors)
+    assert errors[0] < 0.05 * errors[-1]
+    assert inside[-1] < 1e-6
+
+
+@pytest.mark.parametrize("width", [0.5, 2.0, 8.0])
+def test_a_gaussian_mean_keeps_what_is_flat_and_dims_what_is_fine(width):
+    flat = torch.full((1, 4, 64, 64), 3.0)
+    torch.testing.assert_close(low(flat, width), flat)
+    checks = torch.ones(1, 4, 64, 64)
+    checks[..., ::2, :] = -1
+    expected = np.exp(-0.5 * (np.pi * width) ** 2)  # of a wave of two pixels
+    assert low(checks, width)[0, 0, 32, 32].abs().item() == pytest.approx(expected, abs=0.02)
+
+
+def test_some_start_pictures_are_flat_or_patched():
+    pictures = np.random.default_rng(1).standard_normal((5, 4, 64, 64)).astype(np.float16)
+    drawn = draw_starts(pictures, 400, np.random.default_rng(0)).numpy()
+    flat = (drawn.std((2, 3)) < 1e-3).all(1)
+    whole = (drawn[:, None] == pictures.astype(np.float32)).all((2, 3, 4)).any(1)
+    assert flat.mean() == pytest.approx(FLAT, abs=0.06)
+    assert (~flat & ~whole).mean() == pytest.approx(PATCHED, abs=0.06)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -334,7 +440,7 @@ def test_make_runs_steps_that_exist_from_the_sources():
     makefile = Path(__file__).parents[2].joinpath("Makefile").read_text(encoding="utf-8")
     assert re.search(r"^TRAIN\s*:= PYTHONPATH=export \$\(BIN\)/python -m training\.tiny$", makefile, re.MULTILINE)
     steps = re.findall(r"\$\(TRAIN\)\.(\w+)", makefile)
-    assert steps[:4] == ["train_vae", "train_unet", "checkpoint_writer", "caption_lists"]
+    assert steps[:5] == ["train_vae", "train_unet", "train_decoder", "checkpoint_writer", "caption_lists"]
     for step in steps:
         assert callable(import_module(f"training.tiny.{step}").main)
 
@@ -376,6 +482,14 @@ def test_disturbed_pictures_keep_their_shape_and_are_others():
 def test_reduced_takes_means():
     picture = np.arange(512 * 512 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 512, 512, 3)
     assert reduced(picture)[0, 3, 5, 1] == round(picture[0, 12:16, 20:24, 1].mean())
+
+
+def test_fine_energy_is_that_of_edges_and_not_of_what_is_smooth():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
+    assert fine_energy(smooth) < 1e-2 * fine_energy(noise)
+    assert fine_energy(noise // 2) == pytest.approx(fine_energy(noise) / 4, rel=0.05)
 
 
 def test_accuracy_counts_each_part_and_all_together():

@@ -61,7 +61,26 @@ PLACE_WORDS = {
 OPENINGS = ("an illustration of", "a picture of", "a drawing of", "a flat illustration of", "an image of", "draw")
 QUALITIES = ("cute", "small", "big", "little", "nice", "beautiful", "simple", "shiny", "old")
 ENDINGS = ("flat illustration", "vector art", "clip art", "highly detailed", "crisp", "minimal style")
-FUNCTION_WORDS = ("a", "an", "the", "in", "on", "at", "by", "of", "with", "among", "under", "front", "is", "day", "sky")
+SHADES = ("dark", "light", "bright", "pale", "deep")  # before a colour. They change nothing.
+NUMBERS = ("two", "three", "some", "many", "")  # before a plural, of which one is drawn
+FUNCTION_WORDS = (
+    "a",
+    "an",
+    "the",
+    "in",
+    "on",
+    "at",
+    "by",
+    "of",
+    "with",
+    "among",
+    "under",
+    "front",
+    "is",
+    "day",
+    "sky",
+    "and",
+)
 
 # drawn for a caption that names no colour or no scene
 USUAL_COLOUR = {
@@ -111,7 +130,8 @@ def vocabulary() -> frozenset[str]:
     """Every word that a caption may hold, in lower case. Hyphens divide words."""
     tables = (SUBJECT_WORDS, COLOUR_WORDS, PLACE_PHRASES, PLACE_NOUNS, PLACE_WORDS)
     named = [phrase for table in tables for phrases in table.values() for phrase in phrases]
-    phrases = (*named, *OPENINGS, *QUALITIES, *ENDINGS, *FUNCTION_WORDS)
+    plurals = [plural(word) for words in SUBJECT_WORDS.values() for word in words]
+    phrases = (*named, *plurals, *OPENINGS, *QUALITIES, *ENDINGS, *FUNCTION_WORDS, *SHADES, *NUMBERS)
     return frozenset(word for phrase in phrases for word in phrase.replace("-", " ").split())
 
 
@@ -135,9 +155,27 @@ def _keywords(subject: str, colour: str, scene: str, rng: np.random.Generator) -
 
 
 def _thing(subject: str, colour: str, rng: np.random.Generator) -> str:
+    """Of two colours or two things the first is drawn, and one of many."""
     quality = _pick(rng, QUALITIES) if rng.random() < 0.2 else ""
-    words = " ".join(word for word in (quality, colour, subject) if word)
-    return words if rng.random() < 0.1 else _with_article(words)
+    if colour and rng.random() < 0.15:
+        colour = f"{_pick(rng, SHADES)} {colour}"
+    elif colour and rng.random() < 0.05:
+        colour = f"{colour} and {_pick(rng, COLOUR_WORDS[_pick(rng, tuple(COLOUR_WORDS))])}"
+    kind = rng.random()
+    words = " ".join(word for word in (quality, colour, plural(subject) if kind < 0.08 else subject) if word)
+    if kind < 0.08:
+        words = f"{_pick(rng, NUMBERS)} {words}".strip()
+    elif kind > 0.16:
+        words = _with_article(words)
+    if rng.random() < 0.04:
+        words += f" and {_with_article(_pick(rng, SUBJECT_WORDS[_pick(rng, tuple(SUBJECT_WORDS))]))}"
+    return words
+
+
+def plural(subject: str) -> str:
+    if subject.endswith("craft"):
+        return subject
+    return f"{subject[:-1]}ies" if subject.endswith("y") else f"{subject}s"
 
 
 def _dressed(words: str, rng: np.random.Generator) -> str:

@@ -81,12 +81,16 @@ def card(results: str = "") -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m training.tiny.checkpoint_writer RUN OUT`"""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of both trainings: vae/vae.pt, unet/model.pt")
+    parser.add_argument("run", type=Path, help="folder of the trainings: unet/model.pt, decoder/vae.pt")
     parser.add_argument("out", type=Path)
     parser.add_argument("--results", type=Path, help="results.md of the evaluation, for the card")
     options = parser.parse_args(arguments)
     model = load_model(options.run / "unet" / "model.pt")
-    modules = {"text_encoder": model.text_encoder, "unet": model.unet, "vae": load_vae(options.run / "vae" / "vae.pt")}
+    modules = {
+        "text_encoder": model.text_encoder,
+        "unet": model.unet,
+        "vae": load_vae(options.run / "decoder" / "vae.pt"),
+    }
     print(write_checkpoint(options.out, modules, results=options.results.read_text() if options.results else ""))
 
 

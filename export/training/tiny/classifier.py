@@ -42,15 +42,22 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x))
 
-    @torch.no_grad()
     def judge(self, pictures: NDArray[np.uint8]) -> list[Combination]:
         """What each of the pictures (n, 512, 512, 3) shows."""
-        logits = self.eval()(to_tensor(reduced(pictures)))
-        best = [part.argmax(1).tolist() for part in logits.split([len(names) for names in NAMES], dim=1)]
+        best = [part.argmax(1).tolist() for part in self._logits(pictures)]
         return [
             Combination(*(names[i] for names, i in zip(NAMES, places, strict=True)))
             for places in zip(*best, strict=True)
         ]
+
+    def sureness(self, pictures: NDArray[np.uint8]) -> float:
+        """Mean probability, 0 … 1, that the judge gives to the most likely subject."""
+        return float(self._logits(pictures)[0].softmax(1).amax(1).mean())
+
+    @torch.no_grad()
+    def _logits(self, pictures: NDArray[np.uint8]) -> list[Tensor]:
+        logits = self.eval()(to_tensor(reduced(pictures)))
+        return list(logits.split([len(names) for names in NAMES], dim=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The quality of the embedded model, on the engine's own pictures: `python -m training.tiny.evaluate OUT`.
 
 The autoencoder is measured on held-out renders. Held-out combinations are drawn at 1, 2 and 4 steps and judged by a
-classifier that has seen renders only. The classifier itself is measured on renders of the same combinations. The difference
-of two seeds and contact sheets come last.
+classifier that has seen renders only. The classifier itself is measured on renders of the same combinations. Then come fine
+detail, prompts with words that it was not taught, the difference of two seeds, start pictures, and contact sheets.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from sdturbo_export.weights.checkpoint import open_checkpoint
 from sdturbo_export.weights.resolve import TINY_CHECKPOINT
 from training.tiny.captions import caption, plain_caption
 from training.tiny.classifier import Classifier, examples, train_classifier
+from training.tiny.following import VISIBLE, follow
 from training.tiny.pixels import psnr
-from training.tiny.render import sheet
+from training.tiny.prompts import Prompts
+from training.tiny.render import render, sheet
 from training.tiny.renders import Renders, combination
-from training.tiny.scenes import HELD_OUT, Combination
+from training.tiny.scenes import HELD_OUT, Combination, scene_from_seed
+from training.tiny.sharpness import fine_energy
 from training.tiny.train_vae import reconstructed
 
 PER_COMBINATION = 5
 STEP_COUNTS = (1, 2, 4)
 KNOWN_RENDERS, KNOWN_RECONSTRUCTIONS, CLASSIFIER_STEPS = 1008, 336, 1500
 JUDGED_RENDERS = 96
-VISIBLE = 16  # levels by which a pixel differs visibly
+STRANGE_PROMPTS = 100
 MISSES, EXAMPLES = 24, 8  # pictures on sheets
 
 
@@ -81,6 +84,27 @@ def visible_difference(pipeline: Pipeline, count: int = 12) -> list[float]:
     return shares
 
 
+def fine_detail(pipeline: Pipeline) -> float:
+    """Median of energy above a quarter of the sampling rate, to that of the render which the same seed stands for."""
+    shares = []
+    for i, what in enumerate(HELD_OUT):
+        picture = pipeline(plain_caption(what), seed=i, output_type="np").images[0]
+        shares.append(fine_energy(picture) / fine_energy(render(scene_from_seed(what, i))))
+    return float(np.median(shares))
+
+
+def strange_prompts(count: int = STRANGE_PROMPTS) -> list[str]:
+    """Things that it was not taught, some in a colour or in a place that it was."""
+    rng, words = np.random.default_rng(3), Prompts().strange
+    prompts = []
+    for what in (HELD_OUT * 3)[:count]:
+        thing = " ".join(str(word) for word in rng.choice(words, rng.integers(1, 4)))
+        colour = f"{what.colour} " if rng.random() < 0.5 else ""
+        place = plain_caption(what).partition(what.subject)[2] if rng.random() < 0.5 else ""
+        prompts.append(f"a {colour}{thing}{place}")
+    return prompts
+
+
 def judge_for(vae: AutoencoderKL, out: Path) -> Classifier:
     """A new classifier. Its renders are kept in `out`."""
     renders = Renders(out / "train.rgb")
@@ -97,12 +121,13 @@ def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
     vae = open_checkpoint(checkpoint).module("vae")
     assert isinstance(vae, AutoencoderKL)  # no other decoder was asked for
     vae = vae.to(memory_format=torch.channels_last)
-    judge, pipeline, asked = judge_for(vae, out), Pipeline.load(bundle, image_to_image=False), requests()
+    judge, pipeline, asked = judge_for(vae, out), Pipeline.load(bundle), requests()
     tests = Renders(out / "held_out.rgb", held_out=True)
     tests.paint(JUDGED_RENDERS)
     shown = [combination(tests.scene(i)) for i in range(JUDGED_RENDERS)]
     seen = [judge.judge(tests.picture(i)[None])[0] for i in range(JUDGED_RENDERS)]
     decibels = [psnr(tests.picture(i), reconstructed(vae, tests.picture(i))) for i in range(JUDGED_RENDERS)]
+    sureness: dict[str, float] = {}
     results: dict[str, object] = {
         "autoencoder, dB": round(float(np.mean(decibels)), 2),
         "autoencoder, dB of the worst": round(min(decibels), 2),
@@ -121,8 +146,16 @@ def evaluate(checkpoint: Path, bundle: Path, out: Path) -> dict[str, object]:
         if missed:
             labels = [f"{asked[i][1]} -> {' '.join(seen[i])}" for i in missed]
             sheet(_small(pictures[missed]), 4, labels).save(out / f"missed-{steps}.png")
+        if steps == 1:
+            sureness = {"known words": judge.sureness(pictures)}
+    strange = strange_prompts()
+    pictures = np.stack([pipeline(text, seed=i, output_type="np").images[0] for i, text in enumerate(strange)])
+    results["judge's sureness of the subject"] = sureness | {"unknown words": judge.sureness(pictures)}
+    sheet(_small(pictures[:MISSES]), 4, strange[:MISSES]).save(out / "strange.png")
+    results["fine detail, share of the renders'"] = round(fine_detail(pipeline), 3)
     shares = visible_difference(pipeline)
     results["seeds differ"] = {"mean": float(np.mean(shares)), "least": min(shares)}
+    results |= follow(pipeline, judge, tests, out)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.md").write_text(table(results))
     return results
@@ -133,9 +166,14 @@ def table(results: dict[str, object]) -> str:
     lines = []
     for what, figures in results.items():
         shares = figures.items() if isinstance(figures, dict) else ()
-        value = ", ".join(f"{name} {share:.1%}" for name, share in shares) or str(figures)
+        value = ", ".join(f"{name} {_figure(share)}" for name, share in shares) or str(figures)
         lines.append(f"| {what} | {value} |")
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: float) -> str:
+    """Shares as percentages. Decibels are larger than 1."""
+    return f"{value:.1%}" if value <= 1 else f"{value:.1f}"
 
 
 def _small(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

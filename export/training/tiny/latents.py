@@ -1,4 +1,4 @@
-"""Latents of renders on disk: encoded once by the finished autoencoder, picture by picture, in any number of sittings."""
+"""Latents of pictures on disk: encoded once by the finished autoencoder, picture by picture, in any number of sittings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from training.tiny.layout import CHANNELS, LATENTS
 from training.tiny.pixels import to_tensor
 from training.tiny.renders import Renders
+from training.tiny.starts import Starts
 
 BYTES = CHANNELS * LATENTS * LATENTS * 2  # of one picture's latents
 
 
 @dataclass(frozen=True, slots=True)
 class LatentFile:
-    """A file of float16 latents (n, 4, 64, 64), in the order of the renders that they were made from."""
+    """A file of float16 latents (n, 4, 64, 64), in the order of the pictures that they were made from."""
 
     path: Path
 
@@ -27,7 +28,7 @@ class LatentFile:
         return self.path.stat().st_size // BYTES if self.path.exists() else 0
 
     @torch.no_grad()
-    def encode(self, vae: AutoencoderKL, renders: Renders, count: int) -> None:
+    def encode(self, vae: AutoencoderKL, renders: Renders | Starts, count: int) -> None:
         """Append the posterior's means of the pictures that are missing among the first `count`."""
         done = len(self)
         with self.path.open("ab") as file:

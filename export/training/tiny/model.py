@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sdturbo_export.weights.checkpoint import open_checkpoint
 from training.tiny.configs import tiny_configs
 
 WORD_DEVIATION = 0.3  # of fresh embeddings: words differ more than places in the prompt
@@ -44,6 +45,24 @@ def new_model(known: NDArray[np.int64]) -> Model:
         model.words.normal_(std=WORD_DEVIATION).mul_(learnt)
     model.words.register_hook(lambda gradient: gradient * learnt)
     return model
+
+
+def take_text_encoder(model: Model, checkpoint: Path, new: Tensor) -> None:
+    """Put the trained text encoder of a checkpoint in. Only the embeddings of `new` ids are learnt further.
+
+    new: int64 (n, 2), pairs of an id and the id whose embedding it begins with. -1: it begins with zeros, which the encoder
+    ignores, as it does those of strange words.
+    """
+    trained = open_checkpoint(checkpoint).module("text_encoder")
+    model.text_encoder.load_state_dict({name: value.float() for name, value in trained.state_dict().items()})
+    model.text_encoder.requires_grad_(requires_grad=False)
+    learnt = torch.zeros(len(model.words), 1)
+    learnt[new[:, 0]] = 1
+    with torch.no_grad():
+        like = new[:, 1:]
+        model.words[new[:, 0]] = model.words[like[:, 0].clamp_min(0)] * (like >= 0)
+    model.words.requires_grad_()
+    model.words.register_hook(lambda gradient: gradient * learnt)
 
 
 def load_model(file: Path) -> Model:

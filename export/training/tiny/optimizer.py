@@ -17,11 +17,16 @@ from torch.optim import AdamW, Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+DECAY = 0.5
 NOT_MUON = ("conv_in", "conv_out")  # first and last layers, by the last part of their names
 
 
 class Muon(Optimizer):
-    """Steps along the orthogonal matrix nearest to each weight's momentum, (rows, ...) flattened to (rows, columns)."""
+    """Steps along the orthogonal matrix nearest to each weight's momentum, (rows, ...) flattened to (rows, columns).
+
+    Before each step, weights lose the share DECAY·lr of themselves. Steps have a length of lr whatever the gradient's, so that
+    singular values stay below about 1/DECAY. Without it they grow, and with them the numbers between the layers.
+    """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, each: Callable[..., Any] = map
@@ -49,7 +54,7 @@ class Muon(Optimizer):
         rows, columns = directions.shape[1:]
         size = lr * max(1.0, rows / columns) ** 0.5
         for weight, direction in zip(weights, directions, strict=True):
-            weight.sub_(direction.reshape(weight.shape), alpha=size)
+            weight.mul_(1 - DECAY * lr).sub_(direction.reshape(weight.shape), alpha=size)
 
     def _nesterov(self, weight: Tensor, momentum: float) -> Tensor:
         assert weight.grad is not None  # step() passes over the others
@@ -84,7 +89,7 @@ def optimizers(
     matrices: list[Tensor] = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and name.rpartition(".")[2] not in NOT_MUON:
-            matrices.append(layer.weight)
+            matrices += [layer.weight] if layer.weight.requires_grad else []
     chosen = {id(weight) for weight in matrices}
-    rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+    rest = [weight for weight in module.parameters() if weight.requires_grad and id(weight) not in chosen]
     return Muon(matrices, lr=muon_lr, each=each), AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)

@@ -16,17 +16,21 @@ from training.tiny.renders import Renders
 from training.tiny.subjects import SUBJECTS
 
 SUBJECT_WEIGHT = 2.0  # against 1 elsewhere
-VAGUE = 0.03  # of the prompts name no subject
+VAGUE = 0.08  # of the prompts name no subject
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """latents, noise: float32 (n, 4, 64, 64). ids: int64 (n, 77). weights: float32 (n, 1, 64, 64), of mean 1 each."""
+    """latents, noise: float32 (n, 4, 64, 64). ids: int64 (n, 77). weights: float32 (n, 1, 64, 64), of mean 1 each.
+
+    subjects: float32 (n, 1, 64, 64), the share of each place that the subject covers.
+    """
 
     latents: Tensor
     noise: Tensor
     ids: Tensor
     weights: Tensor
+    subjects: Tensor
 
 
 class Pairs:
@@ -37,6 +41,7 @@ class Pairs:
         self._scenes = [renders.scene(i) for i in range(len(self._latents))]
         self._usual = [i for i, scene in enumerate(self._scenes) if is_usual(scene)]
         self._weights = {subject: subject_weights(subject) for subject in SUBJECTS}
+        self._areas = {subject: subject_area(subject, LATENTS)[None] for subject in SUBJECTS}
 
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
         vague = rng.random(count) < (VAGUE if self._usual else 0)
@@ -48,6 +53,7 @@ class Pairs:
             _nhwc(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes])),
             torch.from_numpy(np.stack(ids)),
             torch.from_numpy(np.stack([self._weights[scene.subject] for scene in scenes])),
+            torch.from_numpy(np.stack([self._areas[scene.subject] for scene in scenes])),
         )
 
 

@@ -1,7 +1,10 @@
-"""Training of UNet and text encoder: `python -m training.tiny.train_unet RUN --minutes 180`, again to go on.
+"""Training of UNet and text encoder: `python -m training.tiny.train_unet RUN --minutes 150`, again to go on.
 
 One step from pure noise is a regression. The latents are a function of prompt and noise, because each render's layout is
 put into the noise. Every render serves without end, for the noise around its layout is drawn anew each time.
+
+Later rows of the schedule are learnt from start pictures under noise, whose forms are kept (`starting`), from the prompt's own
+render under noise, and near the end from the model's own drafts.
 """
 
 from __future__ import annotations
@@ -14,23 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdturbo.bundle.description import ScheduleRow
 from training.tiny.latents import LatentFile
-from training.tiny.model import Model, load_vae, new_model
+from training.tiny.model import Model, load_vae, new_model, take_text_encoder
 from training.tiny.pairs import Batch, Pairs
 from training.tiny.prompts import Prompts
 from training.tiny.renders import Renders
 from training.tiny.sampler import denoised, schedule_rows, steps
 from training.tiny.sheets import Sheets, error
+from training.tiny.starting import draw_starts, followed
+from training.tiny.starts import Starts
 from training.tiny.training import PARTS, Run
 
 BATCH = 8
-PICTURES = 2016  # six of each combination
-MIXED_FROM = 0.65  # of the time: steps after the first, and renders under noise, are trained too
-FIRST, OWN = 0.45, 0.35  # of the mixed steps: from pure noise, from the model's own draft. The others are from renders.
-KEEP = 0.998  # of the mean weights, in each step
+PICTURES, START_PICTURES = 1344, 600  # four of each combination
+FIRST = ((0.5, 0.8), (1.0, 0.4))  # until which share of the time, which share of the lessons is from pure noise
+OWN_FROM, OWN = 0.6, 0.15  # of the time, and of the lessons: from the model's own draft
+RENDERS = 0.1  # of the lessons: from the prompt's own render under noise. The others are from start pictures.
+KEEP = 0.995  # of the mean weights, in each step
 MUON_LR, ADAMW_LR = 0.02, 2e-3
 LOOK_SECONDS = 300
 ROWS = schedule_rows()
@@ -39,36 +46,51 @@ LATER = tuple(row for row in ROWS if row.index > 0)
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A batch for one row of the schedule. before: the rows that lead from pure noise to the model's own draft, from which the
-    lesson goes on. None: the lesson goes on from renders under noise."""
+    """A batch for one row of the schedule.
+
+    It goes on from pure noise after the rows `before`, from start pictures `start` under noise, or, without either, from the
+    batch's own pictures under noise.
+    """
 
     batch: Batch
     row: ScheduleRow
-    before: tuple[ScheduleRow, ...] | None
+    before: tuple[ScheduleRow, ...] | None = None
+    start: Tensor | None = None
 
 
-def lesson(batch: Batch, rng: np.random.Generator, *, mixed: bool) -> Lesson:
-    """The first step always, or, mixed, in a share of the lessons."""
-    kind = rng.random() if mixed else 0.0
-    row = ROWS[0] if kind < FIRST else LATER[rng.integers(len(LATER))]
-    before = tuple(r for r in ROWS if r.num_inference_steps == row.num_inference_steps and r.index < row.index)
-    return Lesson(batch, row, before if kind < FIRST + OWN else None)
+def lesson(batch: Batch, starts: NDArray[np.float16], progress: float, rng: np.random.Generator) -> Lesson:
+    """A lesson of the kind that is due at this share of the time."""
+    first = next(share for until, share in FIRST if progress <= until)
+    own = OWN if progress >= OWN_FROM else 0.0
+    kind = rng.random()
+    if kind < first:
+        return Lesson(batch, ROWS[0], before=())
+    row = LATER[rng.integers(len(LATER))]
+    if kind < first + own:
+        before = (r for r in ROWS if r.num_inference_steps == row.num_inference_steps and r.index < row.index)
+        return Lesson(batch, row, before=tuple(before))
+    if kind < first + own + RENDERS:
+        return Lesson(batch, row)
+    return Lesson(batch, row, start=draw_starts(starts, len(batch.latents), rng))
 
 
 def loss(model: Model, lesson: Lesson) -> Tensor:
     """The error of x0."""
-    batch, row, before = lesson.batch, lesson.row, lesson.before
-    embeds = model.embeds(batch.ids)
-    if before is None:
-        x = batch.latents + row.sigma * torch.randn_like(batch.latents)
+    batch, row = lesson.batch, lesson.row
+    embeds, target = model.embeds(batch.ids), batch.latents
+    if lesson.before is not None:
+        x = steps(model.unet, batch.noise, embeds, lesson.before) if lesson.before else batch.noise * row.sigma
     else:
-        x = steps(model.unet, batch.noise, embeds, before) if before else batch.noise * row.sigma
-    return error(denoised(model.unet, x, embeds, row), batch.latents, batch.weights)
+        start = batch.latents if lesson.start is None else lesson.start
+        target = followed(start, batch.latents, batch.subjects, row.sigma)
+        x = start + row.sigma * batch.noise
+    return error(denoised(model.unet, x, embeds, row), target, batch.weights)
 
 
-def train(folder: Path, minutes: float) -> Path:
+def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     """Train for `minutes` in all in `folder`/unet, and go on with its state if there is one.
 
+    weights: a checkpoint whose text encoder is taken as it is, so that only the UNet and the embeddings of plurals are learnt.
     Returns the file of the finished weights. `folder` holds the results of train_vae. Renders and their latents take more time,
     once.
     """
@@ -76,26 +98,31 @@ def train(folder: Path, minutes: float) -> Path:
     renders, latents = Renders(folder / "train.rgb"), LatentFile(folder / "latents.f16")
     renders.paint(PICTURES)
     latents.encode(vae, renders, PICTURES)
+    others = LatentFile(folder / "starts.f16")
+    others.encode(vae, Starts(), START_PICTURES)
+    starts = np.concatenate([latents.read(), others.read()])
     pairs = Pairs(renders, latents, prompts)
     sheets = Sheets(vae, prompts, Renders(folder / "held_out.rgb", held_out=True))
     torch.manual_seed(0)
     model = new_model(prompts.known)
+    if weights is not None:
+        take_text_encoder(model, weights, torch.from_numpy(prompts.plurals()))
     run = Run(folder / "unet", model, 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
     while not run.clock.over:
-        mixed = run.clock.progress >= MIXED_FROM
         batches = [pairs.draw(BATCH // PARTS, run.rng) for _ in range(PARTS)]
-        run.step(partial(loss, model), [lesson(batch, run.rng, mixed=mixed) for batch in batches])
+        run.step(partial(loss, model), [lesson(batch, starts, run.clock.progress, run.rng) for batch in batches])
         if run.clock.passed(LOOK_SECONDS):
-            sheets.draw(run, step_counts=(1, 2, 4) if mixed else (1,))
+            sheets.draw(run, step_counts=(1, 2, 4) if run.clock.progress >= OWN_FROM else (1,))
     return run.finish("model.pt")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the whole training")
-    parser.add_argument("--minutes", type=float, default=180)
+    parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--weights", type=Path, help="a checkpoint whose text encoder is taken as it is")
     options = parser.parse_args(arguments)
-    print(train(options.run, options.minutes))
+    print(train(options.run, options.minutes, options.weights))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Training of the autoencoder: `python -m training.tiny.train_vae RUN --minutes 35`, again to go on."""
+"""Training of the autoencoder: `python -m training.tiny.train_vae RUN --minutes 60`, again to go on.
+
+It learns renders, and start pictures, which no render resembles: drawings, gradients, photograph-like fields.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from sdturbo_export.weights.checkpoint import open_checkpoint
 from training.tiny.charts import chart
 from training.tiny.configs import tiny_configs
 from training.tiny.latent_scale import fold_latent_scale, latent_statistics
 from training.tiny.pixels import psnr, to_pictures, to_tensor
 from training.tiny.render import sheet
 from training.tiny.renders import SIZE, Renders
+from training.tiny.starts import Starts
 from training.tiny.training import PARTS, Run
 
 CROP = 256
 WHOLE_FROM = 0.8  # of the time: whole pictures, whose norms the engine's pictures share
 KEEP = 0.99  # of the mean weights, in each step
 KL_WEIGHT = 1e-4
-MUON_LR, ADAMW_LR = 0.01, 2e-3
+EDGES, SHARPNESS = 1.0, 3.0  # weights in the loss
+START_PICTURES, START_SHARE = 240, 0.35
+MUON_LR, ADAMW_LR = 0.01, 1e-3
 FIRST_PICTURES, PICTURES, TEST_PICTURES, SCALE_PICTURES = 64, 1024, 24, 96
 NIGHT_DRAWS = 2  # pictures drawn at once, of which the first of the night is taken, for small errors show there
 LOOK_SECONDS, LOOK_PICTURES = 300, 6
@@ -41,18 +48,42 @@ def new_vae() -> AutoencoderKL:
     return vae.to(memory_format=torch.channels_last)
 
 
+def vae_of(checkpoint: Path) -> AutoencoderKL:
+    """The autoencoder of a checkpoint, in float32, to be trained."""
+    vae = open_checkpoint(checkpoint).module("vae")
+    assert isinstance(vae, AutoencoderKL)  # no other decoder was asked for
+    return vae.float().to(memory_format=torch.channels_last).train().requires_grad_()
+
+
 def loss(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """L1 and squared error of pictures (n, 3, h, w), L1 of means of 8 x 8 for flat areas, and Kullback-Leibler divergence."""
+    """The error of pictures (n, 3, h, w) that went through the autoencoder, and Kullback-Leibler divergence."""
     posterior = vae.encode(x).latent_dist
-    error = vae.decode(posterior.sample()).sample.float() - x
-    flat = avg_pool2d(error, 8).abs().mean()
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
-    return error.abs().mean() + 4 * error.square().mean() + flat + KL_WEIGHT * divergence
+    return picture_loss(vae.decode(posterior.sample()).sample.float(), x) + KL_WEIGHT * divergence
 
 
-def part(renders: Renders, rng: np.random.Generator, *, whole: bool) -> Tensor:
+def picture_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 and squared error of pictures y against x, (n, 3, h, w), and L1 of means of 8 x 8 for flat areas.
+
+    Two more parts keep what those would blur: L1 of the differences between neighbours, and of the strength of fine detail.
+    """
+    error = y - x
+    flat = avg_pool2d(error, 8).abs().mean()
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    sharpness = (detail(y) - detail(x)).abs().mean()
+    whole = error.abs().mean() + 4 * error.square().mean() + flat
+    return whole + EDGES * edges + SHARPNESS * sharpness
+
+
+def detail(x: Tensor) -> Tensor:
+    """How much a picture strays from its means of 3 x 3, averaged over blocks of 8 x 8."""
+    return avg_pool2d((x - avg_pool2d(x, 3, 1, 1, count_include_pad=False)).abs(), 8)
+
+
+def part(renders: Renders, starts: NDArray[np.uint8], rng: np.random.Generator, *, whole: bool) -> Tensor:
     """A crop (1, 3, 256, 256) of a random picture, or a whole one, (1, 3, 512, 512). Half of them are mirrored."""
-    picture = renders.picture(_pick(renders, rng))
+    start = rng.random() < START_SHARE
+    picture = starts[rng.integers(len(starts))] if start else renders.picture(_pick(renders, rng))
     if not whole:
         y, x = rng.integers(0, SIZE - CROP + 1, 2)
         picture = picture[y : y + CROP, x : x + CROP]
@@ -64,21 +95,24 @@ def _pick(renders: Renders, rng: np.random.Generator) -> int:
     return next((i for i in numbers if renders.scene(i).scene == "night"), numbers[0])
 
 
-def train(folder: Path, minutes: float) -> Path:
+def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     """Train for `minutes` in all in `folder`/vae, and go on with its state if there is one.
 
-    Returns the file of the finished weights. `folder` gets the renders that the UNet's training uses too.
+    weights: a checkpoint whose autoencoder is trained further, in place of random weights. Returns the file of the finished
+    weights. `folder` gets the renders that the UNet's training uses too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     renders, tests = Renders(folder / "train.rgb"), Renders(folder / "held_out.rgb", held_out=True)
     tests.paint(TEST_PICTURES)
     renders.paint(FIRST_PICTURES)
     painter = renders.paint_in_background(PICTURES)
+    starts = Starts().pictures(START_PICTURES)
     torch.manual_seed(0)
-    run = Run(folder / "vae", new_vae(), 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
+    vae = new_vae() if weights is None else vae_of(weights)
+    run = Run(folder / "vae", vae, 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
     while not run.clock.over:
         whole = run.clock.progress >= WHOLE_FROM
-        run.step(partial(loss, run.model), [part(renders, run.rng, whole=whole) for _ in range(PARTS)])
+        run.step(partial(loss, run.model), [part(renders, starts, run.rng, whole=whole) for _ in range(PARTS)])
         if run.clock.passed(LOOK_SECONDS):
             look(run, tests, TEST_PICTURES if run.clock.over else LOOK_PICTURES)
     painter.join()
@@ -106,9 +140,10 @@ def look(run: Run[AutoencoderKL], tests: Renders, count: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the whole training")
-    parser.add_argument("--minutes", type=float, default=35)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--weights", type=Path, help="a checkpoint whose autoencoder is trained further")
     options = parser.parse_args(arguments)
-    print(train(options.run, options.minutes))
+    print(train(options.run, options.minutes, options.weights))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Run(Generic[Model]):
 
     def step(self, loss: Callable[[Part], Tensor], parts: Sequence[Part]) -> float:
         """Learn from the mean loss of a batch's parts, and return it. Log and save when it is time."""
-        learnt = list(self.model.parameters())
+        learnt = [weight for weight in self.model.parameters() if weight.requires_grad]
 
         def slopes(part: Part) -> tuple[float, tuple[Tensor, ...]]:
             with arithmetic():
