@@ -89,7 +89,7 @@ def test_commands_and_results_show_it(tiny_build):
 def test_every_request_equals_diffusers_with_the_same_decoder(tiny_build, tiny_checkpoint):
     """Image-to-image too: without a posterior its first noise is that of the schedule."""
     lines = list(compare_with_diffusers(tiny_build[0], tiny_checkpoint))
-    assert len(lines) == 16  # 8 requests on 2 backends
+    assert len(lines) == 24  # 12 requests on 2 backends
     assert [line for line in lines if not line["ok"]] == []
 
 

@@ -29,6 +29,7 @@ from sdturbo_export.int8.sensitivity import measure_damage
 from sdturbo_export.int8.session import GraphSession
 from sdturbo_export.int8.trajectories import SeededPrompt, seeded
 from sdturbo_export.options import BuildOptions
+from sdturbo_export.proof.diffusers_reference import Asked
 from sdturbo_export.proof.distance import relative_l2
 
 INT8 = BuildOptions(batch_sizes=(1, 2), precision="int8", allow_low_quality=True)
@@ -329,9 +330,8 @@ def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, store, tm
 @pytest.mark.parametrize(("passed", "psnr", "ok"), [(True, 28.5, True), (True, 27.5, False), (False, 12.0, True)])
 def test_verify_holds_int8_to_the_gate_it_was_built_with(int8_bundle, monkeypatch, passed, psnr, ok):
     bundle = dataclasses.replace(int8_bundle, quality={**int8_bundle.quality, "passed": passed})
-    monkeypatch.setattr(
-        verify, "_from_diffusers", lambda *_: [("onnxruntime", [(psnr - 9, 90), (psnr, 80), (psnr, 80)])]
-    )
+    distances = [(Asked(1), (psnr - 9, 90)), (Asked(2), (psnr, 80)), (Asked(3), (psnr, 80))]
+    monkeypatch.setattr(verify, "_from_diffusers", lambda *_: [("onnxruntime", distances)])
     (line,) = verify.judge_against_diffusers(bundle, None)
     assert line["ok"] == ok
     assert ("--allow-low-quality" in line["expected"]) != passed
