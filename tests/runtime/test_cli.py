@@ -333,7 +333,7 @@ def test_masks_that_cannot_be_used_are_refused_in_words(sdturbo, start_and_mask,
     start, mask = start_and_mask
     Image.new("L", (64, 64)).save(tmp_path / "black.png")
     for arguments, words in (
-        (["--mask", mask], "mask_image without an image"),
+        (["--mask", mask], "--mask without --image"),
         (["--image", start, "--mask", tmp_path / "black.png"], "without white"),
         (["--image", start, "--mask", tmp_path / "absent.png"], "absent.png"),
     ):
@@ -341,6 +341,19 @@ def test_masks_that_cannot_be_used_are_refused_in_words(sdturbo, start_and_mask,
         assert status == 2
         assert words in stderr
     assert not (tmp_path / "out.png").exists()
+
+
+def test_sizes_are_those_of_the_bundle(sdturbo, make_bundle, tmp_path):
+    bundle = make_bundle(sizes=((64, 64), (96, 128)))
+    arguments = ["x", "--bundle", bundle, "--backend", "null", "--out", tmp_path / "out.png"]
+    assert sdturbo("generate", *arguments, "--size", "128x96")[0] == 0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (128, 96)
+    for size, words in (("64x128", "This bundle draws 64x64, 128x96"), ("big", "Expected width x height in pixels")):
+        status, _, stderr = sdturbo("generate", *arguments, "--size", size)
+        assert status == 2
+        assert words in stderr
+    assert "64x64, 128x96" in sdturbo("info", "--bundle", bundle)[1]
 
 
 def test_walk_writes_numbered_frames_between_two_pictures_of_generate(sdturbo, bundle_dir, tmp_path):
