@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.backends.protocols import Recorded
 from sdturbo.bundle import EMBEDDED, Bundle
-from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER
+from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER, Size
 from sdturbo.clock import CancelToken, Either
 from sdturbo.errors import BundleError, InvalidRequest, SDTurboError
 from sdturbo.image import ImageInput, to_pixels
@@ -38,7 +38,6 @@ from sdturbo.request import (
 from sdturbo.result import Result, finish, require_finite, require_pictures
 from sdturbo.tokenizer import PromptTokenizer, Tokens
 
-Size = tuple[int, int]  # height and width of pictures in pixels
 PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B = 20 MB
 
 
@@ -87,13 +86,15 @@ class Pipeline:
             for stages in self._stages.values():
                 del stages["encoder"]
         self._sessions: dict[tuple[str, int, Size], Session] = {}
-        by_graph: dict[Path, Session] = {}  # the text encoder's is the same for every size of pictures
+        made: dict[tuple[str, int, Size | None], Session] = {}  # a text encoder has no size, and serves all
         for batch_size, size in sorted(product(bundle.batch_sizes, bundle.sizes), key=_work, reverse=True):
             # the smaller ones fit into memory that they may share with the larger
             for name, stage in self._stages[size].items():
-                graph = bundle.graph(name, batch_size, height=size[0], width=size[1], form=backend.form)
-                session = by_graph.get(graph) or backend.session(graph, stage, batch_size)
-                self._sessions[name, batch_size, size] = by_graph[graph] = session
+                key = (name, batch_size, stage.size)
+                if key not in made:
+                    graph = bundle.graph(name, batch_size, height=size[0], width=size[1], form=backend.form)
+                    made[key] = backend.session(graph, stage, batch_size)
+                self._sessions[name, batch_size, size] = made[key]
         self._programs: dict[tuple[bool, range, int, Size], Program] = {}
         runs = [bundle.steps(count) for count in range(1, MAX_STEPS + 1)]
         later = [rows[first:] for rows in runs for first in range(len(rows))] if image_to_image else []
@@ -102,7 +103,7 @@ class Pipeline:
             for from_image, rows in [*((False, rows) for rows in runs), *((True, rows) for rows in later)]:
                 if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
                     self._programs[from_image, rows, batch_size, size] = program
-        parts = (*by_graph.values(), *self._programs.values())
+        parts = (*made.values(), *self._programs.values())
         self.lost_recordings = tuple(part.title for part in parts if isinstance(part, Recorded) and not part.replays)
         self._image_to_image = image_to_image
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first

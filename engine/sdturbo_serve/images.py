@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, Form
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
+from sdturbo.bundle.description import Size
 from sdturbo.request import check_seeds, check_strength, first_step
 from sdturbo_serve.access import admit
 from sdturbo_serve.errors import ApiError, mask_without_image, refusals_name
-from sdturbo_serve.picture import QueuedPicture, Size, size_text
+from sdturbo_serve.picture import QueuedPicture, size_text
 from sdturbo_serve.schemas import ERRORS, Edit, Generation, ImagesBody, ImagesResponse, Model, ModelList
 from sdturbo_serve.service import Service, service_of
 from sdturbo_serve.strict import StrictRoute, check_once

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import Result
+from sdturbo.bundle.description import Size
 from sdturbo.image import Mask
-
-Size = tuple[int, int]  # height and width of pictures in pixels
 
 
 def size_text(size: Size) -> str:

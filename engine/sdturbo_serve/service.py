@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from starlette.requests import HTTPConnection
 
 from sdturbo import Pipeline, SDTurboError
+from sdturbo.bundle.description import Size
 from sdturbo.golden import golden_distance
 from sdturbo.image import Mask
 from sdturbo.result import origin
@@ -22,7 +23,7 @@ from sdturbo_serve import tracing
 from sdturbo_serve.encoding import Format, encode
 from sdturbo_serve.errors import ApiError, deadline_exceeded
 from sdturbo_serve.metrics import Metrics
-from sdturbo_serve.picture import DrawnPicture, QueuedPicture, Size, size_text
+from sdturbo_serve.picture import DrawnPicture, QueuedPicture, size_text
 from sdturbo_serve.settings import Settings
 from sdturbo_serve.start_image import decode_start
 from sdturbo_serve.worker import QueueFull, Worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sdturbo.bundle.description import Size
 from sdturbo.image import Mask, to_pixels
 from sdturbo.request import mask_of
 from sdturbo_serve.errors import refusals_name
@@ -12,7 +13,7 @@ from sdturbo_serve.uploads import open_image
 
 
 def decode_start(
-    image: bytes, mask: bytes | None, size: tuple[int, int], max_pixels: int
+    image: bytes, mask: bytes | None, size: Size, max_pixels: int
 ) -> tuple[NDArray[np.uint8], Mask | None]:
     """Pixels uint8 (H, W, 3) of a start image, and bool (H, W), True where it is drawn anew. None means everywhere.
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdturbo import save_png
-from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, GraphName, golden_image, identity
+from sdturbo.bundle.description import FORMAT, MANIFEST, TOKENIZER, GraphName, Size, golden_image, identity
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.exchange import link_or_copy
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.distance import bound
 from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
-from sdturbo_export.stages import Size, stage_definitions
+from sdturbo_export.stages import stage_definitions
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 

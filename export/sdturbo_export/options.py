@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdturbo.bundle.description import WEIGHT_FORMATS
+from sdturbo.bundle.description import WEIGHT_FORMATS, Size
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.rewrites import require_known, rewrites_of
 
 PRECISIONS = ("fp32", "fp16", "int8")
-Size = tuple[int, int]  # height and width of pictures in pixels
 DEFAULT_SIZE: Size = (512, 512)  # what SD-Turbo was trained for
 SIDES, SIDE_STEP, MOST_PIXELS = (256, 1024), 64, 768 * 768
 

@@ -16,9 +16,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler
 from torch import nn
 
-from sdturbo.bundle.description import GraphName, Stage, TensorSpec
+from sdturbo.bundle.description import GraphName, Size, Stage, TensorSpec
 from sdturbo.tokenizer import MAX_LENGTH
-from sdturbo_export.options import DEFAULT_SIZE, Size
+from sdturbo_export.options import DEFAULT_SIZE
 from sdturbo_export.rewrites import rewrite, rewrites_of
 from sdturbo_export.rewrites.half import Half
 from sdturbo_export.weights.checkpoint import Checkpoint

@@ -22,6 +22,7 @@ LATENT_SCALE = 8  # pixels per latent, in height and in width
 WEIGHT_FORMATS = ("fp32", "fp16")
 DTYPES = ("int64", "uint8", "float32", "float16")
 SYMBOLS = ("B", "H", "W", "H/8", "W/8")  # in shapes: batch size, height and width in pixels and in latents
+Size = tuple[int, int]  # height and width of pictures in pixels
 PLAIN = "plain"  # the form of a graph that every backend takes
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"  # the form in operators that ONNX Runtime's CUDA provider alone has
 
@@ -72,7 +73,7 @@ class Stage:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     graphs: Mapping[GraphName, str]
-    size: tuple[int, int] | None = None  # height and width of the pictures, once `at` has settled it
+    size: Size | None = None  # of the pictures, once `at` has settled it
 
     def at(self, height: int, width: int) -> Stage:
         """The stage for pictures of that size in pixels."""
@@ -115,7 +116,7 @@ class Golden:
     min_psnr: float
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> Size:
     """(height, width) of `768x512`, width x height. Raises InvalidRequest."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and text.isascii() and len(text) < 12):

@@ -18,6 +18,7 @@ from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_jso
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from sdturbo.bundle.description import Size
     from sdturbo.pipeline import Pipeline
 
 bundle_option = click.option(
@@ -115,7 +116,7 @@ def generate(
     image: Path | None,
     mask: Path | None,
     strength: float | None,
-    size: tuple[int, int] | tuple[None, None],
+    size: Size | tuple[None, None],
     choice: BackendChoice,
     as_json: bool,
 ) -> None:
@@ -184,7 +185,7 @@ def walk(
     steps: int,
     seed: int | None,
     to_seed: int | None,
-    size: tuple[int, int] | tuple[None, None],
+    size: Size | tuple[None, None],
     choice: BackendChoice,
     as_json: bool,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from sdturbo.bundle.description import parse_size
+from sdturbo.bundle.description import Size, parse_size
 from sdturbo.errors import BackendUnavailable, Cancelled, SDTurboError
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -21,9 +21,7 @@ SHOW_DEFAULTS = {"show_default": True}  # settings of a command line
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
 
-def size_or_none(
-    _context: click.Context, _option: click.Parameter, text: str | None
-) -> tuple[int, int] | tuple[None, None]:
+def size_or_none(_context: click.Context, _option: click.Parameter, text: str | None) -> Size | tuple[None, None]:
     """(height, width) of `--size`, (None, None) without it."""
     return (None, None) if text is None else parse_size(text)
 

@@ -98,8 +98,7 @@ def _shrunk(picture: Image.Image, height: int, width: int) -> Mask:
 
 def _grown(mask: Mask, reach: int) -> Mask:
     """True within `reach` pixels of a True, along both axes."""
-    for axis in (0, 1):
-        padded = np.pad(mask, [(reach, reach) if i == axis else (0, 0) for i in (0, 1)])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis)
-        mask = np.any(windows, axis=-1)
-    return mask
+    height, width = mask.shape
+    padded = np.pad(mask, reach)
+    down = np.logical_or.reduce([padded[i : i + height] for i in range(2 * reach + 1)])
+    return np.logical_or.reduce([down[:, i : i + width] for i in range(2 * reach + 1)])

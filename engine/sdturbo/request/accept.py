@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import LATENT_SCALE, MAX_STEPS
+from sdturbo.bundle.description import LATENT_SCALE, MAX_STEPS, Size
 from sdturbo.clock import CancelToken, Clock
 from sdturbo.errors import InvalidRequest
 from sdturbo.image import ImageInput, Mask, of_alpha, read_image, reduced, to_mask
@@ -78,7 +78,7 @@ class Job:
     image: ImageInput | None
     inpainting: Inpainting | None
     strength: float | None
-    size: tuple[int, int]
+    size: Size
     num_inference_steps: int
     rows: range
     images_per_prompt: int
@@ -154,7 +154,7 @@ def _prompts(request: Request, bundle: Bundle) -> tuple[list[str], F32 | None]:
     return [""] * len(embeds), embeds
 
 
-def _image(request: Request, size: tuple[int, int], clock: Clock) -> tuple[ImageInput | None, Mask | None]:
+def _image(request: Request, size: Size, clock: Clock) -> tuple[ImageInput | None, Mask | None]:
     """The start picture, and the mask of what is drawn anew: `mask_image`, or else the picture's transparent pixels."""
     image, mask_image = request.get("image"), request.get("mask_image")
     if image is None:
@@ -167,7 +167,7 @@ def _image(request: Request, size: tuple[int, int], clock: Clock) -> tuple[Image
         return image, mask_of(image, mask_image, size)
 
 
-def mask_of(image: ImageInput, mask_image: ImageInput | None, size: tuple[int, int]) -> Mask | None:
+def mask_of(image: ImageInput, mask_image: ImageInput | None, size: Size) -> Mask | None:
     """The part of an image that is drawn anew, bool (H, W): `mask_image`, or else the image's transparent pixels.
 
     None means all of it. size: height and width of the pictures in pixels.

@@ -9,7 +9,7 @@ from typing import SupportsIndex, cast
 
 import numpy as np
 
-from sdturbo.bundle.description import MAX_STEPS
+from sdturbo.bundle.description import MAX_STEPS, Size
 from sdturbo.errors import InvalidRequest
 from sdturbo.image import as_number
 from sdturbo.noise import F32
@@ -71,7 +71,7 @@ def random_seed() -> int:
     return secrets.randbits(32)
 
 
-def check_size(height: object, width: object, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def check_size(height: object, width: object, sizes: Sequence[Size]) -> Size:
     """Height and width in pixels, one of the bundle's `sizes`. None stands for the side of the first, its default."""
     size = tuple(
         default if side is None else _integer(side, name)

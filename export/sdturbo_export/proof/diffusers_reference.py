@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from sdturbo_export.options import DEFAULT_SIZE, Size
+from sdturbo.bundle.description import Size
+from sdturbo_export.options import DEFAULT_SIZE
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.bundle.description import Golden
+from sdturbo.bundle.description import Golden, Size
 from sdturbo_export.proof.walk import Walk
-from sdturbo_export.stages import DEFAULT_SIZE, Size, stage_definitions, stage_of
+from sdturbo_export.stages import DEFAULT_SIZE, stage_definitions, stage_of
 from sdturbo_export.weights.checkpoint import Checkpoint
 
 GOLDEN = Golden(prompt="a photo of a cat", seed=0, num_inference_steps=1, image="golden.png", min_psnr=30.0)

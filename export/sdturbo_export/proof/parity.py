@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sdturbo.backends import Backend, BackendChoice, connect
-from sdturbo.bundle.description import GraphName, TensorSpec
+from sdturbo.bundle.description import GraphName, Size, TensorSpec
 from sdturbo.bundle.external_data import external_locations
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.proof.half_arithmetic import HalfArithmetic
 from sdturbo_export.proof.walk import Arrays, Walk, run_of
 from sdturbo_export.stage_store import StoredStage, digest
-from sdturbo_export.stages import DEFAULT_SIZE, Size, StageDefinition, example_inputs, graph_module, stage_of
+from sdturbo_export.stages import DEFAULT_SIZE, StageDefinition, example_inputs, graph_module, stage_of
 
 
 def torch_output(definition: StageDefinition, inputs: Arrays) -> NDArray[Any]:

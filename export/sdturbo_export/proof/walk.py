@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Session
-from sdturbo.bundle.description import NOISES, ScheduleRow, Stage, rows_of
+from sdturbo.bundle.description import NOISES, ScheduleRow, Size, Stage, rows_of
 from sdturbo.noise import randn
 
 Array = NDArray[Any]
@@ -46,7 +46,7 @@ class Walk:
     outputs: dict[str, Array] = field(default_factory=dict[str, Array])
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Height and width of the picture in pixels."""
         _, height, width, _ = self.stages["decoder"].outputs[0].shape_at(1)
         return height, width

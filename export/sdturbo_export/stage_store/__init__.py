@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdturbo.bundle.description import PLAIN, GraphName
+from sdturbo.bundle.description import PLAIN, GraphName, Size
 from sdturbo.files import atomic_write, sha256_file
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrite_module
 from sdturbo_export.stage_store.sources import source_hashes
-from sdturbo_export.stages import DEFAULT_SIZE, Size, StageDefinition
+from sdturbo_export.stages import DEFAULT_SIZE, StageDefinition
 
 MANIFEST = "stage.json"
 OUTPUT = "output.npy"

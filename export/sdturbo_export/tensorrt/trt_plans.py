@@ -22,7 +22,7 @@ from sdturbo.backends.device import DeviceSession
 from sdturbo.backends.nvidia.gpus import Gpu, free_memory, make_current
 from sdturbo.backends.nvidia.tensorrt import TrtBackend, TrtEngine, machine_key
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import TOKENIZER, Stage
+from sdturbo.bundle.description import TOKENIZER, Size, Stage
 from sdturbo.bundle.plans import Plan, read_plans
 from sdturbo.files import atomic_write
 from sdturbo.tokenizer import PromptTokenizer
@@ -99,13 +99,13 @@ def compile_plans(
     return bundle
 
 
-def title(bundle: Bundle, batch_size: int, size: tuple[int, int], stage: str) -> str:
+def title(bundle: Bundle, batch_size: int, size: Size, stage: str) -> str:
     """The part of the progress. size: (height, width), which is named where the bundle has several."""
     of_size = f" and {size[1]}x{size[0]} pixels" if len(bundle.sizes) > 1 else ""
     return f"{stage} at batch size {batch_size}{of_size}"
 
 
-def references(bundle: Bundle, batch_size: int, size: tuple[int, int] | None = None) -> Iterator[Visit]:
+def references(bundle: Bundle, batch_size: int, size: Size | None = None) -> Iterator[Visit]:
     """Each stage once, with the golden request's inputs, one seed per image, and the output of ONNX Runtime's CPU provider."""
     golden = bundle.golden
     tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
