@@ -22,7 +22,7 @@ def pictures_of(tmp_path, count=2):
 def test_latents_come_with_their_own_picture(tmp_path):
     pictures, rng, seen = pictures_of(tmp_path), np.random.default_rng(0), set()
     for whole in (True, False) * 10:
-        latents, picture = pictures.draw(rng, whole=whole)
+        latents, picture = pictures.draw(1, rng, whole=whole)
         number = int(latents[0, 0, 0, 0])
         seen.add(number >= 10)
         assert picture.shape == (1, 3, 8 * latents.shape[2], 8 * latents.shape[3])
@@ -46,7 +46,7 @@ def test_crops_of_latents_and_pictures_are_of_one_place(tmp_path):
         if rng.random() < train_decoder.KINDS[1]:
             continue
         rng.bit_generator.state = state
-        z, picture = pictures.draw(rng, whole=False)
+        z, picture = pictures.draw(1, rng, whole=False)
         y, x = divmod(int(z[0, 0, 0, 0]), 64)
         assert to_pictures(picture)[0, 0, 0, 0] == np.uint8(2 * y + x)
 

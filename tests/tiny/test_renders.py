@@ -37,6 +37,14 @@ def test_a_longer_file_of_renders_only_adds_pictures(tmp_path):
     assert np.array_equal(renders.picture(1), render(numbered_scene(1)))
 
 
+def test_processes_paint_what_one_alone_would(tmp_path):
+    renders = Renders(tmp_path / "train.rgb")
+    renders.paint(1)
+    renders.paint_in_background(4).join()
+    assert len(renders) == 4
+    assert all(np.array_equal(renders.picture(i), render(numbered_scene(i))) for i in range(4))
+
+
 def test_latents_are_encoded_once(tmp_path):
     renders, latents = Renders(tmp_path / "train.rgb"), LatentFile(tmp_path / "latents.f16")
     renders.paint(2)

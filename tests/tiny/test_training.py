@@ -121,7 +121,7 @@ def test_the_unet_learns_from_a_fixed_batch(tmp_path, prompts, one_second_a_step
     batch, losses = fixed_batch(prompts), []
     for _ in range(10):
         lesson = train_unet.lesson(batch, STARTS[..., :16, :16], progress, run.rng)
-        losses.append(run.step(partial(train_unet.loss, run.model), [lesson]))
+        losses.append(run.step(partial(train_unet.loss, run.model), [[lesson]]))
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     loaded = load_model(run.finish("model.pt"))
     assert torch.equal(loaded.words, run.mean.words)
@@ -146,6 +146,25 @@ def test_lessons_come_in_the_shares_that_are_due(prompts):
         for kind, share in shares.items():
             assert kinds.count(kind) / 600 == pytest.approx(share, abs=0.06)
         assert all((each.row.index == 0) == (kind == "first") for each, kind in zip(lessons, kinds, strict=True))
+
+
+def test_lessons_of_all_kinds_at_once_are_as_wrong_as_each_alone(model, prompts):
+    batch, row = fixed_batch(prompts), train_unet.LATER[-1]
+    before = tuple(
+        r for r in train_unet.ROWS if r.num_inference_steps == row.num_inference_steps and r.index < row.index
+    )
+    start = batch.latents.flip(0) * 0.5
+    lessons = [
+        train_unet.Lesson(batch, train_unet.ROWS[0], before=()),
+        train_unet.Lesson(batch, row, before=before),
+        train_unet.Lesson(batch, row),
+        train_unet.Lesson(batch, train_unet.LATER[0], start=start),
+    ]
+    with torch.no_grad():
+        alone = [train_unet.loss(model, [lesson]).item() for lesson in lessons]
+        together = train_unet.loss(model, lessons).item()
+    assert together == pytest.approx(np.mean(alone), rel=1e-3)
+    assert max(alone) > 1.05 * min(alone)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -1,7 +1,8 @@
-"""Latents of pictures on disk: encoded once by the finished autoencoder, picture by picture, in any number of sittings."""
+"""Latents of pictures on disk: encoded once by the finished autoencoder, in any number of sittings."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from training.tiny.pixels import to_tensor
 from training.tiny.renders import Renders
 from training.tiny.starts import Starts
 
+AT_ONCE = 8
 BYTES = CHANNELS * LATENTS * LATENTS * 2  # of one picture's latents
 
 
@@ -28,14 +30,15 @@ class LatentFile:
         return self.path.stat().st_size // BYTES if self.path.exists() else 0
 
     @torch.no_grad()
-    def encode(self, vae: AutoencoderKL, renders: Renders | Starts, count: int) -> None:
+    def encode(self, vae: AutoencoderKL, source: Renders | Starts, count: int) -> None:
         """Append the posterior's means of the pictures that are missing among the first `count`."""
         done = len(self)
-        with self.path.open("ab") as file:
+        with ThreadPoolExecutor() as pool, self.path.open("ab") as file:
             file.truncate(done * BYTES)
-            for i in range(done, count):
-                mean = vae.encode(to_tensor(renders.picture(i)[None])).latent_dist.mean
-                file.write(mean.half().contiguous().numpy().tobytes())
+            for first in range(done, count, AT_ONCE):
+                pictures = list(pool.map(source.picture, range(first, min(first + AT_ONCE, count))))
+                mean = vae.encode(to_tensor(np.stack(pictures), vae.device)).latent_dist.mean
+                file.write(mean.half().contiguous().cpu().numpy().tobytes())
                 file.flush()
 
     def read(self) -> NDArray[np.float16]:

@@ -43,7 +43,7 @@ def new_model(known: NDArray[np.int64]) -> Model:
     learnt[torch.from_numpy(known)] = 1
     with torch.no_grad():
         model.words.normal_(std=WORD_DEVIATION).mul_(learnt)
-    model.words.register_hook(lambda gradient: gradient * learnt)
+    _learn_only(model.words, learnt)
     return model
 
 
@@ -62,7 +62,12 @@ def take_text_encoder(model: Model, checkpoint: Path, new: Tensor) -> None:
         like = new[:, 1:]
         model.words[new[:, 0]] = model.words[like[:, 0].clamp_min(0)] * (like >= 0)
     model.words.requires_grad_()
-    model.words.register_hook(lambda gradient: gradient * learnt)
+    _learn_only(model.words, learnt)
+
+
+def _learn_only(words: Tensor, learnt: Tensor) -> None:
+    """Keep rows of `words` as they are where `learnt`, (n, 1), is 0."""
+    words.register_hook(lambda gradient: gradient * learnt.to(gradient.device))
 
 
 def load_model(file: Path) -> Model:

@@ -32,6 +32,11 @@ class Batch:
     weights: Tensor
     subjects: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        parts = (self.latents, self.noise, self.ids, self.weights, self.subjects)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+
 
 class Pairs:
     """The first renders of a file with their latents, drawn at random with ever new noise and words."""

@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+def to_tensor(pictures: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
     """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last, -1 … 1."""
-    return torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2).div_(127.5).sub_(1)
+    levels = torch.tensor(np.ascontiguousarray(pictures), device=device)
+    return levels.float().permute(0, 3, 1, 2).div_(127.5).sub_(1)
 
 
 def to_pictures(x: Tensor) -> NDArray[np.uint8]:
     """(n, 3, h, w), -1 … 1 -> uint8 (n, h, w, 3), rounded as the engine rounds."""
     levels = (x.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

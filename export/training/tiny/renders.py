@@ -1,15 +1,16 @@
 """Renders on disk: picture i of a folder always shows scene i, so that a longer file only adds pictures.
 
-A background process paints them while training already reads those that are there.
+Background processes paint them while training already reads those that are there.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +47,22 @@ class Renders:
         with self.path.open("ab") as file:
             file.truncate(done * PICTURE)
             for i in range(done, count):
-                file.write(render(self.scene(i), SIZE).tobytes())
+                file.write(_painted(self, i))
                 file.flush()
 
-    def paint_in_background(self, count: int) -> BaseProcess:
-        """The same in a process of its own, which ends with this one. terminate() it when no more are needed."""
-        process = get_context("spawn").Process(target=_paint_politely, args=(self, count), daemon=True)
-        process.start()
-        return process
+    def paint_in_background(self, count: int) -> Thread:
+        """The same by processes on all cores, which give way to others and end with this one."""
+        thread = Thread(target=self._paint_by_all, args=(count,), daemon=True)
+        thread.start()
+        return thread
+
+    def _paint_by_all(self, count: int) -> None:
+        done = len(self)
+        with get_context("spawn").Pool(initializer=os.nice, initargs=(5,)) as pool, self.path.open("ab") as file:
+            file.truncate(done * PICTURE)
+            for picture in pool.imap(partial(_painted, self), range(done, count)):
+                file.write(picture)
+                file.flush()
 
 
 def numbered_scene(number: int, *, held_out: bool = False) -> Scene:
@@ -69,6 +78,5 @@ def combination(scene: Scene) -> Combination:
     return Combination(scene.subject, scene.colour, scene.scene)
 
 
-def _paint_politely(renders: Renders, count: int) -> None:
-    os.nice(5)
-    renders.paint(count)
+def _painted(renders: Renders, i: int) -> bytes:
+    return render(renders.scene(i), SIZE).tobytes()

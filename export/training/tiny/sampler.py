@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -20,8 +20,14 @@ def schedule_rows() -> tuple[ScheduleRow, ...]:
 
 def denoised(unet: UNet2DConditionModel, x: Tensor, embeds: Tensor, row: ScheduleRow) -> Tensor:
     """x (n, 4, h, w) with noise of sigma -> the x0 that the network sees in it. Its input is x/√(sigma²+1)."""
-    scaled = x * (row.sigma**2 + 1) ** -0.5
-    return unet(scaled, torch.tensor(row.timestep), embeds, return_dict=False)[0].float()
+    return denoised_rows(unet, x, embeds, [row] * len(x))
+
+
+def denoised_rows(unet: UNet2DConditionModel, x: Tensor, embeds: Tensor, rows: Sequence[ScheduleRow]) -> Tensor:
+    """The same with a row of the schedule for each of the n."""
+    sigma = torch.tensor([row.sigma for row in rows], device=x.device)[:, None, None, None]
+    timesteps = torch.tensor([row.timestep for row in rows], device=x.device)
+    return unet(x * (sigma.square() + 1) ** -0.5, timesteps, embeds, return_dict=False)[0].float()
 
 
 @torch.no_grad()

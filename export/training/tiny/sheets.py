@@ -43,11 +43,13 @@ class Sheets:
         self._vae, rng = vae, np.random.default_rng(0)
         self._pictures, scenes = zip(*((renders.picture(i), renders.scene(i)) for i in range(COUNT)), strict=True)
         self._captions = [plain_caption(combination(scene)) for scene in scenes]
-        self._ids = torch.from_numpy(np.stack([prompts.ids(text) for text in self._captions]))
-        self._noise = torch.from_numpy(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes]))
-        self._weights = torch.from_numpy(np.stack([subject_weights(scene.subject) for scene in scenes]))
+        self._ids = torch.from_numpy(np.stack([prompts.ids(text) for text in self._captions])).to(vae.device)
+        noise = torch.from_numpy(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes]))
+        self._noise = noise.to(vae.device)
+        weights = torch.from_numpy(np.stack([subject_weights(scene.subject) for scene in scenes]))
+        self._weights = weights.to(vae.device)
         with torch.no_grad():
-            latents = [vae.encode(to_tensor(picture[None])).latent_dist.mean for picture in self._pictures]
+            latents = [vae.encode(to_tensor(picture[None], vae.device)).latent_dist.mean for picture in self._pictures]
         self._latents = torch.cat(latents)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def followed(start: Tensor, drawn: Tensor, subjects: Tensor, sigma: float) -> Te
 def low(x: Tensor, width: float) -> Tensor:
     """A Gaussian mean of standard deviation `width`, (n, c, h, w) -> the same. Edges go on beyond the border."""
     reach = math.ceil(3 * width)
-    offset = torch.arange(-reach, reach + 1, dtype=x.dtype)
+    offset = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (offset / width) ** 2)
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
     x = conv2d(pad(x, (reach, reach, 0, 0), mode="replicate"), kernel, groups=x.shape[1])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sdturbo.files import atomic_write, sha256_file
 from training.tiny.captions import plain_caption
+from training.tiny.hardware import DEVICE, LARGER, PARTS
 from training.tiny.latents import LatentFile
 from training.tiny.layout import noise_from_layout
 from training.tiny.model import Model, load_model, load_vae
@@ -28,10 +29,10 @@ from training.tiny.prompts import Prompts
 from training.tiny.renders import SIZE, Renders, combination
 from training.tiny.sampler import schedule_rows, steps
 from training.tiny.starts import Starts
-from training.tiny.train_vae import CROP, START_PICTURES, TEST_PICTURES, WHOLE_FROM, look, picture_loss
-from training.tiny.training import PARTS, Run
+from training.tiny.train_vae import BATCH, CROP, START_PICTURES, TEST_PICTURES, WHOLE_FROM, look, picture_loss
+from training.tiny.training import Run
 
-DRAWN = 336  # pictures that the UNet draws, one of each combination
+DRAWN, AT_ONCE = 1344, 8  # pictures that the UNet draws, four of each combination
 KINDS = (0.6, 0.8)  # shares of the lessons: up to the first from the UNet's latents, up to the second from renders'
 KEEP = 0.99  # of the mean weights, in each step
 MUON_LR, ADAMW_LR = 0.006, 1e-3
@@ -52,8 +53,13 @@ class Pictures:
     start_latents: NDArray[np.float16]
     starts: NDArray[np.uint8]
 
-    def draw(self, rng: np.random.Generator, *, whole: bool) -> tuple[Tensor, Tensor]:
-        """Latents (1, 4, h, w) and their picture (1, 3, 8h, 8w), a crop or a whole one."""
+    def draw(self, count: int, rng: np.random.Generator, *, whole: bool) -> tuple[Tensor, Tensor]:
+        """Latents (n, 4, h, w) and their pictures (n, 3, 8h, 8w), crops or whole ones."""
+        latents, pictures = zip(*(self._one(rng, whole=whole) for _ in range(count)), strict=True)
+        z = torch.from_numpy(np.stack(latents)).to(DEVICE).float().contiguous(memory_format=torch.channels_last)
+        return z, to_tensor(np.stack(pictures), DEVICE)
+
+    def _one(self, rng: np.random.Generator, *, whole: bool) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         kind = rng.random()
         if kind < KINDS[1]:
             latents = self.drawn if kind < KINDS[0] else self.own
@@ -69,8 +75,7 @@ class Pictures:
             z = z[:, y : y + side, x : x + side]
             y, x = y * SCALE, x * SCALE
             picture = picture[y : y + CROP, x : x + CROP]
-        z = torch.from_numpy(z[None].astype(np.float32)).contiguous(memory_format=torch.channels_last)
-        return z, to_tensor(picture[None])
+        return z, picture
 
 
 @torch.no_grad()
@@ -81,13 +86,14 @@ def drawn_latents(
     if not file.exists():
         rng, (row,) = np.random.default_rng(1), [row for row in schedule_rows() if row.num_inference_steps == 1]
         latents: list[Tensor] = []
-        for i in range(count):
-            scene = renders.scene(i)
-            ids = torch.from_numpy(prompts.ids(plain_caption(combination(scene)))[None])
-            noise = torch.from_numpy(noise_from_layout(scene.layout, rng)[None])
-            latents.append(steps(model.unet, noise, model.embeds(ids), [row]))
+        device = model.words.device
+        for first in range(0, count, AT_ONCE):
+            scenes = [renders.scene(i) for i in range(first, min(first + AT_ONCE, count))]
+            ids = torch.from_numpy(np.stack([prompts.ids(plain_caption(combination(scene))) for scene in scenes]))
+            noise = torch.from_numpy(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes]))
+            latents.append(steps(model.unet, noise.to(device), model.embeds(ids.to(device)), [row]))
         with atomic_write(file) as partial:
-            np.save(partial, torch.cat(latents).half().numpy(), allow_pickle=False)
+            np.save(partial, torch.cat(latents).half().cpu().numpy(), allow_pickle=False)
     return np.load(file, allow_pickle=False)
 
 
@@ -106,7 +112,7 @@ def train(folder: Path, minutes: float) -> Path:
     renders, tests = Renders(folder / "train.rgb"), Renders(folder / "held_out.rgb", held_out=True)
     weights = folder / "unet" / "model.pt"
     kept = folder / "decoder" / f"drawn-{sha256_file(weights)[:12]}.npy"  # another UNet draws others
-    drawn = drawn_latents(load_model(weights), renders, Prompts(), kept)
+    drawn = drawn_latents(load_model(weights).to(DEVICE), renders, Prompts(), kept)
     own, start_latents = (LatentFile(folder / name).read() for name in ("latents.f16", "starts.f16"))
     pictures = Pictures(renders, drawn, own, start_latents, Starts().pictures(START_PICTURES))
     vae = load_vae(folder / "vae" / "vae.pt").train()
@@ -115,7 +121,8 @@ def train(folder: Path, minutes: float) -> Path:
     run = Run(folder / "decoder", vae, 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
     while not run.clock.over:
         whole = run.clock.progress >= WHOLE_FROM
-        run.step(partial(loss, run.model), [pictures.draw(run.rng, whole=whole) for _ in range(PARTS)])
+        parts = [pictures.draw(LARGER * BATCH // PARTS, run.rng, whole=whole) for _ in range(PARTS)]
+        run.step(partial(loss, run.model), parts)
         if run.clock.passed(LOOK_SECONDS):
             look(run, tests, TEST_PICTURES)
     return run.finish("vae.pt")

@@ -21,19 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdturbo.bundle.description import ScheduleRow
+from training.tiny.hardware import DEVICE, LARGER, PARTS
 from training.tiny.latents import LatentFile
 from training.tiny.model import Model, load_vae, new_model, take_text_encoder
 from training.tiny.pairs import Batch, Pairs
 from training.tiny.prompts import Prompts
 from training.tiny.renders import Renders
-from training.tiny.sampler import denoised, schedule_rows, steps
+from training.tiny.sampler import denoised_rows, schedule_rows, steps
 from training.tiny.sheets import Sheets, error
 from training.tiny.starting import draw_starts, followed
 from training.tiny.starts import Starts
-from training.tiny.training import PARTS, Run
+from training.tiny.training import Run
 
-BATCH = 8
-PICTURES, START_PICTURES = 1344, 600  # four of each combination
+BATCH, LESSON = 8, 4  # pictures per step on a CPU, and per lesson
+PICTURES, START_PICTURES = 1344, 2400  # four of each combination
 FIRST = ((0.5, 0.8), (1.0, 0.4))  # until which share of the time, which share of the lessons is from pure noise
 OWN_FROM, OWN = 0.6, 0.15  # of the time, and of the lessons: from the model's own draft
 RENDERS = 0.1  # of the lessons: from the prompt's own render under noise. The others are from start pictures.
@@ -71,20 +72,28 @@ def lesson(batch: Batch, starts: NDArray[np.float16], progress: float, rng: np.r
         return Lesson(batch, row, before=tuple(before))
     if kind < first + own + RENDERS:
         return Lesson(batch, row)
-    return Lesson(batch, row, start=draw_starts(starts, len(batch.latents), rng))
+    return Lesson(batch, row, start=draw_starts(starts, len(batch.latents), rng).to(batch.latents.device))
 
 
-def loss(model: Model, lesson: Lesson) -> Tensor:
-    """The error of x0."""
+def loss(model: Model, lessons: Sequence[Lesson]) -> Tensor:
+    """The error of x0, over lessons of any kinds at once."""
+    embeds = model.embeds(torch.cat([lesson.batch.ids for lesson in lessons]))
+    words = embeds.split([len(lesson.batch.ids) for lesson in lessons])
+    tasks = [task(model, lesson, part) for lesson, part in zip(lessons, words, strict=True)]
+    x, target = (torch.cat(tensors) for tensors in zip(*tasks, strict=True))
+    rows = [lesson.row for lesson in lessons for _ in lesson.batch.ids]
+    weights = torch.cat([lesson.batch.weights for lesson in lessons])
+    return error(denoised_rows(model.unet, x, embeds, rows), target, weights)
+
+
+def task(model: Model, lesson: Lesson, embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents under noise, and those that the model is to see in them, both (n, 4, h, w). embeds: of the batch's prompts."""
     batch, row = lesson.batch, lesson.row
-    embeds, target = model.embeds(batch.ids), batch.latents
     if lesson.before is not None:
         x = steps(model.unet, batch.noise, embeds, lesson.before) if lesson.before else batch.noise * row.sigma
-    else:
-        start = batch.latents if lesson.start is None else lesson.start
-        target = followed(start, batch.latents, batch.subjects, row.sigma)
-        x = start + row.sigma * batch.noise
-    return error(denoised(model.unet, x, embeds, row), target, batch.weights)
+        return x, batch.latents
+    start = batch.latents if lesson.start is None else lesson.start
+    return start + row.sigma * batch.noise, followed(start, batch.latents, batch.subjects, row.sigma)
 
 
 def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
@@ -94,9 +103,9 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     Returns the file of the finished weights. `folder` holds the results of train_vae. Renders and their latents take more time,
     once.
     """
-    vae, prompts = load_vae(folder / "vae" / "vae.pt"), Prompts()
+    vae, prompts = load_vae(folder / "vae" / "vae.pt").to(DEVICE), Prompts()
     renders, latents = Renders(folder / "train.rgb"), LatentFile(folder / "latents.f16")
-    renders.paint(PICTURES)
+    renders.paint_in_background(PICTURES).join()
     latents.encode(vae, renders, PICTURES)
     others = LatentFile(folder / "starts.f16")
     others.encode(vae, Starts(), START_PICTURES)
@@ -109,8 +118,9 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
         take_text_encoder(model, weights, torch.from_numpy(prompts.plurals()))
     run = Run(folder / "unet", model, 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
     while not run.clock.over:
-        batches = [pairs.draw(BATCH // PARTS, run.rng) for _ in range(PARTS)]
-        run.step(partial(loss, model), [lesson(batch, starts, run.clock.progress, run.rng) for batch in batches])
+        batches = [pairs.draw(LESSON, run.rng).to(DEVICE) for _ in range(LARGER * BATCH // LESSON)]
+        lessons = [lesson(batch, starts, run.clock.progress, run.rng) for batch in batches]
+        run.step(partial(loss, model), [lessons[i::PARTS] for i in range(PARTS)])
         if run.clock.passed(LOOK_SECONDS):
             sheets.draw(run, step_counts=(1, 2, 4) if run.clock.progress >= OWN_FROM else (1,))
     return run.finish("model.pt")

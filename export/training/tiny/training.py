@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.tiny.hardware import DEVICE, PARTS, arithmetic
 from training.tiny.optimizer import optimizers
 
 WARM_UP = 50  # steps
 DECAY = 0.6  # of the time, at its end
 SAVE_SECONDS = 60
 LOG_STEPS = 20
-PARTS = 2  # of a batch, one per core, for operations this small gain little from two threads
 
 Part = TypeVar("Part")
 Model = TypeVar("Model", bound=nn.Module)
@@ -74,7 +73,7 @@ class Run(Generic[Model]):
     ) -> None:
         """Go on with the state in `out`, or start. keep: share of the mean that a step keeps."""
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.model, self._keep = out, model, keep
+        self.out, self.model, self._keep = out, model.to(DEVICE), keep
         self.mean = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
         self.rng, self.clock = np.random.default_rng(0), Clock(seconds)
         self._losses: list[float] = []
@@ -136,11 +135,11 @@ class Run(Generic[Model]):
         """Write the mean weights to the file of that name, and let the threads go."""
         self._pool.shutdown()
         file = self.out / name
-        torch.save({key: value.clone() for key, value in self.mean.state_dict().items()}, file)
+        torch.save({key: value.cpu().clone() for key, value in self.mean.state_dict().items()}, file)
         return file
 
     def _resume(self) -> None:
-        whole = torch.load(self._state, weights_only=True)
+        whole = torch.load(self._state, map_location="cpu", weights_only=True)
         for name, part in self._parts.items():
             part.load_state_dict(whole[name])
         self.clock.step, self.clock.seconds = whole["step"], whole["seconds"]
@@ -162,9 +161,3 @@ class Run(Generic[Model]):
     def _parts(self) -> dict[str, Any]:
         muon, adamw = self._optimizers
         return {"model": self.model, "mean": self.mean, "muon": muon, "adamw": adamw}
-
-
-def arithmetic() -> AbstractContextManager[Any]:
-    """bfloat16 products where the CPU has instructions for them, float32 elsewhere."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
