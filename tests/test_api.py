@@ -114,7 +114,7 @@ def test_what_tensorrt_for_rtx_alone_has_is_in_its_stub():
 
 
 def test_what_only_a_gpu_can_exercise_is_listed():
-    """Every name of CUDA's runtime and driver and of TensorRT in our code, but for names of their enums that stand for all members.
+    """Every name of CUDA's runtime and driver and of TensorRT in our code, but for names of enums that stand for all members.
 
     All methods of the stub of TensorRT for RTX, for it holds no others than we call.
     """

@@ -1,5 +1,5 @@
-"""CUDA on the CPU: `cuda.bindings.runtime` with memory, streams, captures and graphs, and of `cuda.bindings.driver` the one kernel
-that we have."""
+"""CUDA on the CPU: `cuda.bindings.runtime` with memory, streams, captures and graphs, and of `cuda.bindings.driver` the one
+kernel that we have."""
 
 import ctypes
 import enum

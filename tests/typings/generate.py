@@ -5,8 +5,9 @@
     python tests/typings/generate.py tensorrt-cu12-bindings==11.4.0.106 cuda-bindings==13.5.0
 
 The TensorRT bindings need a dozen C functions of its libraries only to be imported; they are compiled here as empty ones.
-The stubs hold the classes in `CLASSES`, all of CUDA's runtime API and the functions in `DRIVER` of its driver API: names and signatures, no documentation. A class that
-is not kept is `Any` in signatures; use of one is an error of the type checker until it is added here.
+The stubs hold the classes in `CLASSES`, all of CUDA's runtime API and the functions in `DRIVER` of its driver API: names and
+signatures, no documentation. A class that is not kept is `Any` in signatures; use of one is an error of the type checker until
+it is added here.
 """
 
 from __future__ import annotations

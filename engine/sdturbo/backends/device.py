@@ -1,4 +1,4 @@
-"""Stages whose tensors live on a device. Buffers are made once at load, then only copy in, launch, copy out.
+"""Stages whose tensors live on a device. Buffers are made once with a recording, then only copy in, launch, copy out.
 
 `DeviceSession` runs one stage. `DeviceProgram` runs a whole request. Each is recorded once, on a queue of its own, and
 replayed. Sessions of different stages may work at the same time (`Pipeline.stream`). They hand on their tensors through host

@@ -1,8 +1,9 @@
 """TensorRT 10 and 11, or TensorRT for RTX, on an NVIDIA GPU: plans of `sdturbo-export trt`, checked before they are loaded.
 
 Every buffer is made with its recording. A whole request, from noise or from an image, runs on one stream and is replayed as one
-CUDA graph (`device.DeviceProgram`). Inpainting's arithmetic between steps is a kernel of ours in it. Not yet run on a GPU. Tests
-run the path on an imitation of CUDA and TensorRT. The type checker holds it against stubs of the real bindings of both versions.
+CUDA graph (`device.DeviceProgram`). Inpainting's arithmetic between steps is a kernel of ours in it. Not yet run on a GPU.
+Tests run the path on an imitation of CUDA and TensorRT. The type checker holds it against stubs of the real bindings of both
+versions.
 """
 
 from __future__ import annotations
