@@ -63,7 +63,7 @@ class DeviceSession:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Keeping:
     """Inpainting's part in a program. engine: of `keep.KEEP`."""
 
     run: InpaintingRun
@@ -73,7 +73,7 @@ class Kept:
 class DeviceProgram:
     """text encoder -> (encoder ->) denoiser per row -> decoder. Nothing leaves the device in between.
 
-    rows: of the schedule. image_to_image: the encoder makes the first latents. kept: a part of the image is kept, so that
+    rows: of the schedule. image_to_image: the encoder makes the first latents. keeping: a part of the image stays, so that
     `keep` follows the encoder and each step. It runs on the device too. replays: as of a session.
     It takes turns with its sessions, whose engines it uses.
     """
@@ -85,12 +85,12 @@ class DeviceProgram:
         queue: DeviceQueue,
         *,
         image_to_image: bool = False,
-        kept: Kept | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         names = [name for name in STAGES if name in PROGRAM_STAGES or (image_to_image and name == "encoder")]
         engines = [sessions[name].engine for name in names]
-        self._engines = engines if kept is None else [*engines, kept.engine]
-        kind = "text-to-image" if not image_to_image else "image-to-image" if kept is None else "inpainting"
+        self._engines = engines if keeping is None else [*engines, keeping.engine]
+        kind = "text-to-image" if not image_to_image else "image-to-image" if keeping is None else "inpainting"
         decoder = sessions["decoder"]
         _, height, width, _ = decoder.stage.outputs[0].shape_at(decoder.batch_size)
         self.title = (
@@ -98,7 +98,7 @@ class DeviceProgram:
             f" {width}x{height} pixels"
         )
         with self._turn():
-            made = _launches({name: sessions[name] for name in names}, rows, queue, kept)
+            made = _launches({name: sessions[name] for name in names}, rows, queue, keeping)
             self._recording = Recording(self.title, made.launches, queue, made.inputs, made.outputs)
         self.replays = self._recording.replays and all(engine.recordable for engine in self._engines)
 
@@ -134,7 +134,9 @@ class _Launches:
     outputs: dict[str, Buffer]
 
 
-def _launches(sessions: Mapping[str, DeviceSession], rows: range, queue: DeviceQueue, kept: Kept | None) -> _Launches:
+def _launches(
+    sessions: Mapping[str, DeviceSession], rows: range, queue: DeviceQueue, keeping: Keeping | None
+) -> _Launches:
     """sessions: with an encoder if the program starts from an image. After each step the latents are in `x` again."""
     text, denoiser, decoder = (sessions[name] for name in PROGRAM_STAGES)
     encoder = sessions.get("encoder")
@@ -158,7 +160,7 @@ def _launches(sessions: Mapping[str, DeviceSession], rows: range, queue: DeviceQ
     else:
         inputs |= {spec.name: _buffer(queue, spec, size) for spec in encoder.stage.inputs if spec.name != "step"}
         given = {**inputs, "step": steps[rows[0]]}
-        if kept is None:
+        if keeping is None:
             launches.append(_bind(encoder, given, x, queue))
         else:
             shape = x.host.shape
@@ -173,10 +175,10 @@ def _launches(sessions: Mapping[str, DeviceSession], rows: range, queue: DeviceQ
                 "kept": x,
             }
             # with a mask of zeros it gives the noised start picture, or noise alone
-            first = {"start": zeros if kept.run.pure else start, "mask": zeros, "latents": start}
-            sigmas = [constant(sigma, (), "float32") for sigma in kept.run.sigmas]
-            launches.append(kept.engine.bind({**own, **first, "sigma": sigmas[0]}, queue))
-            after_step = [kept.engine.bind({**own, "sigma": sigma}, queue) for sigma in sigmas[1:]]
+            first = {"start": zeros if keeping.run.pure else start, "mask": zeros, "latents": start}
+            sigmas = [constant(sigma, (), "float32") for sigma in keeping.run.sigmas]
+            launches.append(keeping.engine.bind({**own, **first, "sigma": sigmas[0]}, queue))
+            after_step = [keeping.engine.bind({**own, "sigma": sigma}, queue) for sigma in sigmas[1:]]
     for i, row in enumerate(rows):
         launches.append(_bind(denoiser, {"latents": x, "prompt_embeds": embeds, "step": steps[row]}, drawn, queue))
         if after_step:

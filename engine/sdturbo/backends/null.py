@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sdturbo.backends.checks import check_inputs
 from sdturbo.backends.choice import Offer
-from sdturbo.backends.device import DeviceProgram, DeviceSession, Kept
+from sdturbo.backends.device import DeviceProgram, DeviceSession, Keeping
 from sdturbo.backends.keep import KEEP, InpaintingRun, keep
 from sdturbo.backends.protocols import Program, Session, Tensors
 from sdturbo.backends.recording import Buffer, Work
@@ -59,8 +59,8 @@ class NullBackend:
     ) -> Program | None:
         if not self._records:
             return None
-        kept = None if inpainting is None else Kept(inpainting, NullKeep())
-        return DeviceProgram(sessions, rows, NullQueue(), image_to_image=image_to_image, kept=kept)
+        keeping = None if inpainting is None else Keeping(inpainting, NullKeep())
+        return DeviceProgram(sessions, rows, NullQueue(), image_to_image=image_to_image, keeping=keeping)
 
 
 class NullSession:

@@ -21,7 +21,7 @@ import numpy as np
 
 from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
-from sdturbo.backends.device import DeviceProgram, DeviceSession, Kept, device_index
+from sdturbo.backends.device import DeviceProgram, DeviceSession, Keeping, device_index
 from sdturbo.backends.keep import KEEP, InpaintingRun
 from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_missing
 from sdturbo.backends.nvidia.keep_graph import keep_graph
@@ -171,11 +171,11 @@ class OrtGpuBackend:
         image_to_image: bool = False,
         inpainting: InpaintingRun | None = None,
     ) -> Program:
-        kept = None
+        keeping = None
         if inpainting is not None:
             decoder = sessions["decoder"]
-            kept = Kept(inpainting, self._keep(decoder.batch_size, *decoder.stage.outputs[0].shape_at(1)[1:3]))
-        return DeviceProgram(sessions, rows, OrtQueue(*self._place), image_to_image=image_to_image, kept=kept)
+            keeping = Keeping(inpainting, self._keep(decoder.batch_size, *decoder.stage.outputs[0].shape_at(1)[1:3]))
+        return DeviceProgram(sessions, rows, OrtQueue(*self._place), image_to_image=image_to_image, keeping=keeping)
 
     def _keep(self, batch_size: int, height: int, width: int) -> OrtGpuEngine:
         """Inpainting's arithmetic between steps, a small session of its own. All its recordings share it."""

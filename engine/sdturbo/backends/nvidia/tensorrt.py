@@ -20,7 +20,7 @@ import numpy as np
 
 from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
-from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, Kept, device_index
+from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, Keeping, device_index
 from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
 from sdturbo.backends.nvidia.keep_kernel import KeepKernel
@@ -128,11 +128,11 @@ class TrtBackend:
         image_to_image: bool = False,
         inpainting: InpaintingRun | None = None,
     ) -> Program:
-        kept = None
+        keeping = None
         if inpainting is not None:
             self._keep = self._keep or KeepKernel(self.gpu.index)
-            kept = Kept(inpainting, self._keep)
-        return DeviceProgram(sessions, rows, CudaStream(self.gpu.index), image_to_image=image_to_image, kept=kept)
+            keeping = Keeping(inpainting, self._keep)
+        return DeviceProgram(sessions, rows, CudaStream(self.gpu.index), image_to_image=image_to_image, keeping=keeping)
 
     def open(
         self,
