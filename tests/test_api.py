@@ -91,12 +91,17 @@ def missing(chain, tree):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    ("root", "stub"), [("tensorrt", "tensorrt/__init__.pyi"), ("runtime", "cuda/bindings/runtime.pyi")]
+    ("root", "stub", "least"),
+    [
+        ("tensorrt", "tensorrt/__init__.pyi", 16),
+        ("runtime", "cuda/bindings/runtime.pyi", 16),
+        ("driver", "cuda/bindings/driver.pyi", 4),
+    ],
 )
-def test_every_name_we_use_is_in_the_real_api(version, root, stub):
+def test_every_name_we_use_is_in_the_real_api(version, root, stub, least):
     tree = stub_members(TYPINGS / version / stub)
     uses = list(used(root))
-    assert len(uses) > 15
+    assert len(uses) >= least
     assert [(file, chain) for file, chain in uses if missing(chain, tree)] == []
 
 
@@ -109,12 +114,12 @@ def test_what_tensorrt_for_rtx_alone_has_is_in_its_stub():
 
 
 def test_what_only_a_gpu_can_exercise_is_listed():
-    """Every name of CUDA's runtime and of TensorRT in our code, but for names of their enums that stand for all members.
+    """Every name of CUDA's runtime and driver and of TensorRT in our code, but for names of enums that stand for all members.
 
     All methods of the stub of TensorRT for RTX, for it holds no others than we call.
     """
     text = (ROOT / "benchmarks/gpu_acceptance.md").read_text(encoding="utf-8")
-    roots = ("tensorrt", "tensorrt_rtx", "runtime")
+    roots = ("tensorrt", "tensorrt_rtx", "runtime", "driver")
     names = {chain[-1] for root in roots for _, chain in used(root)} - {"__version__", "__init__", "__members__"}
     names |= {name for kind in stub_members(LIBRARIES / "tensorrt_rtx/__init__.pyi").values() for name in kind}
     names -= {"__members__"}
@@ -200,7 +205,9 @@ def test_a_lie_of_a_stub_is_found(tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_imitations_have_no_name_that_the_libraries_lack(version):
     runtime = stub_members(TYPINGS / version / "cuda/bindings/runtime.pyi")
+    driver = stub_members(TYPINGS / version / "cuda/bindings/driver.pyi")
     assert {name for name in vars(imitated_cuda.Cuda) if name.startswith("cuda") and name not in runtime} == set()
+    assert {name for name in vars(imitated_cuda.Driver) if name.startswith("cu") and name not in driver} == set()
     for kind, name in ((imitated_cuda.Kind, "cudaMemcpyKind"), (imitated_cuda.Mode, "cudaStreamCaptureMode")):
         assert set(kind.__members__) <= set(runtime[name])
     assert set(imitated_cuda.Error.__members__) <= set(runtime["cudaError_t"])
@@ -220,8 +227,9 @@ def test_the_imitations_have_no_name_that_the_libraries_lack(version):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_calls_of_cuda_have_the_real_number_of_arguments(version):
-    tree = ast.parse((TYPINGS / version / "cuda/bindings/runtime.pyi").read_text(encoding="utf-8"))
-    arity = {node.name: len(node.args.args) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    stubs = [TYPINGS / version / f"cuda/bindings/{name}.pyi" for name in ("runtime", "driver")]
+    functions = [node for stub in stubs for node in ast.parse(stub.read_text(encoding="utf-8")).body]
+    arity = {node.name: len(node.args.args) for node in functions if isinstance(node, ast.FunctionDef)}
     calls = 0
     for path in OURS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

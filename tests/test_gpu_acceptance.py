@@ -17,7 +17,7 @@ from benchmarks import gpu_acceptance as script
 from benchmarks.gpu import engines, limits, requests
 from benchmarks.gpu.lines import NEEDS_GPU, Extent
 from sdturbo import Bundle, Pipeline, save_png
-from sdturbo.backends.null import NullQueue
+from sdturbo.backends.null import NullBackend, NullQueue
 from sdturbo.files import sha256_file
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +39,11 @@ LINES = [
         "golden picture",
         "latency, whole request, one step",
         "roofline of this GPU",
+    ),
+    *(
+        line
+        for kind in ("image-to-image", "inpainting")
+        for line in (f"{kind} as one recording", f"{kind} against stage by stage", f"latency, {kind}, one step")
     ),
     *("streamed against called", "throughput, calls", "throughput, stream"),
     *("soak, 20 requests: memory of the GPU", "soak, 20 requests: memory of the process"),
@@ -77,7 +82,10 @@ def test_a_dry_run_has_every_line_and_judges_no_figure_of_a_gpu(bundle, tmp_path
     assert by_name["run 1 equals run 2 at batch size 2"]["ok"] is True
     assert by_name["stages joined and replayed as one at batch size 1"]["ok"] is True
     assert by_name["streamed against called"]["ok"] is True
-    assert report["verdict"] == f"0 lines failed, 8 passed, {len(of_a_gpu)} need a GPU"
+    for kind in ("image-to-image", "inpainting"):
+        assert by_name[f"{kind} as one recording"]["ok"] is True
+        assert by_name[f"{kind} against stage by stage"]["ok"] is True
+    assert report["verdict"] == f"0 lines failed, 12 passed, {len(of_a_gpu)} need a GPU"
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     assert "FAIL" not in (tmp_path / "out/report.txt").read_text()
 
@@ -308,6 +316,24 @@ def test_make_installs_the_backends_extra_and_names_it(backend):
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f'-e ".[{backend}]"' in told
     assert f"--backend {backend}" in told.splitlines()[-1]
+
+
+def test_inpainting_that_cannot_be_recorded_is_a_line_that_fails(bundle, tmp_path, monkeypatch):
+    program = NullBackend.program
+
+    def refuse(self, work):
+        raise RuntimeError("no capture here")
+
+    def unrecorded(*arguments, inpainting=None, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            if inpainting is not None:
+                patch.setattr(NullQueue, "record", refuse)
+            return program(*arguments, inpainting=inpainting, **options)
+
+    monkeypatch.setattr(NullBackend, "program", unrecorded)
+    status, report = report_of(bundle, tmp_path / "out", "--dry")
+    assert {line["what"] for line in report["lines"] if line["ok"] is False} == {"inpainting as one recording"}
+    assert status == 1
 
 
 def test_a_recording_that_is_lost_is_a_line_that_fails(bundle, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.gpu import limits
 from benchmarks.gpu.lines import Extent, Line, guarded
-from benchmarks.gpu.runs import milliseconds, summary
+from benchmarks.gpu.runs import WARM_UP, milliseconds, summary
 from sdturbo import Pipeline, Request, backends
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, free_memory
 from sdturbo.bundle import Bundle
@@ -61,7 +61,7 @@ class PeakMemory:
 
 
 def requests(path: Path, extent: Extent) -> Iterator[Line]:
-    """Load and memory at batch size 1, golden picture, latency against the limit, batches, stream, soak."""
+    """Load and memory at batch size 1, golden picture, latency against the limit, from an image, batches, stream, soak."""
     start = time.perf_counter()
     with PeakMemory(extent) as memory:
         bundle = Bundle.load(path, trust_unchanged=True)  # as Pipeline.load does
@@ -75,6 +75,8 @@ def requests(path: Path, extent: Extent) -> Iterator[Line]:
     parts = {
         "golden picture": _golden,
         "latency, whole request, one step": _latency,
+        "image-to-image": functools.partial(_from_image, "image-to-image"),
+        "inpainting": functools.partial(_from_image, "inpainting"),
         "streamed against called": _streamed,
         "throughput": _throughput,
         "soak": _soak,
@@ -133,6 +135,38 @@ def _batch(what: str, bundle: Bundle, extent: Extent, size: int) -> Iterator[Lin
         max(3, extent.runs // size),
     )
     yield Line(what, extent.figure(summary(batch)))
+
+
+def _from_image(kind: str, pipe: Pipeline, extent: Extent) -> Iterator[Line]:
+    """A request with one step from an image: as one recording, the same picture as stage by stage, and its time.
+
+    The recording of inpainting is made by the first request.
+    """
+    height, width = pipe.bundle.sizes[0]
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    given: Request = {
+        "prompt": "a picture",
+        "image": image,
+        "num_inference_steps": 2,
+        "strength": 0.5,
+        "output_type": "np",
+    }
+    if kind == "inpainting":
+        mask = np.zeros((height, width), np.bool_)
+        mask[: height // 2] = True
+        given["mask_image"] = mask
+    result = pipe(**given)
+    lost = [title for title in result.lost_recordings if title.startswith(kind)]
+    recorded = "engines" in result.timings and not lost
+    yield Line(f"{kind} as one recording", str(recorded), "True", recorded)
+    (staged,) = pipe.stream([given])
+    if isinstance(staged, SDTurboError):
+        raise staged
+    most = int(np.abs(staged.images.astype(int) - result.images).max())
+    yield Line(f"{kind} against stage by stage", f"pixels differ by {most} of 255", "<= 1", most <= 1)
+    each: list[Request] = [{**given, "prompt": f"picture number {i}", "seed": i} for i in range(extent.runs + WARM_UP)]
+    times = milliseconds(lambda i: pipe(**each[i]), extent.runs)
+    yield Line(f"latency, {kind}, one step", extent.figure(summary(times)))
 
 
 def _streamed(pipe: Pipeline, extent: Extent) -> Iterator[Line]:

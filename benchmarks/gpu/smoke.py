@@ -28,8 +28,11 @@ from benchmarks.gpu.runs import TOKENS, milliseconds
 from benchmarks.gpu.smoke_kernels import ARITHMETIC, CudaKernels, ImitatedKernels, KernelEngine, Kernels
 from sdturbo.backends.checks import not_installed
 from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession
+from sdturbo.backends.keep import KEEP, keep
 from sdturbo.backends.nvidia.gpus import find_gpus, free_memory
+from sdturbo.backends.nvidia.keep_kernel import KeepKernel
 from sdturbo.backends.nvidia.stream import CudaStream, Scratch
+from sdturbo.backends.recording import Recording
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import Stage
 from sdturbo.errors import BackendUnavailable, SDTurboError
@@ -83,6 +86,7 @@ def report(trial: Trial) -> Iterator[Line]:
     parts: dict[str, Callable[[Trial], Iterator[Line]]] = {
         "GPU": gpus,
         "stages and requests": requests,
+        "inpainting": inpainting,
         "threads": threads,
         "a recording that fails": broken_recording,
         "memory": memory,
@@ -123,6 +127,30 @@ def requests(trial: Trial) -> Iterator[Line]:
                 times = milliseconds(lambda _, p=program, r=replay, q=request: p.run(q, replay=r), RUNS)
                 median = f"median {np.median(times):.3f} ms"
                 yield Line(f"latency {way}, {where}", NEEDS_GPU if trial.imitated else median)
+
+
+def inpainting(trial: Trial) -> Iterator[Line]:
+    """The kernel between two steps, recorded, against NumPy and by time."""
+    kernel, stream, stage = KeepKernel(0), CudaStream(0), KEEP.at(512, 512)
+    rng = np.random.default_rng(0)
+    for size in BATCH_SIZES:
+        buffers = {
+            spec.name: stream.buffer(spec.shape_at(size), spec.dtype) for spec in (*stage.inputs, *stage.outputs)
+        }
+        outputs = {spec.name: buffers[spec.name] for spec in stage.outputs}
+        inputs = {name: buffer for name, buffer in buffers.items() if name not in outputs}
+        recording = Recording("inpainting", [kernel.bind(buffers, stream)], stream, inputs, outputs)
+        where = f"inpainting between steps, batch size {size}"
+        yield _holds(f"one CUDA graph, {where}", recording.replays)
+        given = {name: rng.standard_normal(buffer.host.shape, np.float32) for name, buffer in inputs.items()}
+        given = {name: np.asarray(value, np.float32) for name, value in given.items()}
+        for mask in (given["mask"], np.float32(1) * (given["mask"] > 0)):
+            given["mask"] = mask
+            right = [_same(recording.run(given, replay=replay), {"kept": keep(**given)}) for replay in (True, False)]
+            kind = "0 and 1" if set(np.unique(mask)) == {0, 1} else "any values"
+            yield _holds(f"replayed and launched equal NumPy, {where}, a mask of {kind}", all(right))
+        times = milliseconds(lambda _, r=recording, g=given: r.run(g), RUNS)
+        yield Line(f"latency, {where}", NEEDS_GPU if trial.imitated else f"median {np.median(times):.3f} ms")
 
 
 def threads(trial: Trial) -> Iterator[Line]:

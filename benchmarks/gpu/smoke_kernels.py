@@ -100,7 +100,7 @@ class CudaKernels:
     """The kernels on GPU 0. Raises BackendUnavailable if they cannot be compiled or loaded."""
 
     def __init__(self, capability: str) -> None:
-        from cuda.bindings import driver, runtime  # pyright: ignore[reportAttributeAccessIssue] (no stub of the driver)
+        from cuda.bindings import driver, runtime
 
         self._driver = driver
         image = compiled(capability)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
+from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.protocols import Recorded
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER, Size
@@ -42,9 +43,12 @@ PROMPT_CACHE = 64  # prompts whose embeddings are kept: 64 × 77 × 1024 × 4 B 
 
 
 class Pipeline:
-    """One bundle on one backend. It does not change after `load`, so any number of threads may call it.
+    """One bundle on one backend. Any number of threads may call it.
 
-    lost_recordings: titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer.
+    It does not change after `load`, but for recordings of inpainting on a device. There are as many of them as of
+    image-to-image, and they would make every load longer for requests that may never come. So each is made with the first
+    request for its rows of the schedule, and that request takes about three times as long. A recording of image-to-image with a
+    mask of ones in it would need no second kind, and would cost every live frame the launches and copies of the mask.
     """
 
     @classmethod
@@ -103,11 +107,17 @@ class Pipeline:
             for from_image, rows in [*((False, rows) for rows in runs), *((True, rows) for rows in later)]:
                 if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
                     self._programs[from_image, rows, batch_size, size] = program
-        parts = (*made.values(), *self._programs.values())
-        self.lost_recordings = tuple(part.title for part in parts if isinstance(part, Recorded) and not part.replays)
+        self._parts: list[Session | Program] = [*made.values(), *self._programs.values()]
+        self._inpainting_programs: dict[tuple[range, bool, int, Size], Program] = {}
+        self._recording_lock = threading.Lock()
         self._image_to_image = image_to_image
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first
         self._prompt_lock = threading.Lock()
+
+    @property
+    def lost_recordings(self) -> tuple[str, ...]:
+        """Titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer."""
+        return tuple(part.title for part in self._parts if isinstance(part, Recorded) and not part.replays)
 
     def __call__(
         self,
@@ -240,17 +250,19 @@ class Pipeline:
         with job.clock.part("noise"):  # an AutoencoderTiny has no posterior
             names = [spec.name for spec in self.bundle.stages["encoder"].inputs if spec.name in NOISES]
             noises = dict(zip(names, randn(job.seeds, self._latents_shape(job), draws=len(names)), strict=True))
-        if job.inpainting is not None:  # it adds the noise itself, step by step
-            job.inpainting.pixels, job.inpainting.noise = pixels[0], noises["noise"]
-            noises["noise"] = np.zeros_like(noises["noise"])
         job.start = {"image": [pixels[0]] * len(job.seeds), **noises}
+        if job.inpainting is not None:
+            job.inpainting.pixels, job.inpainting.noise = pixels[0], noises["noise"]
         return job
 
     def _encode_image(self, job: Job) -> Job:
         """The image, if there is one, as latents with the noise of the first step added."""
         if job.image is not None:
             with job.clock.part("encoder"):
-                job.x = self._run(job.size, "encoder", job.start, step=np.int64(job.rows[0]))
+                start = job.start
+                if job.inpainting is not None:  # it adds the noise itself, step by step
+                    start = start | {"noise": np.zeros_like(job.inpainting.noise)}
+                job.x = self._run(job.size, "encoder", start, step=np.int64(job.rows[0]))
                 require_finite(job.x, "encoder")
                 if job.inpainting is not None:
                     job.inpainting.latents = job.x
@@ -305,17 +317,44 @@ class Pipeline:
     def _draw(self, job: Job) -> Result:
         """All stages at once, batch by batch, where the backend keeps tensors on its device."""
         images: list[NDArray[np.uint8]] = []
+        given = job.start
+        if job.inpainting is not None:
+            given = given | {"mask": job.inpainting.masks()}
         for batch_size, rows in self._batches(len(job.seeds)):
+            program = self._program(job, batch_size)
             with job.clock.part("engines"):
                 input_ids = np.concatenate([job.tokens[row // job.images_per_prompt].input_ids for row in rows])
-                start = {name: np.stack([values[row] for row in rows]) for name, values in job.start.items()}
-                program = self._programs[job.image is not None, job.rows, batch_size, job.size]
+                start = {name: np.stack([values[row] for row in rows]) for name, values in given.items()}
                 outputs = program.run({"input_ids": input_ids, **start})
                 require_finite(outputs["latents"], "denoiser")
                 require_pictures(outputs["image"], self.backend.precision)
                 images.append(outputs["image"])
         job.images = np.concatenate(images)[: len(job.seeds)]
+        if job.inpainting is not None:
+            with job.clock.part("paste"):
+                job.images = job.inpainting.finished(job.images)
         return finish(job, self.bundle, self.backend, self.lost_recordings)
+
+    def _program(self, job: Job, batch_size: int) -> Program:
+        """The recording of such requests. Those of inpainting are made when they are first asked for."""
+        if job.inpainting is None:
+            return self._programs[job.image is not None, job.rows, batch_size, job.size]
+        key = (job.rows, job.inpainting.pure, batch_size, job.size)
+        if key not in self._inpainting_programs:
+            with self._recording_lock:
+                if key not in self._inpainting_programs:
+                    with job.clock.part("recording"):
+                        self._inpainting_programs[key] = self._record_inpainting(*key)
+        return self._inpainting_programs[key]
+
+    def _record_inpainting(self, rows: range, pure: bool, batch_size: int, size: Size) -> Program:
+        steps = [self.bundle.schedule[row] for row in rows]
+        run = InpaintingRun((steps[0].sigma, *(step.sigma_next for step in steps)), pure)
+        sessions = {name: self._sessions[name, batch_size, size] for name in self._stages[size]}
+        program = self.backend.program(sessions, rows, image_to_image=True, inpainting=run)
+        assert program is not None  # the backend joins image-to-image
+        self._parts.append(program)
+        return program
 
     def _run(self, size: Size, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:
         """Run a stage for pictures of that size over N rows, batch by batch."""

@@ -24,7 +24,7 @@ class Result:
     images: a list of PIL images. With output_type "np" uint8 (N, H, W, 3), with "latent" float32 (N, 4, H/8, W/8).
     seeds: one per image, none if `latents` were given. timings: milliseconds per part, and "total".
     dropped: per prompt, the text beyond 77 tokens that the model did not see ("" if it saw all, or if it got prompt_embeds).
-    lost_recordings: titles of recordings (CUDA graphs) that could not be made at load, so that the device took longer.
+    lost_recordings: titles of recordings (CUDA graphs) that could not be made, so that the device takes longer.
     """
 
     images: Any

@@ -29,7 +29,7 @@ class Metrics:
         self.cancelled = counter("sdturbo_cancelled", "Pictures given up because no client waits for them.", ["where"])
         self.refused = counter("sdturbo_refused", "Pictures refused because the queue was full.")
         self.deadlines = counter("sdturbo_deadline_exceeded", "Requests whose time ran out.")
-        self.lost_recordings = gauge("sdturbo_lost_recordings", "CUDA graphs that could not be made at load.")
+        self.lost_recordings = gauge("sdturbo_lost_recordings", "CUDA graphs that could not be made.")
         self.live = gauge("sdturbo_live_streams", "Open live connections.")
         self.frames = counter(
             "sdturbo_live_frames", "Live requests: shown, superseded, skipped or failed.", ["outcome"]

@@ -109,7 +109,7 @@ class Report(BaseModel):
     """The making of the pictures. timings_ms: milliseconds per part of the slowest picture's batch.
 
     dropped: the end of the prompt that the model did not see. With two prompts it is the ends of both, one per line.
-    lost_recordings: CUDA graphs that could not be made at load.
+    lost_recordings: CUDA graphs that could not be made.
     decoder: "AutoencoderKL", or "AutoencoderTiny" and its name.
     """
 

@@ -42,7 +42,7 @@ class Service:
         self.pipeline = pipeline
         self.settings = settings
         self.metrics = Metrics()
-        self.metrics.lost_recordings.set(len(pipeline.lost_recordings))
+        self.metrics.lost_recordings.set_function(lambda: len(pipeline.lost_recordings))
         self.worker = Worker(pipeline, settings.max_queue, self.metrics)
         self.not_ready: str | None = "The engine is warming up."
         self.started = int(time.time())

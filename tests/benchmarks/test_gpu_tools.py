@@ -71,6 +71,9 @@ def test_the_smoke_test_passes_on_an_imitation_of_cuda():
     judged = [line["what"] for line in report["lines"] if line["ok"]]
     assert "replayed equals NumPy, batch size 4, 4 steps" in judged
     assert "4 threads, 50 requests each" in judged
+    for mask in ("0 and 1", "any values"):
+        where = f"inpainting between steps, batch size 4, a mask of {mask}"
+        assert f"replayed and launched equal NumPy, {where}" in judged
     for line in report["lines"]:
         if "latency" in line["what"] or "petabyte" in line["what"]:
             assert (line["measured"], line["ok"]) == (smoke.NEEDS_GPU, None)

@@ -7,7 +7,7 @@ What is imitated is how our code uses the libraries, not the libraries: `test_ap
 import sys
 import types
 
-from imitation.cuda import Cuda
+from imitation.cuda import Cuda, Driver
 from imitation.tensorrt import Trt
 from imitation.tensorrt_rtx import Rtx
 
@@ -21,8 +21,9 @@ def install(monkeypatch, *, rtx=False, **options):
     trt = Rtx(cuda) if rtx else Trt(cuda)
     absent(monkeypatch, "tensorrt" if rtx else "tensorrt_rtx")
     package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
-    bindings.runtime, package.bindings = cuda, bindings
-    for module in (package, bindings, cuda, trt):
+    driver = Driver(cuda)
+    bindings.runtime, bindings.driver, package.bindings = cuda, driver, bindings
+    for module in (package, bindings, cuda, driver, trt):
         module.__spec__ = types.SimpleNamespace(name=module.__name__)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return cuda, trt

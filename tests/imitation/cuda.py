@@ -1,9 +1,14 @@
-"""CUDA's runtime on the CPU: `cuda.bindings.runtime` with memory, streams, captures and graphs."""
+"""CUDA on the CPU: `cuda.bindings.runtime` with memory, streams, captures and graphs, and of `cuda.bindings.driver` the one
+kernel that we have."""
 
 import ctypes
 import enum
 import threading
 import types
+
+import numpy as np
+
+from sdturbo.backends.keep import keep
 
 
 class Error(enum.IntEnum):
@@ -161,3 +166,47 @@ class Cuda(types.ModuleType):
 
     def cudaGraphExecDestroy(self, executable):
         del self.things[id(executable)]
+
+
+class Driver(types.ModuleType):
+    """`cuda.bindings.driver`, for the kernel of inpainting. Its text is not run: the same arithmetic is, in NumPy.
+
+    fail: function's name -> error.
+    """
+
+    def __init__(self, runtime):
+        super().__init__("cuda.bindings.driver")
+        self.runtime, self.fail = runtime, {}
+
+    def cuModuleLoadData(self, image):
+        if "cuModuleLoadData" in self.fail:
+            return (self.fail["cuModuleLoadData"], None)
+        assert b".visible .entry keep(" in image
+        assert image.endswith(b"\0"), "the driver reads it to its end"
+        return Error.cudaSuccess, self.runtime._keep(Recorded([image]))
+
+    def cuModuleGetFunction(self, module, name):
+        return Error.cudaSuccess, (module, name)
+
+    def cuModuleUnload(self, module):
+        del self.runtime.things[id(module)]
+        return (Error.cudaSuccess,)
+
+    def cuLaunchKernel(self, function, *grid_block_shared_stream):
+        *sizes, shared, stream, (values, kinds), extra = grid_block_shared_stream
+        if "cuLaunchKernel" in self.fail:
+            return (self.fail["cuLaunchKernel"],)
+        assert (function[1], shared, extra) == (b"keep", 0, 0)
+        assert kinds == (*[ctypes.c_void_p] * 6, ctypes.c_int)
+        *addresses, count = values
+        assert sizes[0] * sizes[3] >= count > (sizes[0] - 1) * sizes[3]
+
+        def array(address, size):
+            return np.frombuffer(self.runtime.things[address], np.float32, size)
+
+        def work():
+            *latents, sigma, kept = addresses
+            array(kept, count)[...] = keep(*(array(address, count) for address in latents), array(sigma, 1)[0])
+
+        self.runtime.things[stream].enqueue(work)
+        return (Error.cudaSuccess,)

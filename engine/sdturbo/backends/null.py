@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sdturbo.backends.checks import check_inputs
 from sdturbo.backends.choice import Offer
-from sdturbo.backends.device import DeviceProgram, DeviceSession
+from sdturbo.backends.device import DeviceProgram, DeviceSession, Keeping
+from sdturbo.backends.keep import KEEP, InpaintingRun, keep
 from sdturbo.backends.protocols import Program, Session, Tensors
 from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
@@ -48,8 +49,18 @@ class NullBackend:
             return DeviceSession(NullEngine(stage, batch_size), stage, batch_size, NullQueue())
         return NullSession(stage, batch_size)
 
-    def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program | None:
-        return DeviceProgram(sessions, rows, NullQueue(), image_to_image=image_to_image) if self._records else None
+    def program(
+        self,
+        sessions: Mapping[str, Any],
+        rows: range,
+        *,
+        image_to_image: bool = False,
+        inpainting: InpaintingRun | None = None,
+    ) -> Program | None:
+        if not self._records:
+            return None
+        keeping = None if inpainting is None else Keeping(inpainting, NullKeep())
+        return DeviceProgram(sessions, rows, NullQueue(), image_to_image=image_to_image, keeping=keeping)
 
 
 class NullSession:
@@ -113,6 +124,24 @@ class NullEngine:
             outputs = self._session.run({spec.name: buffers[spec.name].device for spec in self._stage.inputs})
             for name, value in outputs.items():
                 np.copyto(buffers[name].device, value)
+
+        return lambda: queue.enqueue(run)
+
+
+class NullKeep:
+    """Inpainting's arithmetic is computed here too."""
+
+    recordable = True
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def bind(self, buffers: Mapping[str, Buffer], queue: NullQueue) -> Work:
+        inputs = [buffers[spec.name] for spec in KEEP.inputs]
+        (output,) = (buffers[spec.name] for spec in KEEP.outputs)
+
+        def run() -> None:
+            np.copyto(output.device, keep(*(buffer.device for buffer in inputs)))
 
         return lambda: queue.enqueue(run)
 

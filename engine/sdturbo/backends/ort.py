@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sdturbo.backends.checks import by_graph, check_tensors, copy_inputs, graph_refusal, not_installed
 from sdturbo.backends.choice import Offer, refuse_all
+from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import PLAIN, Stage
@@ -65,7 +66,14 @@ class OrtBackend:
         check_tensors(graph, stage, batch_size, shapes)
         return OrtSession(compiled, stage, batch_size)
 
-    def program(self, sessions: Mapping[str, Session], rows: range, *, image_to_image: bool = False) -> None:
+    def program(
+        self,
+        sessions: Mapping[str, Session],
+        rows: range,
+        *,
+        image_to_image: bool = False,
+        inpainting: InpaintingRun | None = None,
+    ) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sdturbo.backends.choice import Offer
+    from sdturbo.backends.keep import InpaintingRun
     from sdturbo.bundle import Bundle
     from sdturbo.bundle.description import Stage
 
@@ -30,7 +31,8 @@ class Program(Protocol):
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """The last `latents` and `image`, with the stages' dtypes and shapes.
 
-        inputs: `input_ids` and `latents`. From an image: `input_ids`, and the encoder's inputs but `step`.
+        inputs: `input_ids` and `latents`. From an image: `input_ids`, and the encoder's inputs but `step`. For inpainting
+        `mask` too, float32 of the shape of latents: 1 where they are drawn anew, 0 where they are kept.
         Raises InputError for other inputs.
         """
         ...
@@ -66,10 +68,18 @@ class Backend(Protocol):
         """Compile the ONNX file `graph`. Raises BackendUnavailable if the library refuses it."""
         ...
 
-    def program(self, sessions: Mapping[str, Session], rows: range, *, image_to_image: bool = False) -> Program | None:
+    def program(
+        self,
+        sessions: Mapping[str, Session],
+        rows: range,
+        *,
+        image_to_image: bool = False,
+        inpainting: InpaintingRun | None = None,
+    ) -> Program | None:
         """The stages of a request joined into one, from this backend's own sessions. None if nothing is gained by it.
 
-        rows: of the schedule. image_to_image: the request starts from an image, so `sessions` hold an encoder.
+        rows: of the schedule. image_to_image: the request starts from an image, so `sessions` hold an encoder. inpainting: a
+        part of that image is kept.
         """
         ...
 

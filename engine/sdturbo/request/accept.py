@@ -98,8 +98,8 @@ class Job:
 
     @property
     def is_uninterrupted(self) -> bool:
-        """Before it runs: it goes from text to pictures, with nothing to do between the stages."""
-        return self.ends_in_pictures and self.inpainting is None and not self.prompt_embeds
+        """Before it runs: it goes from text to pictures, so a device may run it as one recording."""
+        return self.ends_in_pictures and not self.prompt_embeds
 
 
 def accept(bundle: Bundle, request: Request) -> Job:

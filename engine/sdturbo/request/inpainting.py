@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sdturbo.backends.keep import keep
 from sdturbo.image import Mask, put_back, reduced
 from sdturbo.noise import F32
 
@@ -39,7 +40,11 @@ class Inpainting:
     def after_step(self, x: F32, sigma: float) -> F32:
         """The latents x after a step, outside the mask those of the start picture. sigma: of the next step, 0 at the end."""
         anew = reduced(self.mask, *x.shape[2:])
-        return np.add(self._noised(sigma) * (np.float32(1) - anew), x * anew, dtype=np.float32)
+        return keep(x, self.latents, self.noise, anew, np.float32(sigma))
+
+    def masks(self) -> F32:
+        """Where latents are drawn anew, float32 (N, 4, H/8, W/8) of 0 and 1, for a device that does the steps itself."""
+        return np.broadcast_to(reduced(self.mask, *self.noise.shape[2:]), self.noise.shape)
 
     def finished(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The decoded pictures (N, H, W, 3) as the caller gets them."""

@@ -69,7 +69,7 @@ def gpu_offers(
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """The value in the answer of cuda.bindings.runtime, (error, value…). Raises CudaError."""
+    """The value in the answer of a function of cuda.bindings, (error, value…). Raises CudaError."""
     error, *values = result
     if int(error):
         raise CudaError(error.name, int(error))

@@ -21,12 +21,14 @@ import numpy as np
 
 from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
-from sdturbo.backends.device import DeviceProgram, DeviceSession, device_index
+from sdturbo.backends.device import DeviceProgram, DeviceSession, Keeping, device_index
+from sdturbo.backends.keep import KEEP, InpaintingRun
 from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_missing
+from sdturbo.backends.nvidia.keep_graph import keep_graph
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
 from sdturbo.bundle import Bundle
-from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN, Stage
+from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN, Size, Stage
 from sdturbo.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -151,36 +153,58 @@ class OrtGpuBackend:
         self._place = (device_type, index)
         self.name, self.device, self.precision, self.form = name, f"{device_type}:{index}", precision, form
         self.version: str = onnxruntime.__version__
+        self._keeps: dict[tuple[int, Size], OrtGpuEngine] = {}  # made with the first recording of inpainting
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
-        compiled, recordable = self._compile(graph, self._providers)
+        compiled, recordable = self._compile(str(graph), graph.name, self._providers)
         self._require_provider(compiled, graph)
         shapes = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
         check_tensors(graph, stage, batch_size, shapes)
         engine = OrtGpuEngine(compiled, graph.name, self.device, recordable=recordable)
         return DeviceSession(engine, stage, batch_size, OrtQueue(*self._place))
 
-    def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program:
-        return DeviceProgram(sessions, rows, OrtQueue(*self._place), image_to_image=image_to_image)
+    def program(
+        self,
+        sessions: Mapping[str, Any],
+        rows: range,
+        *,
+        image_to_image: bool = False,
+        inpainting: InpaintingRun | None = None,
+    ) -> Program:
+        keeping = None
+        if inpainting is not None:
+            decoder = sessions["decoder"]
+            keeping = Keeping(inpainting, self._keep(decoder.batch_size, *decoder.stage.outputs[0].shape_at(1)[1:3]))
+        return DeviceProgram(sessions, rows, OrtQueue(*self._place), image_to_image=image_to_image, keeping=keeping)
 
-    def _compile(self, graph: Path, providers: list[tuple[str, dict[str, str]]]) -> tuple[InferenceSession, bool]:
-        """A session, and whether it may record CUDA graphs."""
+    def _keep(self, batch_size: int, height: int, width: int) -> OrtGpuEngine:
+        """Inpainting's arithmetic between steps, a small session of its own. All its recordings share it."""
+        key = (batch_size, (height, width))
+        if key not in self._keeps:
+            compiled, recordable = self._compile(keep_graph(batch_size, height, width), KEEP.name, self._providers)
+            self._keeps[key] = OrtGpuEngine(compiled, KEEP.name, self.device, recordable=recordable)
+        return self._keeps[key]
+
+    def _compile(
+        self, model: str | bytes, name: str, providers: list[tuple[str, dict[str, str]]]
+    ) -> tuple[InferenceSession, bool]:
+        """A session, and whether it may record CUDA graphs. model: an ONNX file, or what would stand in one."""
         session_options = self._ort.SessionOptions()
         session_options.log_severity_level = 4  # errors are raised
         # shapes are static, so that the second run would take one block beside the tensors of the first
         session_options.enable_mem_pattern = False
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            return self._ort.InferenceSession(str(graph), session_options, providers=providers, enable_fallback=0), True
+            return self._ort.InferenceSession(model, session_options, providers=providers, enable_fallback=0), True
         except Exception as error:  # onnxruntime's exceptions share no base class
             switches = {"trt_cuda_graph_enable", "enable_cuda_graph"}
             if any(options.get(key) == "1" for _, options in providers for key in switches):
-                plain = [(name, {k: v for k, v in options.items() if k not in switches}) for name, options in providers]
-                compiled, _ = self._compile(graph, plain)
-                log.warning("%s runs without a CUDA graph: %s", graph.name, error)
+                plain = [(key, {k: v for k, v in options.items() if k not in switches}) for key, options in providers]
+                compiled, _ = self._compile(model, name, plain)
+                log.warning("%s runs without a CUDA graph: %s", name, error)
                 return compiled, False
             raise BackendUnavailable(
-                f"onnxruntime {self.version} refuses {graph.name} on {self.device}: {error}. If it is out of memory, free"
+                f"onnxruntime {self.version} refuses {name} on {self.device}: {error}. If it is out of memory, free"
                 " some or load with image_to_image=False. Otherwise `sdturbo doctor` names the missing part."
             ) from error
 

@@ -1,8 +1,9 @@
 """TensorRT 10 and 11, or TensorRT for RTX, on an NVIDIA GPU: plans of `sdturbo-export trt`, checked before they are loaded.
 
-Every buffer is made at load. A whole request, from noise or from an image, runs on one stream and is replayed as one CUDA
-graph (`device.DeviceProgram`). Not yet run on a GPU. Tests run the path on an imitation of CUDA and TensorRT. The type
-checker holds it against stubs of the real bindings of both versions.
+Every buffer is made with its recording. A whole request, from noise or from an image, runs on one stream and is replayed as one
+CUDA graph (`device.DeviceProgram`). Inpainting's arithmetic between steps is a kernel of ours in it. Not yet run on a GPU.
+Tests run the path on an imitation of CUDA and TensorRT. The type checker holds it against stubs of the real bindings of both
+versions.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import numpy as np
 
 from sdturbo.backends.checks import by_graph, check_tensors, graph_refusal
 from sdturbo.backends.choice import Offer, refuse_all
-from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, device_index
+from sdturbo.backends.device import PROGRAM_STAGES, DeviceProgram, DeviceSession, Keeping, device_index
+from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.nvidia.gpus import Gpu, find_gpus, gpu_offers, libraries_missing
+from sdturbo.backends.nvidia.keep_kernel import KeepKernel
 from sdturbo.backends.nvidia.kernel_cache import KernelCache
 from sdturbo.backends.nvidia.library import TENSORRT, Library, installed_library
 from sdturbo.backends.nvidia.messages import Messages, logger
@@ -100,6 +103,7 @@ class TrtBackend:
         self._bundle = bundle
         self._scratch: dict[str, Scratch] = defaultdict(Scratch)  # by stage: its batch sizes take turns, stages do not
         self._plans = read_plans(bundle) if bundle is not None else []
+        self._keep: KeepKernel | None = None  # loaded with the first recording of inpainting
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
         bundle = self._bundle
@@ -116,8 +120,19 @@ class TrtBackend:
             kernels = KernelCache(self.library, self.gpu, sha256, trust_unchanged=bundle.trust_unchanged)
         return self.open(data, stage, batch_size, graph, host_code=plan.key.version_compatible, kernels=kernels)
 
-    def program(self, sessions: Mapping[str, Any], rows: range, *, image_to_image: bool = False) -> Program:
-        return DeviceProgram(sessions, rows, CudaStream(self.gpu.index), image_to_image=image_to_image)
+    def program(
+        self,
+        sessions: Mapping[str, Any],
+        rows: range,
+        *,
+        image_to_image: bool = False,
+        inpainting: InpaintingRun | None = None,
+    ) -> Program:
+        keeping = None
+        if inpainting is not None:
+            self._keep = self._keep or KeepKernel(self.gpu.index)
+            keeping = Keeping(inpainting, self._keep)
+        return DeviceProgram(sessions, rows, CudaStream(self.gpu.index), image_to_image=image_to_image, keeping=keeping)
 
     def open(
         self,

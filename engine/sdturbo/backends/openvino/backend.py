@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sdturbo.backends.checks import check_tensors, copy_inputs, graph_refusal, not_installed
 from sdturbo.backends.choice import Offer, refuse_all
+from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
@@ -169,7 +170,14 @@ class OpenVinoBackend:
             round_weights(model)
         return self._core.compile_model(model, self._place, self._config)
 
-    def program(self, sessions: Mapping[str, Session], rows: range, *, image_to_image: bool = False) -> None:
+    def program(
+        self,
+        sessions: Mapping[str, Session],
+        rows: range,
+        *,
+        image_to_image: bool = False,
+        inpainting: InpaintingRun | None = None,
+    ) -> None:
         return None  # copies between stages cost nothing next to the stages on a CPU
 
 
