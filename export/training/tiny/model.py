@@ -47,6 +47,12 @@ def new_model(known: NDArray[np.int64]) -> Model:
     return model
 
 
+def take_unet(model: Model, checkpoint: Path) -> None:
+    """Put the trained UNet of a checkpoint in, to be trained further."""
+    trained = open_checkpoint(checkpoint).module("unet")
+    model.unet.load_state_dict({name: value.float() for name, value in trained.state_dict().items()})
+
+
 def take_text_encoder(model: Model, checkpoint: Path, new: Tensor) -> None:
     """Put the trained text encoder of a checkpoint in. Only the embeddings of `new` ids are learnt further.
 

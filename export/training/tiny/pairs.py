@@ -35,7 +35,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         parts = (self.latents, self.noise, self.ids, self.weights, self.subjects)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        moved = [part.to(device, non_blocking=True) for part in parts]
+        return Batch(_nhwc(moved[0]), _nhwc(moved[1]), *moved[2:])
 
 
 class Pairs:
@@ -54,8 +55,8 @@ class Pairs:
         scenes = [self._scenes[i] for i in chosen]
         ids = [self._prompts.ids(self._prompts.of(s, rng, vague=bool(v))) for s, v in zip(scenes, vague, strict=True)]
         return Batch(
-            _nhwc(self._latents[chosen].astype(np.float32)),
-            _nhwc(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes])),
+            torch.from_numpy(self._latents[chosen].astype(np.float32)),
+            torch.from_numpy(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes])),
             torch.from_numpy(np.stack(ids)),
             torch.from_numpy(np.stack([self._weights[scene.subject] for scene in scenes])),
             torch.from_numpy(np.stack([self._areas[scene.subject] for scene in scenes])),
@@ -68,5 +69,5 @@ def subject_weights(subject: str) -> np.ndarray:
     return (weights / weights.mean())[None]
 
 
-def _nhwc(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
+def _nhwc(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)

@@ -55,7 +55,7 @@ def draw_starts(pictures: NDArray[np.float16], count: int, rng: np.random.Genera
             (y, x), (high, wide) = rng.integers(0, LATENTS - 8, 2), rng.integers(8, 40, 2)
             other = pictures[rng.integers(len(pictures))]
             one[:, y : y + high, x : x + wide] = other[:, y : y + high, x : x + wide]
-    return torch.from_numpy(chosen).contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(chosen)
 
 
 def _between(sigma: float, values: tuple[float, ...] | list[float]) -> float:

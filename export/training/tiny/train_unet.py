@@ -23,7 +23,7 @@ from torch import Tensor
 from sdturbo.bundle.description import ScheduleRow
 from training.tiny.hardware import DEVICE, LARGER, PARTS
 from training.tiny.latents import LatentFile
-from training.tiny.model import Model, load_vae, new_model, take_text_encoder
+from training.tiny.model import Model, load_vae, new_model, take_text_encoder, take_unet
 from training.tiny.pairs import Batch, Pairs
 from training.tiny.prompts import Prompts
 from training.tiny.renders import Renders
@@ -99,7 +99,8 @@ def task(model: Model, lesson: Lesson, embeds: Tensor) -> tuple[Tensor, Tensor]:
 def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     """Train for `minutes` in all in `folder`/unet, and go on with its state if there is one.
 
-    weights: a checkpoint whose text encoder is taken as it is, so that only the UNet and the embeddings of plurals are learnt.
+    weights: a checkpoint to go on from. Its text encoder is taken as it is, its UNet is trained further, with the lessons that
+    come last, and the embeddings of plurals are learnt.
     Returns the file of the finished weights. `folder` holds the results of train_vae. Renders and their latents take more time,
     once.
     """
@@ -116,10 +117,13 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     model = new_model(prompts.known)
     if weights is not None:
         take_text_encoder(model, weights, torch.from_numpy(prompts.plurals()))
+        take_unet(model, weights)
+    last = 0.0 if weights is None else max(OWN_FROM, FIRST[0][0])
     run = Run(folder / "unet", model, 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
     while not run.clock.over:
         batches = [pairs.draw(LESSON, run.rng).to(DEVICE) for _ in range(LARGER * BATCH // LESSON)]
-        lessons = [lesson(batch, starts, run.clock.progress, run.rng) for batch in batches]
+        progress = max(last, run.clock.progress)
+        lessons = [lesson(batch, starts, progress, run.rng) for batch in batches]
         run.step(partial(loss, model), [lessons[i::PARTS] for i in range(PARTS)])
         if run.clock.passed(LOOK_SECONDS):
             sheets.draw(run, step_counts=(1, 2, 4) if run.clock.progress >= OWN_FROM else (1,))
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the whole training")
     parser.add_argument("--minutes", type=float, default=150)
-    parser.add_argument("--weights", type=Path, help="a checkpoint whose text encoder is taken as it is")
+    parser.add_argument("--weights", type=Path, help="a checkpoint to go on from")
     options = parser.parse_args(arguments)
     print(train(options.run, options.minutes, options.weights))
 
