@@ -11,9 +11,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
 from sdturbo.bundle.description import Size
-from sdturbo.request import check_seeds, check_strength, first_step
+from sdturbo.request import DEFAULT_STEPS, check_seeds, check_strength, first_step
 from sdturbo_serve.access import admit
-from sdturbo_serve.errors import ApiError, mask_without_image, refusals_name
+from sdturbo_serve.errors import ApiError, mask_without_image, missing, refusals_name
 from sdturbo_serve.picture import QueuedPicture, size_text
 from sdturbo_serve.schemas import ERRORS, Edit, Generation, ImagesBody, ImagesResponse, Model, ModelList
 from sdturbo_serve.service import Service, service_of
@@ -26,15 +26,20 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=ERRORS
 async def generations(body: Generation, request: HttpRequest) -> JSONResponse:
     """Draw pictures from a prompt."""
     seeds, size = _check(body, service_of(request))
-    return await _answer(body, request, [QueuedPicture(body.prompt, seed, body.steps, size=size) for seed in seeds])
+    steps = body.steps or DEFAULT_STEPS
+    return await _answer(body, request, [QueuedPicture(body.prompt, seed, steps, size=size) for seed in seeds])
 
 
 @router.post("/images/edits", response_model=ImagesResponse)
 async def edits(body: Annotated[Edit, Form()], request: HttpRequest) -> JSONResponse:
     """Draw pictures from a prompt and an image to start from. With a mask, a part of the image is drawn anew."""
     service = service_of(request)
-    check_once(await request.form(), "image", "image[]")
+    form = await request.form()
+    check_once(form, "image", "image[]")
+    if "prompt" not in form:
+        raise missing("prompt")
     seeds, size = _check(body, service)
+    steps = body.steps or DEFAULT_STEPS
     files = [*body.image, *body.image_list]
     if not files and body.mask is not None:
         raise mask_without_image()
@@ -43,9 +48,9 @@ async def edits(body: Annotated[Edit, Form()], request: HttpRequest) -> JSONResp
     mask_file = await body.mask.read() if body.mask else None
     image, mask = await service.start_image(await files[0].read(), mask_file, size)
     with refusals_name("strength"):
-        strength = check_strength(body.strength, body.steps, masked=mask is not None)
-        first_step(body.steps, strength)
-    pictures = [QueuedPicture(body.prompt, seed, body.steps, image, strength, mask, size) for seed in seeds]
+        strength = check_strength(body.strength, steps, masked=mask is not None)
+        first_step(steps, strength)
+    pictures = [QueuedPicture(body.prompt, seed, steps, image, strength, mask, size) for seed in seeds]
     return await _answer(body, request, pictures)
 
 
@@ -82,7 +87,7 @@ def _check(body: ImagesBody, service: Service) -> tuple[list[int], Size]:
         _check_model(body.model, service)
     size = service.size_of(body.size)
     with refusals_name("seed"):
-        return check_seeds(body.seed, body.n), size
+        return check_seeds(body.seed, body.n or 1), size
 
 
 async def _answer(body: ImagesBody, request: HttpRequest, pictures: list[QueuedPicture]) -> JSONResponse:

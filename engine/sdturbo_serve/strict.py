@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdturbo_serve.errors import ApiError
 
 JSON, FORMS = ("application/json",), ("multipart/form-data", "application/x-www-form-urlencoded")
+NULLS = ("", "null")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -33,9 +36,35 @@ def check_once(form: FormData, *repeatable: str) -> None:
     _refuse_duplicates(name for name, _ in form.multi_items() if name not in repeatable)
 
 
+class _MemoryParser(MultiPartParser):
+    """Keeps files in memory, whose size the guard limits. Starlette's own writes those over 1 MiB to a temporary file."""
+
+    spool_max_size = 0  # no limit
+
+
 class StrictRequest(HttpRequest):
     async def json(self) -> Any:
         return parse_json(await self.body())
+
+    async def _get_form(self, **limits: Any) -> FormData:
+        """The form. Clients write null as empty text or the word null, and such fields are left out.
+
+        A prompt is taken as it is.
+        """
+        if self._form is None:
+            if self.headers.get("content-type", "").lower().startswith(FORMS[0]):
+                self._form = await self._parse_multipart(**limits)
+            form = await super()._get_form(**limits)
+            given = [(name, value) for name, value in form.multi_items() if name == "prompt" or value not in NULLS]
+            self._form = FormData(given)
+        return self._form
+
+    async def _parse_multipart(self, **limits: Any) -> FormData:
+        async with aclosing(self.stream()) as stream:
+            try:
+                return await _MemoryParser(self.headers, stream, **limits).parse()
+            except MultiPartException as error:
+                raise ApiError(400, error.message, code="invalid_form") from error
 
 
 class StrictRoute(APIRoute):
