@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 
 from sdturbo_serve.errors import ApiError
+from sdturbo_serve.names import ALL
 from sdturbo_serve.service import service_of
 
 SUBPROTOCOL = "sdturbo.live"
@@ -34,13 +35,13 @@ def admit(connection: HTTPConnection) -> None:
 
 
 def check_host(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Raise ApiError unless the Host header, without its port, is in `allowed`. If `allowed` is empty, every host passes.
+    """Raise ApiError unless the Host header, without its port, is in `allowed`. If that is empty or has "*", every host passes.
 
     This stops DNS rebinding. A foreign page can make its own name lead to this machine, and then counts as the same origin.
     Its requests still carry that name.
     """
-    name = _PORT.sub("", headers.get("host", "")).lower()
-    if allowed and name not in allowed:
+    name = _PORT.sub("", headers.get("host", "")).lower().rstrip(".")
+    if allowed and ALL not in allowed and name not in allowed:
         text = f"The host name {name[:80]!r} is not answered. The server's --allow-host admits it."
         raise ApiError(403, text, code="host")
 
@@ -63,7 +64,7 @@ def _given_key(headers: Mapping[str, str]) -> bytes | None:
 def _check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
     """Browsers send WebSockets and forms to other origins without asking, so the server checks."""
     origin = headers.get("origin")
-    if origin is None or origin in allowed:
+    if origin is None or origin in allowed or ALL in allowed:
         return
     try:
         host = urlsplit(origin).netloc

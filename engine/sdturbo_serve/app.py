@@ -45,8 +45,9 @@ def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.settings.allow_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own, x-stainless-…
+            expose_headers=["Retry-After", "X-Request-Id", "X-Should-Retry"],  # which it reads
         )
     app.add_middleware(Guard, service=service)
     return app

@@ -33,12 +33,14 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 )
 @click.option("--without-key", is_flag=True, help="Listen beyond this machine without a key.")
 @click.option(
-    "--allow-origin", multiple=True, help="Origin of a page that may call, such as https://example.org. Repeatable."
+    "--allow-origin",
+    multiple=True,
+    help="Origin of a page that may call, such as https://example.org, or * for all. Repeatable.",
 )
 @click.option(
     "--allow-host",
     multiple=True,
-    help="Another name of this machine that requests may use, on loopback without a key. Repeatable.",
+    help="Another name of this machine that requests may use, on loopback without a key, or * for all. Repeatable.",
 )
 @click.option("--max-queue", type=int, default=64, help="Pictures that may wait. More get 429.")
 @click.option("--deadline", "deadline_s", type=float, default=60.0, help="Seconds from request to answer.")
@@ -66,14 +68,15 @@ def cli(
 
     from sdturbo_serve import logs
     from sdturbo_serve.app import create_app
-    from sdturbo_serve.server import serve
+    from sdturbo_serve.server import bind, serve
 
+    sockets = bind(host, port)
     logs.configure()
     pipeline = load_pipeline(bundle, choice)
     backend = pipeline.backend
     fields = {"backend": backend.name, "precision": backend.precision, "bundle": str(pipeline.bundle.path)}
     logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": fields})
-    serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
+    serve(create_app(pipeline, settings), sockets, drain_s=drain)
 
 
 def main() -> None:

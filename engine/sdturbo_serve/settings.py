@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sdturbo.errors import InvalidRequest
+from sdturbo_serve.names import host_name_of, origin_of
 
 MIB = 2**20
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -20,10 +21,10 @@ class Settings:
     """Limits and keys of one server. Times are seconds.
 
     api_keys: each opens /v1 and /metrics, and without any they are open to all. allow_origins: origins of pages that may
-    call, such as "https://example.org". allow_hosts: names in the Host header that are answered, without a port, such as
-    LOOPBACK. If it is empty, all names are answered. max_queue: pictures that wait for the engine. deadline_s: from a
-    request to its answer. body_s: for a request's body. max_upload_bytes: of a form with an image. max_image_pixels: of
-    that image. max_live: open live connections.
+    call, such as "https://example.org", or "*". allow_hosts: names in the Host header that are answered, such as LOOPBACK.
+    If it is empty or has "*", all names are answered. Both are stored as `names` spells them. max_queue: pictures that wait
+    for the engine. deadline_s: from a request to its answer. body_s: for a request's body. max_upload_bytes: of a form with
+    an image. max_image_pixels: of that image. max_live: open live connections.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a config file gives them
@@ -42,6 +43,8 @@ class Settings:
         for name in ("max_queue", "deadline_s", "body_s", "max_upload_bytes", "max_image_pixels", "max_live"):
             if not getattr(self, name) > 0:
                 raise InvalidRequest(f"Got {name}={getattr(self, name)}. Expected more than 0.")
+        object.__setattr__(self, "allow_origins", tuple(origin_of(text) for text in self.allow_origins))
+        object.__setattr__(self, "allow_hosts", tuple(host_name_of(text) for text in self.allow_hosts))
         for key in self.api_keys:
             if len(key) < 8 or not (key.isascii() and key.isprintable()) or " " in key:
                 text = "Got an API key that is too short or has other characters. Expected 8 or more printable ASCII"
@@ -84,7 +87,7 @@ def answered_hosts(host: str, others: Sequence[str], *, has_key: bool) -> tuple[
     """
     if has_key or not is_loopback(host):
         return ()
-    return (*LOOPBACK, host.lower(), *(name.lower() for name in others))
+    return (*LOOPBACK, host, *others)
 
 
 def is_loopback(host: str) -> bool:
