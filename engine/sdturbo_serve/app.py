@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from sdturbo import Pipeline, __version__
-from sdturbo_serve import errors, images, live
+from sdturbo_serve import errors, images, links, live
 from sdturbo_serve.access import admit
 from sdturbo_serve.guard import Guard
 from sdturbo_serve.schemas import ERRORS
@@ -39,6 +39,8 @@ def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
     app.include_router(images.router)
     app.include_router(live.router)
     app.include_router(probes)
+    if service.links is not None:
+        app.include_router(links.router)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     errors.install(app)
     if service.settings.allow_origins:

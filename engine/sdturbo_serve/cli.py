@@ -45,6 +45,17 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 @click.option("--max-queue", type=int, default=64, help="Pictures that may wait. More get 429.")
 @click.option("--deadline", "deadline_s", type=float, default=60.0, help="Seconds from request to answer.")
 @click.option("--drain", type=click.IntRange(1), default=30, help="Seconds to finish after SIGTERM.")
+@click.option("--model-alias", multiple=True, help="Another name that requests may use for the model. Repeatable.")
+@click.option(
+    "--lenient",
+    is_flag=True,
+    help="Leave out what requests ask for and this model cannot do, and name it in the answer.",
+)
+@click.option(
+    "--public-url", help="Address of this server for clients. Answers then give links if a request asks for them."
+)
+@click.option("--link-dir", type=FILE, help="Directory of the linked pictures, which several servers may share.")
+@click.option("--link-key-file", type=FILE, help="File with the key of their links, the same for all of these servers.")
 @backend_options
 @click.version_option(__version__)
 def cli(
@@ -55,21 +66,26 @@ def cli(
     without_key: bool,
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
+    model_alias: tuple[str, ...],
     drain: int,
     choice: BackendChoice,
-    **limits: Any,
+    **others: Any,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
     require_libraries("sdturbo-serve", LIBRARIES, "serve")
     keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))
-    settings = Settings(api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, **limits)
+    settings = Settings(
+        api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, model_aliases=model_alias, **others
+    )
 
     from sdturbo_serve import logs
     from sdturbo_serve.app import create_app
+    from sdturbo_serve.links import open_links
     from sdturbo_serve.server import bind, serve
 
+    open_links(settings)  # a directory or key that cannot be used is said before the model is loaded
     sockets = bind(host, port)
     logs.configure()
     pipeline = load_pipeline(bundle, choice)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from sdturbo.errors import InvalidRequest
 
@@ -43,6 +43,16 @@ def origin_of(text: str) -> str:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise InvalidRequest(f"{what} An origin has no path. Write {origin}.")
     return origin
+
+
+def public_url_of(text: str) -> str:
+    """An address under which clients reach this server, without a closing slash. Raises InvalidRequest."""
+    what = f"Got the public address {text[:200]!r}."
+    parts = _split(text.strip(), what)
+    if parts.scheme.lower() not in _DEFAULT_PORTS or parts.query or parts.fragment or "@" in parts.netloc:
+        raise InvalidRequest(f"{what} Expected one such as https://example.org or https://example.org/pictures.")
+    origin = origin_of(f"{parts.scheme}://{parts.netloc}")
+    return origin + quote(parts.path.rstrip("/"), safe="/%")
 
 
 def host_name_of(text: str) -> str:

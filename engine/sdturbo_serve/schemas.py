@@ -48,10 +48,10 @@ class ImagesBody(BaseModel):
     """Fields of both routes. Those of OpenAI's that this server cannot honour take only values without an effect."""
 
     prompt: Prompt
-    model: str | None = Field(None, max_length=200, description="The name of the bundle's model.")
+    model: str | None = Field(None, max_length=200, description="The name of the bundle's model, or an alias of it.")
     n: int | None = Field(None, ge=1, le=MAX_PICTURES, description="Default: 1.")
     size: SizeText | None = None
-    response_format: Literal["b64_json"] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
     output_format: Format | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
     seed: Seed = None
@@ -120,7 +120,10 @@ class LiveRequest(BaseModel):
 
 
 class ImageData(BaseModel):
-    b64_json: str
+    """A picture in base64, or a link to it, as `response_format` asks."""
+
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 
@@ -147,13 +150,19 @@ class Report(BaseModel):
     dropped: str
 
 
+class ImagesReport(Report):
+    """not_honoured: fields that a lenient server left out, with what they asked for."""
+
+    not_honoured: dict[str, str]
+
+
 class ImagesResponse(BaseModel):
     created: int
     data: list[ImageData]
     output_format: Format
     size: str
     background: Literal["opaque"] = "opaque"
-    sdturbo: Report
+    sdturbo: ImagesReport
 
 
 class ErrorDetail(BaseModel):

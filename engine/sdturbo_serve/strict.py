@@ -6,15 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdturbo_serve.errors import ApiError
+from sdturbo_serve.lenient import not_honoured
+from sdturbo_serve.schemas import Edit, Generation
+from sdturbo_serve.service import service_of
 
 JSON, FORMS = ("application/json",), ("multipart/form-data", "application/x-www-form-urlencoded")
 NULLS = ("", "null")
@@ -43,8 +47,18 @@ class _MemoryParser(MultiPartParser):
 
 
 class StrictRequest(HttpRequest):
+    """A request with one meaning. not_honoured: what a lenient server has left out of it."""
+
+    @property
+    def not_honoured(self) -> dict[str, Any]:
+        return self.scope.setdefault("sdturbo.not_honoured", {})
+
     async def json(self) -> Any:
-        return parse_json(await self.body())
+        body = parse_json(await self.body())
+        if isinstance(body, dict):
+            left_out = self._left_out(cast(dict[str, Any], body).items(), Generation)
+            return {name: value for name, value in cast(dict[str, Any], body).items() if name not in left_out}
+        return body
 
     async def _get_form(self, **limits: Any) -> FormData:
         """The form. Clients write null as empty text or the word null, and such fields are left out.
@@ -56,8 +70,14 @@ class StrictRequest(HttpRequest):
                 self._form = await self._parse_multipart(**limits)
             form = await super()._get_form(**limits)
             given = [(name, value) for name, value in form.multi_items() if name == "prompt" or value not in NULLS]
-            self._form = FormData(given)
+            left_out = self._left_out(given, Edit)
+            self._form = FormData([(name, value) for name, value in given if name not in left_out])
         return self._form
+
+    def _left_out(self, fields: Iterable[tuple[str, Any]], model: type[BaseModel]) -> dict[str, Any]:
+        if service_of(self).settings.lenient:
+            self.not_honoured.update(not_honoured(fields, model))
+        return self.not_honoured
 
     async def _parse_multipart(self, **limits: Any) -> FormData:
         async with aclosing(self.stream()) as stream:
