@@ -34,6 +34,28 @@ def admit(connection: HTTPConnection) -> None:
         raise ApiError(401, "Wrong API key. Send one of this server's keys.", code="invalid_api_key")
 
 
+def admit_login(connection: HTTPConnection) -> None:
+    """Raise ApiError as `admit` does. A name and password of the settings open in the place of a key, by HTTP Basic."""
+    settings = service_of(connection).settings
+    scheme, _, given = connection.headers.get("authorization", "").partition(" ")
+    if settings.api_auth and scheme.lower() != "bearer":
+        _check_origin(connection.headers, settings.allow_origins)
+        try:
+            login = base64.b64decode(given.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            login = b""
+        matches = [hmac.compare_digest(login, known.encode()) for known in settings.api_auth]
+        if scheme.lower() != "basic" or not any(matches):
+            text = "No name and password, or wrong ones. Send those of --api-auth by HTTP Basic."
+            raise ApiError(401, text, code="invalid_login", headers={"WWW-Authenticate": "Basic"})
+    elif settings.api_auth and not settings.api_keys:
+        raise ApiError(
+            401, "This server has no API keys. Send a name and password by HTTP Basic.", code="invalid_login"
+        )
+    else:
+        admit(connection)
+
+
 def check_host(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
     """Raise ApiError unless the Host header, without its port, is in `allowed`. If that is empty or has "*", every host passes.
 

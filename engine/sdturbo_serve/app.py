@@ -13,6 +13,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from sdturbo import Pipeline, __version__
 from sdturbo_serve import errors, images, links, live
+from sdturbo_serve.a1111 import routes as a1111
+from sdturbo_serve.a1111.jobs import Jobs
 from sdturbo_serve.access import admit
 from sdturbo_serve.guard import Guard
 from sdturbo_serve.schemas import ERRORS
@@ -41,6 +43,9 @@ def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
     app.include_router(probes)
     if service.links is not None:
         app.include_router(links.router)
+    if service.settings.a1111:
+        app.include_router(a1111.router)
+        app.state.jobs = Jobs()
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     errors.install(app)
     if service.settings.allow_origins:

@@ -13,7 +13,7 @@ from sdturbo import __version__
 from sdturbo.backends import BackendChoice
 from sdturbo.commands.cli import backend_options, bundle_option, load_pipeline
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries, run
-from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
+from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys, find_logins
 
 LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart", "prometheus_client", "isal")
 
@@ -56,6 +56,11 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 )
 @click.option("--link-dir", type=FILE, help="Directory of the linked pictures, which several servers may share.")
 @click.option("--link-key-file", type=FILE, help="File with the key of their links, the same for all of these servers.")
+@click.option("--a1111", is_flag=True, help="Answer AUTOMATIC1111's API too, at /sdapi/v1.")
+@click.option(
+    "--api-auth",
+    help="name:password, several by commas. They open AUTOMATIC1111's API. [env: SDTURBO_API_AUTH]",
+)
 @backend_options
 @click.version_option(__version__)
 def cli(
@@ -67,6 +72,8 @@ def cli(
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
     model_alias: tuple[str, ...],
+    a1111: bool,
+    api_auth: str | None,
     drain: int,
     choice: BackendChoice,
     **others: Any,
@@ -77,7 +84,13 @@ def cli(
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))
     settings = Settings(
-        api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, model_aliases=model_alias, **others
+        api_keys=keys,
+        allow_origins=allow_origin,
+        allow_hosts=hosts,
+        model_aliases=model_alias,
+        api_auth=find_logins(api_auth) if a1111 or api_auth else (),
+        a1111=a1111,
+        **others,
     )
 
     from sdturbo_serve import logs

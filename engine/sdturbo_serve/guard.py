@@ -24,6 +24,7 @@ from sdturbo_serve.settings import MIB
 log = logging.getLogger("sdturbo.serve.access")
 
 MAX_JSON = MIB  # bytes. The longest prompt is far below
+A1111 = "/sdapi/"  # where JSON carries images
 
 
 class Guard:
@@ -66,8 +67,9 @@ class Guard:
             await send(message)
 
         settings = self._service.settings
-        is_form = headers.get("content-type", "").startswith("multipart/form-data")
-        body = _Body(receive, settings.max_upload_bytes if is_form else MAX_JSON, settings.body_s)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        has_files = is_form or (settings.a1111 and scope["path"].startswith(A1111))
+        body = _Body(receive, settings.max_upload_bytes if has_files else MAX_JSON, settings.body_s)
         try:
             with tracing.span("sdturbo.request", dict(headers.items()), path=scope["path"], request_id=request_id):
                 try:

@@ -16,17 +16,17 @@ from sdturbo.bundle.description import Size
 from sdturbo.request import DEFAULT_STEPS, check_seeds, check_strength, first_step
 from sdturbo_serve.access import admit
 from sdturbo_serve.errors import ApiError, mask_without_image, missing, refusals_name
-from sdturbo_serve.lenient import in_words, nearest_size
+from sdturbo_serve.lenient import LenientRequest, LenientRoute, in_words, nearest_size
 from sdturbo_serve.picture import QueuedPicture, size_text
 from sdturbo_serve.schemas import ERRORS, Edit, Generation, ImagesBody, ImagesResponse, Model, ModelList
 from sdturbo_serve.service import Service, service_of
-from sdturbo_serve.strict import StrictRequest, StrictRoute, check_once
+from sdturbo_serve.strict import check_once
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=ERRORS, route_class=StrictRoute)
+router = APIRouter(prefix="/v1", dependencies=[Depends(admit)], responses=ERRORS, route_class=LenientRoute)
 
 
 @router.post("/images/generations", response_model=ImagesResponse)
-async def generations(body: Generation, request: StrictRequest) -> JSONResponse:
+async def generations(body: Generation, request: LenientRequest) -> JSONResponse:
     """Draw pictures from a prompt."""
     seeds, size = _check(body, request)
     steps = body.steps or DEFAULT_STEPS
@@ -34,7 +34,7 @@ async def generations(body: Generation, request: StrictRequest) -> JSONResponse:
 
 
 @router.post("/images/edits", response_model=ImagesResponse)
-async def edits(body: Annotated[Edit, Form()], request: StrictRequest) -> JSONResponse:
+async def edits(body: Annotated[Edit, Form()], request: LenientRequest) -> JSONResponse:
     """Draw pictures from a prompt and an image to start from. With a mask, a part of the image is drawn anew."""
     service = service_of(request)
     form = await request.form()
@@ -89,7 +89,7 @@ def _check_model(name: str, service: Service) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def _check(body: ImagesBody, request: StrictRequest) -> tuple[list[int], Size]:
+def _check(body: ImagesBody, request: LenientRequest) -> tuple[list[int], Size]:
     """The seeds and the size of a request that this server can answer. Raises ApiError."""
     service = service_of(request)
     if body.model is not None:
@@ -103,7 +103,7 @@ def _check(body: ImagesBody, request: StrictRequest) -> tuple[list[int], Size]:
         if not service.settings.lenient:
             raise
         size = _nearest(body.size or "", service)
-        request.not_honoured["size"] = body.size
+        request.left_out["size"] = body.size
     with refusals_name("seed"):
         return check_seeds(body.seed, body.n or 1), size
 
@@ -114,7 +114,7 @@ def _nearest(text: str, service: Service) -> Size:
     return nearest_size(sizes, int(asked[2]), int(asked[1])) if asked else sizes[0]
 
 
-async def _answer(body: ImagesBody, request: StrictRequest, pictures: list[QueuedPicture], size: Size) -> JSONResponse:
+async def _answer(body: ImagesBody, request: LenientRequest, pictures: list[QueuedPicture], size: Size) -> JSONResponse:
     service = service_of(request)
     output_format = body.output_format or "png"
     drawn = await service.draw(pictures, request)
@@ -131,6 +131,6 @@ async def _answer(body: ImagesBody, request: StrictRequest, pictures: list[Queue
         "output_format": output_format,
         "size": size_text(size),
         "background": "opaque",
-        "sdturbo": report | {"not_honoured": in_words(request.not_honoured)},
+        "sdturbo": report | {"not_honoured": in_words(request.left_out)},
     }
     return JSONResponse(content)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData
 
 from sdturbo.bundle.description import Size
+from sdturbo_serve.schemas import Edit, Generation
+from sdturbo_serve.service import service_of
+from sdturbo_serve.strict import StrictRequest, StrictRoute
 
 MOST_NAMED = 20  # fields in an answer
 # fields whose values tell how a picture should look or be checked. The others decide what a client gets, or do not fit at all
@@ -37,6 +41,35 @@ def not_honoured(fields: Iterable[tuple[str, Any]], model: type[BaseModel]) -> d
         names = {name for name, kind in faults if kind == "extra_forbidden" or name in _WISHES}
         return {name: value for name, value in given.items() if name in names}
     return {}
+
+
+class LenientRequest(StrictRequest):
+    """A request of OpenAI's API. left_out: what a lenient server has left out of it."""
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        return self.scope.setdefault("sdturbo.left_out", {})
+
+    async def json(self) -> Any:
+        body = await super().json()
+        return dict(self._kept(cast(dict[str, Any], body).items(), Generation)) if isinstance(body, dict) else body
+
+    async def _get_form(self, **limits: Any) -> FormData:
+        if self._form is None:
+            self._form = FormData(self._kept((await super()._get_form(**limits)).multi_items(), Edit))
+        return self._form
+
+    def _kept(self, fields: Iterable[tuple[str, Any]], model: type[BaseModel]) -> list[tuple[str, Any]]:
+        fields = list(fields)
+        if service_of(self).settings.lenient:
+            self.left_out.update(not_honoured(fields, model))
+        return [(name, value) for name, value in fields if name not in self.left_out]
+
+
+class LenientRoute(StrictRoute):
+    """A route whose requests a lenient server makes strict."""
+
+    request_class = LenientRequest
 
 
 def in_words(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -30,6 +30,8 @@ class Settings:
     model_aliases: further names of the bundle's model. lenient: leave out what cannot be honoured, and say so in the answer.
     public_url: the address of this server for clients, below which links to pictures stand. None: no links. link_dir,
     link_key_file: a directory and a key that several servers share, so that each answers the links of all.
+
+    a1111: answer AUTOMATIC1111's API too. api_auth: "name:password", each of which opens it in the place of a key.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a config file gives them
@@ -48,6 +50,8 @@ class Settings:
     public_url: str | None = None
     link_dir: Path | None = None
     link_key_file: Path | None = None
+    a1111: bool = False
+    api_auth: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "deadline_s", "body_s", "max_upload_bytes", "max_image_pixels", "max_live"):
@@ -56,6 +60,12 @@ class Settings:
         object.__setattr__(self, "allow_origins", tuple(origin_of(text) for text in self.allow_origins))
         object.__setattr__(self, "allow_hosts", tuple(host_name_of(text) for text in self.allow_hosts))
         self._check_links()
+        if self.api_auth and not self.a1111:
+            raise InvalidRequest("Got --api-auth without --a1111, the API that it opens. API keys open the others.")
+        if any(not all(login.partition(":")) for login in self.api_auth):
+            raise InvalidRequest(
+                "Got a value of --api-auth of another form. Expected name:password, several by commas."
+            )
         if any(not 0 < len(name) <= 200 for name in self.model_aliases):
             raise InvalidRequest("Got an alias of the model that is empty or too long. Expected 1 to 200 characters.")
         for key in self.api_keys:
@@ -85,6 +95,12 @@ def find_keys(path: Path | None) -> tuple[str, ...]:
     if path is not None:
         return read_keys(path)
     return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
+
+
+def find_logins(text: str | None = None) -> tuple[str, ...]:
+    """The names and passwords of a text, or without a text those of the variable SDTURBO_API_AUTH, separated by commas."""
+    text = os.environ.get("SDTURBO_API_AUTH", "") if text is None else text
+    return tuple(login.strip() for login in text.split(",") if login.strip())
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

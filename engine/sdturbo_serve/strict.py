@@ -6,19 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, ClassVar
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdturbo_serve.errors import ApiError
-from sdturbo_serve.lenient import not_honoured
-from sdturbo_serve.schemas import Edit, Generation
-from sdturbo_serve.service import service_of
 
 JSON, FORMS = ("application/json",), ("multipart/form-data", "application/x-www-form-urlencoded")
 NULLS = ("", "null")
@@ -47,18 +43,10 @@ class _MemoryParser(MultiPartParser):
 
 
 class StrictRequest(HttpRequest):
-    """A request with one meaning. not_honoured: what a lenient server has left out of it."""
-
-    @property
-    def not_honoured(self) -> dict[str, Any]:
-        return self.scope.setdefault("sdturbo.not_honoured", {})
+    """A request with one meaning."""
 
     async def json(self) -> Any:
-        body = parse_json(await self.body())
-        if isinstance(body, dict):
-            left_out = self._left_out(cast(dict[str, Any], body).items(), Generation)
-            return {name: value for name, value in cast(dict[str, Any], body).items() if name not in left_out}
-        return body
+        return parse_json(await self.body())
 
     async def _get_form(self, **limits: Any) -> FormData:
         """The form. Clients write null as empty text or the word null, and such fields are left out.
@@ -70,14 +58,8 @@ class StrictRequest(HttpRequest):
                 self._form = await self._parse_multipart(**limits)
             form = await super()._get_form(**limits)
             given = [(name, value) for name, value in form.multi_items() if name == "prompt" or value not in NULLS]
-            left_out = self._left_out(given, Edit)
-            self._form = FormData([(name, value) for name, value in given if name not in left_out])
+            self._form = FormData(given)
         return self._form
-
-    def _left_out(self, fields: Iterable[tuple[str, Any]], model: type[BaseModel]) -> dict[str, Any]:
-        if service_of(self).settings.lenient:
-            self.not_honoured.update(not_honoured(fields, model))
-        return self.not_honoured
 
     async def _parse_multipart(self, **limits: Any) -> FormData:
         async with aclosing(self.stream()) as stream:
@@ -88,7 +70,9 @@ class StrictRequest(HttpRequest):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads JSON by `parse_json` and refuses other content types than the declared one."""
+    """A route that reads bodies as `request_class` does, and refuses other content types than the declared one."""
+
+    request_class: ClassVar[type[StrictRequest]] = StrictRequest
 
     def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -99,7 +83,7 @@ class StrictRoute(APIRoute):
             given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if declared is not None and given not in expected:
                 raise ApiError(415, f"Got the content type {given[:80]!r}. Expected {expected[0]}.")
-            return await handler(StrictRequest(request.scope, request.receive))
+            return await handler(self.request_class(request.scope, request.receive))
 
         return handle
 
