@@ -74,7 +74,12 @@ class LenientRoute(StrictRoute):
 
 def in_words(fields: Mapping[str, Any]) -> dict[str, str]:
     """Fields and values as an answer shows them, shortened."""
-    return {name[:80]: str(value)[:80] for name, value in list(fields.items())[:MOST_NAMED]}
+    return {shown(name): shown(value) for name, value in list(fields.items())[:MOST_NAMED]}
+
+
+def shown(value: Any) -> str:
+    """A client's name or value as an answer may repeat it: short, and without halves of characters, which no UTF-8 has."""
+    return str(value)[:80].encode("utf-8", "replace").decode()
 
 
 def nearest_size(sizes: Sequence[Size], height: int, width: int) -> Size:

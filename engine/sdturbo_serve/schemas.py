@@ -80,11 +80,13 @@ class Edit(ImagesBody):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"required": ["prompt"]})
 
     prompt: Prompt = ""
-    image: list[UploadFile] = Field(default_factory=list[UploadFile], max_length=1, description="PNG, JPEG or WebP.")
+    image: list[UploadFile] = Field(
+        default_factory=list[UploadFile], max_length=1, description="PNG, JPEG, WebP, GIF or AVIF."
+    )
     image_list: list[UploadFile] = Field(default_factory=list[UploadFile], alias="image[]", max_length=1)
     mask: UploadFile | None = Field(
         None,
-        description="PNG, JPEG or WebP. Its transparent pixels are drawn anew, or the white ones if it has none."
+        description="PNG, JPEG, WebP, GIF or AVIF. Its transparent pixels are drawn anew, or the white ones if it has none."
         " Default: the image's transparent pixels.",
     )
     markup: None = None

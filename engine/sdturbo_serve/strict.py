@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
@@ -18,12 +18,15 @@ from sdturbo_serve.errors import ApiError
 
 JSON, FORMS = ("application/json",), ("multipart/form-data", "application/x-www-form-urlencoded")
 NULLS = ("", "null")
+MOST_NESTED = 64  # values inside each other
 
 
 def parse_json(text: str | bytes) -> Any:
     """The value of JSON text. Raises ApiError, also for a name that comes twice: readers differ in the one they take."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
+        _check_depth(text, value)
+        return value
     except (ValueError, RecursionError) as error:
         reason = "a number is too long, or values are nested too deeply"
         if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
@@ -86,6 +89,25 @@ class StrictRoute(APIRoute):
             return await handler(self.request_class(request.scope, request.receive))
 
         return handle
+
+
+def _check_depth(text: str | bytes, value: Any) -> None:
+    """Raise RecursionError for values that are nested too deeply for what handles them."""
+    data = text.encode() if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") <= MOST_NESTED:
+        return
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise RecursionError
+        level = [inner for each in level for inner in _inside(each)]
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value).values()
+    return cast("list[Any]", value) if isinstance(value, list) else ()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -159,6 +159,27 @@ def test_images_may_be_larger_than_other_json(a1111):
     assert a1111.post(TEXT, json={"x": "y" * 17 * 2**20}).status_code == 413
 
 
+@pytest.mark.parametrize("depth", [50, 200, 900, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("field", ["alwayson_scripts", "unheard_of", "override_settings"])
+def test_values_nested_deeply_are_told_or_refused(a1111, depth, opening, closing, field):
+    json_text = f'{{"prompt": "x", "{field}": {{"a": {opening * depth}1{closing * depth}}}}}'
+    for route in (TEXT, "/sdapi/v1/options"):
+        answer = a1111.post(route, content=json_text, headers={"Content-Type": "application/json"})
+        assert answer.status_code == (200 if depth == 50 else 400)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"\\ud800"', "9" * 4000, '["\\ud800", NaN]'])
+@pytest.mark.parametrize("name", ["cfg_scale", "unheard_of", "\\ud800", "override_settings"])
+def test_values_that_no_answer_can_repeat_do_no_harm(bare, name, value):
+    with client_of(bare, a1111=True, lenient=True) as client:
+        for route in (TEXT, "/sdapi/v1/options", "/v1/images/generations"):
+            text = f'{{"prompt": "x", "{name}": {value}}}'
+            answer = client.post(route, content=text, headers={"Content-Type": "application/json"})
+            may_be_refused = name == "\\ud800" or (route, name) == (TEXT, "override_settings")
+            assert answer.status_code in ((200, 400) if may_be_refused else (200,)), answer.text
+
+
 def test_an_opaque_part_of_a_mask_is_drawn_anew_and_a_see_through_image_is_white(a1111):
     start, mask = start_and_mask()
     mask[..., 3] = 255 - mask[..., 3]

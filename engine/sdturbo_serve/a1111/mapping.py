@@ -10,7 +10,7 @@ from sdturbo.bundle.description import MAX_STEPS, Size
 from sdturbo.request import DEFAULT_STEPS
 from sdturbo_serve.a1111.bodies import ImageToImage, TextToImage
 from sdturbo_serve.errors import ApiError
-from sdturbo_serve.lenient import nearest_size
+from sdturbo_serve.lenient import nearest_size, shown
 from sdturbo_serve.picture import size_text
 
 DEFAULT_STRENGTH = 0.75  # AUTOMATIC1111's
@@ -103,13 +103,13 @@ def _without_effect(body: TextToImage, model_names: tuple[str, ...]) -> dict[str
     idle = () if isinstance(body, ImageToImage) and body.mask else _OF_MASKS
     idle += () if others.get("enable_hr") else _OF_SECOND_PASS
     words = {
-        name[:80]: f"{str(value)[:80]} changes nothing"
+        shown(name): f"{shown(value)} changes nothing"
         for name, value in others.items()
         if not name.startswith(idle) and value not in _OFF.get(name, ()) and _asks(value, name)
     }
     for name, value in (body.override_settings or {}).items():
         if not (name == "sd_model_checkpoint" and value in model_names) and value is not None:
-            words[f"override_settings.{name}"[:80]] = f"{str(value)[:80]} changes nothing"
+            words[shown(f"override_settings.{name}")] = f"{shown(value)} changes nothing"
     return words
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from sdturbo_serve.a1111.jobs import Job, Jobs
 from sdturbo_serve.a1111.mapping import Mapped, mapped
 from sdturbo_serve.access import admit_login
 from sdturbo_serve.errors import ApiError, missing, refusals_name
+from sdturbo_serve.lenient import shown
 from sdturbo_serve.picture import QueuedPicture
 from sdturbo_serve.schemas import ERRORS
 from sdturbo_serve.service import Service, service_of
@@ -105,13 +107,13 @@ def set_options(body: Annotated[dict[str, Any], Body()], request: HttpRequest) -
     service = service_of(request)
     name = body.get("sd_model_checkpoint")
     if name is not None and name not in _names(service):
-        text = f"The model {str(name)[:80]!r} does not exist. This server has {_title(service)!r}."
+        text = f"The model {shown(name)!r} does not exist. This server has {_title(service)!r}."
         raise ApiError(404, text, param="sd_model_checkpoint", code="model_not_found")
     have = {**options(request), "sd_model_checkpoint": name}
     asked = [(key, value) for key, value in body.items() if have.get(key) != value]
     if not asked:
         return None
-    return {"not_honoured": {key[:80]: f"{str(value)[:80]} changes nothing" for key, value in asked[:20]}}
+    return {"not_honoured": {shown(key): f"{shown(value)} changes nothing" for key, value in asked[:20]}}
 
 
 @router.get("/sd-models")
@@ -236,11 +238,19 @@ async def _answer(body: TextToImage, plan: Mapped, pictures: list[QueuedPicture]
 
 
 def _echo(body: TextToImage) -> dict[str, Any]:
-    """The request without its files, as AUTOMATIC1111 sends it back."""
-    without = {"init_images", "mask", "alwayson_scripts", "script_args", "controlnet_units"}
-    return body.model_dump(mode="json", exclude=without) | (
-        {"init_images": None} if isinstance(body, ImageToImage) else {}
-    )
+    """The request without its files, and without what only scripts and extensions read."""
+    known = {name for name in type(body).model_fields if name not in ("init_images", "mask", "override_settings")}
+    plain = {
+        name: value for name, value in (body.model_extra or {}).items() if name == shown(name) and _is_plain(value)
+    }
+    return body.model_dump(mode="json", include=known) | plain
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an answer can repeat a value: short text, whole numbers, finite ones, true, false and null."""
+    if isinstance(value, str):
+        return value == shown(value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _info(body: TextToImage, plan: Mapped, job: Job, service: Service) -> dict[str, Any]:
