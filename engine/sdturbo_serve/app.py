@@ -54,6 +54,7 @@ def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
             allow_origins=list(service.settings.allow_origins),
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # OpenAI's client sends a dozen of its own, x-stainless-…
+            allow_private_network=True,  # which browsers ask for where a public page calls this machine
             expose_headers=["Retry-After", "X-Request-Id", "X-Should-Retry"],  # which it reads
         )
     app.add_middleware(Guard, service=service)

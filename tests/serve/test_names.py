@@ -33,6 +33,7 @@ x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainl
 def test_an_origin_works_as_it_is_written(bare, written, sent):
     with client_of(bare, allow_origins=(written,)) as client:
         preflight = {"Origin": sent, "Access-Control-Request-Method": "POST"}
+        preflight |= {"Access-Control-Request-Private-Network": "true"}
         asked = client.options(GENERATIONS, headers=preflight | {"Access-Control-Request-Headers": STAINLESS})
         assert asked.status_code == 200
         assert set(STAINLESS.split(",")) <= {
