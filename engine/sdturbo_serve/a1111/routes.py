@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
@@ -13,11 +11,10 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from sdturbo import __version__
-from sdturbo.image import parameters_of
 from sdturbo.request import check_seeds
 from sdturbo_serve.a1111.bodies import MOST_PICTURES, Image64, ImageToImage, Pictures, PngInfo, TextToImage
 from sdturbo_serve.a1111.files import settings_of, start_and_mask, text_of
+from sdturbo_serve.a1111.info import echo, info
 from sdturbo_serve.a1111.jobs import Job, Jobs
 from sdturbo_serve.a1111.mapping import Mapped, mapped
 from sdturbo_serve.access import admit_login
@@ -231,62 +228,7 @@ async def _answer(body: TextToImage, plan: Mapped, pictures: list[QueuedPicture]
     sent = files if body.send_images is not False else []
     content = {
         "images": [base64.b64encode(file).decode() for file in sent],
-        "parameters": _echo(body),
-        "info": json.dumps(_info(body, plan, job, service) | {"sdturbo": report}),
+        "parameters": echo(body),
+        "info": json.dumps(info(body, plan, job, service.pipeline.bundle) | {"sdturbo": report}),
     }
     return JSONResponse(content)
-
-
-def _echo(body: TextToImage) -> dict[str, Any]:
-    """The request without its files, and without what only scripts and extensions read."""
-    known = {name for name in type(body).model_fields if name not in ("init_images", "mask", "override_settings")}
-    plain = {
-        name: value for name, value in (body.model_extra or {}).items() if name == shown(name) and _is_plain(value)
-    }
-    return body.model_dump(mode="json", include=known) | plain
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether an answer can repeat a value: short text, whole numbers, finite ones, true, false and null."""
-    if isinstance(value, str):
-        return value == shown(value)
-    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _info(body: TextToImage, plan: Mapped, job: Job, service: Service) -> dict[str, Any]:
-    seeds = [queued.seed for queued in job.pictures]
-    count, bundle = len(seeds), service.pipeline.bundle
-    return {
-        "prompt": body.prompt or "",
-        "all_prompts": [body.prompt or ""] * count,
-        "negative_prompt": "",
-        "all_negative_prompts": [""] * count,
-        "seed": seeds[0],
-        "all_seeds": seeds,
-        "subseed": seeds[0],
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
-        "width": plan.size[1],
-        "height": plan.size[0],
-        "sampler_name": "Euler",
-        "cfg_scale": 1.0,
-        "steps": plan.steps,
-        "batch_size": body.batch_size or 1,
-        "restore_faces": False,
-        "face_restoration_model": None,
-        "sd_model_name": str(bundle.model["name"]),
-        "sd_model_hash": bundle.bundle_id[:10],
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
-        "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1,
-        "denoising_strength": plan.strength or 0,
-        "extra_generation_params": {},
-        "index_of_first_image": 0,
-        "infotexts": [parameters_of(each.picture) for each in job.drawn],
-        "styles": [],
-        "job_timestamp": datetime.now().strftime("%Y%m%d%H%M%S"),
-        "clip_skip": 1,
-        "is_using_inpainting_conditioning": False,
-        "version": f"sdturbo {__version__}",
-    }
