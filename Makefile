@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-javascript test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -118,6 +118,12 @@ test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 test-page: $(VENV)/.dev  ## The page in Debian's chromium, which is installed if missing; screenshots in build/page
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core)
 	$(BIN)/pytest -m page tests/serve
+
+# OpenAI's own client for JavaScript, in a directory of its own
+OPENAI_JS := build/openai-javascript
+test-javascript: $(VENV)/.dev  ## The server under OpenAI's JavaScript client, which needs node and npm (15 MB)
+	test -d $(OPENAI_JS)/node_modules/openai || npm install --silent --prefix $(OPENAI_JS) openai@6.49.0
+	SDTURBO_OPENAI_JS=$(OPENAI_JS) $(BIN)/pytest tests/serve/test_openai_javascript.py
 
 test-ray: $(VENV)/.ray  ## The server on a real Ray of this machine, which is installed if missing (250 MB, minutes)
 	$(BIN)/pytest -m ray tests/serve

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 
 from sdturbo_serve.errors import ApiError
+from sdturbo_serve.names import ALL
 from sdturbo_serve.service import service_of
 
 SUBPROTOCOL = "sdturbo.live"
@@ -33,14 +34,36 @@ def admit(connection: HTTPConnection) -> None:
         raise ApiError(401, "Wrong API key. Send one of this server's keys.", code="invalid_api_key")
 
 
+def admit_login(connection: HTTPConnection) -> None:
+    """Raise ApiError as `admit` does. A name and password of the settings open in the place of a key, by HTTP Basic."""
+    settings = service_of(connection).settings
+    scheme, _, given = connection.headers.get("authorization", "").partition(" ")
+    if settings.api_auth and scheme.lower() != "bearer":
+        _check_origin(connection.headers, settings.allow_origins)
+        try:
+            login = base64.b64decode(given.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            login = b""
+        matches = [hmac.compare_digest(login, known.encode()) for known in settings.api_auth]
+        if scheme.lower() != "basic" or not any(matches):
+            text = "No name and password, or wrong ones. Send those of --api-auth by HTTP Basic."
+            raise ApiError(401, text, code="invalid_login", headers={"WWW-Authenticate": "Basic"})
+    elif settings.api_auth and not settings.api_keys:
+        raise ApiError(
+            401, "This server has no API keys. Send a name and password by HTTP Basic.", code="invalid_login"
+        )
+    else:
+        admit(connection)
+
+
 def check_host(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Raise ApiError unless the Host header, without its port, is in `allowed`. If `allowed` is empty, every host passes.
+    """Raise ApiError unless the Host header, without its port, is in `allowed`. If that is empty or has "*", every host passes.
 
     This stops DNS rebinding. A foreign page can make its own name lead to this machine, and then counts as the same origin.
     Its requests still carry that name.
     """
-    name = _PORT.sub("", headers.get("host", "")).lower()
-    if allowed and name not in allowed:
+    name = _PORT.sub("", headers.get("host", "")).lower().rstrip(".")
+    if allowed and ALL not in allowed and name not in allowed:
         text = f"The host name {name[:80]!r} is not answered. The server's --allow-host admits it."
         raise ApiError(403, text, code="host")
 
@@ -63,7 +86,7 @@ def _given_key(headers: Mapping[str, str]) -> bytes | None:
 def _check_origin(headers: Mapping[str, str], allowed: Sequence[str]) -> None:
     """Browsers send WebSockets and forms to other origins without asking, so the server checks."""
     origin = headers.get("origin")
-    if origin is None or origin in allowed:
+    if origin is None or origin in allowed or ALL in allowed:
         return
     try:
         host = urlsplit(origin).netloc

@@ -12,7 +12,9 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from sdturbo import Pipeline, __version__
-from sdturbo_serve import errors, images, live
+from sdturbo_serve import errors, images, links, live
+from sdturbo_serve.a1111 import routes as a1111
+from sdturbo_serve.a1111.jobs import Jobs
 from sdturbo_serve.access import admit
 from sdturbo_serve.guard import Guard
 from sdturbo_serve.schemas import ERRORS
@@ -39,14 +41,21 @@ def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
     app.include_router(images.router)
     app.include_router(live.router)
     app.include_router(probes)
+    if service.links is not None:
+        app.include_router(links.router)
+    if service.settings.a1111:
+        app.include_router(a1111.router)
+        app.state.jobs = Jobs()
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     errors.install(app)
     if service.settings.allow_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.settings.allow_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own, x-stainless-…
+            allow_private_network=True,  # which browsers ask for where a public page calls this machine
+            expose_headers=["Retry-After", "X-Request-Id", "X-Should-Retry"],  # which it reads
         )
     app.add_middleware(Guard, service=service)
     return app

@@ -13,7 +13,7 @@ from sdturbo import __version__
 from sdturbo.backends import BackendChoice
 from sdturbo.commands.cli import backend_options, bundle_option, load_pipeline
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries, run
-from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys
+from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys, find_logins
 
 LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart", "prometheus_client", "isal")
 
@@ -33,16 +33,34 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 )
 @click.option("--without-key", is_flag=True, help="Listen beyond this machine without a key.")
 @click.option(
-    "--allow-origin", multiple=True, help="Origin of a page that may call, such as https://example.org. Repeatable."
+    "--allow-origin",
+    multiple=True,
+    help="Origin of a page that may call, such as https://example.org, or * for all. Repeatable.",
 )
 @click.option(
     "--allow-host",
     multiple=True,
-    help="Another name of this machine that requests may use, on loopback without a key. Repeatable.",
+    help="Another name of this machine that requests may use, on loopback without a key, or * for all. Repeatable.",
 )
 @click.option("--max-queue", type=int, default=64, help="Pictures that may wait. More get 429.")
 @click.option("--deadline", "deadline_s", type=float, default=60.0, help="Seconds from request to answer.")
 @click.option("--drain", type=click.IntRange(1), default=30, help="Seconds to finish after SIGTERM.")
+@click.option("--model-alias", multiple=True, help="Another name that requests may use for the model. Repeatable.")
+@click.option(
+    "--lenient",
+    is_flag=True,
+    help="Leave out what requests ask for and this model cannot do, and name it in the answer.",
+)
+@click.option(
+    "--public-url", help="Address of this server for clients. Answers then give links if a request asks for them."
+)
+@click.option("--link-dir", type=FILE, help="Directory of the linked pictures, which several servers may share.")
+@click.option("--link-key-file", type=FILE, help="File with the key of their links, the same for all of these servers.")
+@click.option("--a1111", is_flag=True, help="Answer AUTOMATIC1111's API too, at /sdapi/v1.")
+@click.option(
+    "--api-auth",
+    help="name:password, several by commas. They open AUTOMATIC1111's API. [env: SDTURBO_API_AUTH]",
+)
 @backend_options
 @click.version_option(__version__)
 def cli(
@@ -53,27 +71,41 @@ def cli(
     without_key: bool,
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
+    model_alias: tuple[str, ...],
+    a1111: bool,
+    api_auth: str | None,
     drain: int,
     choice: BackendChoice,
-    **limits: Any,
+    **others: Any,
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
     require_libraries("sdturbo-serve", LIBRARIES, "serve")
     keys = find_keys(api_key_file)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))
-    settings = Settings(api_keys=keys, allow_origins=allow_origin, allow_hosts=hosts, **limits)
+    settings = Settings(
+        api_keys=keys,
+        allow_origins=allow_origin,
+        allow_hosts=hosts,
+        model_aliases=model_alias,
+        api_auth=find_logins(api_auth) if a1111 or api_auth else (),
+        a1111=a1111,
+        **others,
+    )
 
     from sdturbo_serve import logs
     from sdturbo_serve.app import create_app
-    from sdturbo_serve.server import serve
+    from sdturbo_serve.links import open_links
+    from sdturbo_serve.server import bind, serve
 
+    open_links(settings)  # a directory or key that cannot be used is said before the model is loaded
+    sockets = bind(host, port)
     logs.configure()
     pipeline = load_pipeline(bundle, choice)
     backend = pipeline.backend
     fields = {"backend": backend.name, "precision": backend.precision, "bundle": str(pipeline.bundle.path)}
     logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": fields})
-    serve(create_app(pipeline, settings), host=host, port=port, drain_s=drain)
+    serve(create_app(pipeline, settings), sockets, drain_s=drain)
 
 
 def main() -> None:

@@ -57,6 +57,10 @@ def mask_without_image() -> ApiError:
     return ApiError(400, text, param="mask", code="invalid_value")
 
 
+def missing(param: str) -> ApiError:
+    return ApiError(400, f"Missing parameter: {param}.", param=param, code="missing_parameter")
+
+
 @contextmanager
 def refusals_name(param: str) -> Generator[None]:
     """The engine's refusals as answers that name the parameter."""
@@ -93,7 +97,7 @@ def _from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: {param or ''!r}.", param=param, code="unknown_parameter")
     if first["type"] == "missing":
-        return ApiError(400, f"Missing parameter: {param or 'the body'}.", param=param, code="missing_parameter")
+        return missing(param) if param else ApiError(400, "Missing parameter: the body.", code="missing_parameter")
     return ApiError(400, f"{param or 'The body'}: {first['msg']}.", param=param, code="invalid_value")
 
 

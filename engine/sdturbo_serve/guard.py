@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import WebSocket
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +25,7 @@ from sdturbo_serve.settings import MIB
 log = logging.getLogger("sdturbo.serve.access")
 
 MAX_JSON = MIB  # bytes. The longest prompt is far below
+A1111 = "/sdapi/"  # where JSON carries images
 
 
 class Guard:
@@ -53,21 +55,30 @@ class Guard:
         fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log"] = fields
         status = 500  # of a request whose application fails before it answers
+        is_head = scope["method"] == "HEAD"
+        inner = {**scope, "method": "GET"} if is_head else scope  # FastAPI gives a GET's route no HEAD
 
         async def answer(message: Message) -> None:
             nonlocal status
+            if is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 answer_headers = MutableHeaders(scope=message)
                 answer_headers["X-Request-Id"] = request_id
                 answer_headers["X-Content-Type-Options"] = "nosniff"
+                if "location" in answer_headers:
+                    answer_headers["Location"] = relative(answer_headers["location"])
+                if status == 405 and "GET" in answer_headers.get("allow", ""):
+                    answer_headers["Allow"] += ", HEAD"
                 if status in (408, 413):  # the rest of the body is not read
                     answer_headers["Connection"] = "close"
             await send(message)
 
         settings = self._service.settings
-        is_form = headers.get("content-type", "").startswith("multipart/form-data")
-        body = _Body(receive, settings.max_upload_bytes if is_form else MAX_JSON, settings.body_s)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        has_files = is_form or (settings.a1111 and scope["path"].startswith(A1111))
+        body = _Body(receive, settings.max_upload_bytes if has_files else MAX_JSON, settings.body_s)
         try:
             with tracing.span("sdturbo.request", dict(headers.items()), path=scope["path"], request_id=request_id):
                 try:
@@ -76,13 +87,24 @@ class Guard:
                 except ApiError as error:
                     await error.response()(scope, receive, answer)
                     return
-                await self._app(scope, body.receive, answer)
+                await self._app(inner, body.receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(inner.get("route"), "path", "other")
             self._service.metrics.requests.labels(route, str(status)).inc()
             ms = round((time.perf_counter() - start) * 1e3, 3)
             line = {"request_id": request_id, "method": scope["method"], "route": route, "status": status, "ms": ms}
             log.info("request", extra={"fields": line | fields})
+
+
+def relative(location: str) -> str:
+    """A redirect's target, seen from the path that was asked for: the same path with a slash at its end, or without one.
+
+    Proxies may have taken a prefix away, and changed scheme and host. A relative target keeps all of these.
+    """
+    parts = urlsplit(location)
+    name = parts.path.rstrip("/").rpartition("/")[2]
+    path = f"./{name}/" if parts.path.endswith("/") else f"../{name}"
+    return f"{path}?{parts.query}" if parts.query else path
 
 
 class _Body:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from sdturbo import SDTurboError
 from sdturbo.image import SimilarFrames
-from sdturbo.request import check_strength, first_step, random_seed
+from sdturbo.request import DEFAULT_STEPS, check_strength, first_step, random_seed
 from sdturbo_serve.access import SUBPROTOCOL, admit
 from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded, mask_without_image, refusals_name
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture
@@ -159,22 +159,21 @@ class LiveConnection:
     async def _picture(self, request: LiveRequest) -> QueuedPicture:
         seed = random_seed() if request.seed is None else request.seed
         size = self._service.size_of(request.size)
+        steps = request.steps or DEFAULT_STEPS
         prompt, second_prompt, blend = _prompts(request)
         if request.image is None:
             if request.mask is not None:
                 raise mask_without_image()
-            return QueuedPicture(prompt, seed, request.steps, size=size, second_prompt=second_prompt, blend=blend)
+            return QueuedPicture(prompt, seed, steps, size=size, second_prompt=second_prompt, blend=blend)
         with refusals_name("image"):
             image_file = decode_base64(request.image)
         with refusals_name("mask"):
             mask_file = None if request.mask is None else decode_base64(request.mask)
         image, mask = await self._service.start_image(image_file, mask_file, size)
         with refusals_name("strength"):
-            strength = check_strength(request.strength, request.steps, masked=mask is not None)
-            first_step(request.steps, strength)
-        return QueuedPicture(
-            prompt, seed, request.steps, image, strength, mask, size, second_prompt=second_prompt, blend=blend
-        )
+            strength = check_strength(request.strength, steps, masked=mask is not None)
+            first_step(steps, strength)
+        return QueuedPicture(prompt, seed, steps, image, strength, mask, size, second_prompt=second_prompt, blend=blend)
 
     async def _draw(self, frame: _Frame) -> None:
         """Queue a frame, wait for its picture and send it. Newer frames take its place until the engine begins with it."""
@@ -215,7 +214,7 @@ class LiveConnection:
             arrival.cancel()
 
     async def _send_frame(self, frame: _Frame, drawn: DrawnPicture) -> None:
-        output_format = frame.request.output_format
+        output_format = frame.request.output_format or "jpeg"
         (file,), report = await self._service.encode([drawn], output_format)
         head = {"type": "frame", "frame": frame.number, "seed": drawn.seed, "output_format": output_format}
         async with self._sending:

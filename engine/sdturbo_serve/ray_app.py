@@ -21,7 +21,7 @@ from sdturbo import InvalidRequest, Pipeline
 from sdturbo_serve import logs
 from sdturbo_serve.app import create_app
 from sdturbo_serve.service import Service
-from sdturbo_serve.settings import Settings, find_keys
+from sdturbo_serve.settings import Settings, find_keys, find_logins
 
 
 class Options(BaseModel):
@@ -52,7 +52,8 @@ class Replica:
         logs.configure()
         # not in `build`, because Ray stores what `build` binds, and keys must not be stored
         keys = options.settings.api_keys or find_keys(options.api_key_file)
-        settings = dataclasses.replace(options.settings, api_keys=keys)
+        logins = options.settings.api_auth or (find_logins() if options.settings.a1111 else ())
+        settings = dataclasses.replace(options.settings, api_keys=keys, api_auth=logins)
         threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         pipeline = Pipeline.load(
             options.bundle, options.backend, device=options.device, precision=options.precision, num_threads=threads

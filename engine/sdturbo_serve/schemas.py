@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from sdturbo.bundle.description import MAX_STEPS
@@ -15,6 +15,12 @@ from sdturbo_serve.encoding import Format
 
 MAX_PROMPT, MAX_PICTURES = 4000, 10
 _TEXT = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"  # no control character but tab and ends of lines
+
+
+def _not_asked_for(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("true", "Expected false or null")
+    return value
 
 
 def _printable(text: str) -> str:
@@ -29,10 +35,12 @@ Seed = Annotated[  # -1 is what AUTOMATIC1111's clients send for a random one
     Field(description="Of the first picture. Picture i takes seed + i. Default, and -1: random."),
     AfterValidator(lambda seed: None if seed == -1 else seed),
 ]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="num_inference_steps")]
+Steps = Annotated[int | None, Field(ge=1, le=MAX_STEPS, description=f"num_inference_steps. Default: {DEFAULT_STEPS}.")]
 SizeText = Annotated[
     str, Field(max_length=20, description='Width x height, one of the bundle\'s, such as "512x512", or "auto".')
 ]
+# not Literal[False]: the text "false" of a form is none
+False_ = Annotated[bool, AfterValidator(_not_asked_for), WithJsonSchema({"type": "boolean", "enum": [False]})]
 Strength = Annotated[float, Field(gt=0, le=1, description="The part of the image that is drawn anew.")]
 
 
@@ -40,18 +48,26 @@ class ImagesBody(BaseModel):
     """Fields of both routes. Those of OpenAI's that this server cannot honour take only values without an effect."""
 
     prompt: Prompt
-    model: str | None = Field(None, max_length=200, description="The name of the bundle's model.")
-    n: int = Field(1, ge=1, le=MAX_PICTURES)
+    model: str | None = Field(None, max_length=200, description="The name of the bundle's model, or an alias of it.")
+    n: int | None = Field(None, ge=1, le=MAX_PICTURES, description="Default: 1.")
     size: SizeText | None = None
-    response_format: Literal["b64_json"] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
     output_format: Format | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
     seed: Seed = None
-    steps: Steps = DEFAULT_STEPS
+    steps: Steps = None
     quality: Literal["auto"] | None = None
     background: Literal["auto", "opaque"] | None = None
-    stream: Literal[False] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    style: None = None
+    complexity: None = None
+    svg: None = None
+    frame_count: int | None = Field(None, ge=2, le=16, description="Of GIF files, which this server does not write.")
+    frame_duration_ms: int | None = Field(None, ge=0, description="Of GIF files.")
+    stream: False_ | None = None
+    partial_images: int | None = Field(None, ge=0, le=3, description="Of streams, which this server does not send.")
     user: str | None = Field(None, max_length=1000)
+    safety_identifier: str | None = Field(None, max_length=1000)
 
 
 class Generation(ImagesBody):
@@ -59,17 +75,22 @@ class Generation(ImagesBody):
 
 
 class Edit(ImagesBody):
-    """Form fields are text, so numbers may come as text."""
+    """Form fields are text, so numbers may come as text. FastAPI takes empty text for a field that was left out."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"required": ["prompt"]})
 
-    image: list[UploadFile] = Field(default_factory=list[UploadFile], max_length=1, description="PNG, JPEG or WebP.")
+    prompt: Prompt = ""
+    image: list[UploadFile] = Field(
+        default_factory=list[UploadFile], max_length=1, description="PNG, JPEG, WebP, GIF or AVIF."
+    )
     image_list: list[UploadFile] = Field(default_factory=list[UploadFile], alias="image[]", max_length=1)
     mask: UploadFile | None = Field(
         None,
-        description="PNG, JPEG or WebP. Its transparent pixels are drawn anew, or the white ones if it has none."
+        description="PNG, JPEG, WebP, GIF or AVIF. Its transparent pixels are drawn anew, or the white ones if it has none."
         " Default: the image's transparent pixels.",
     )
+    markup: None = None
+    input_fidelity: Literal["low"] | None = None
     strength: Strength | None = Field(None, description="Default: 0.5, or 1 with one step or a mask.")
 
 
@@ -85,7 +106,7 @@ class LiveRequest(BaseModel):
     second_prompt: Prompt | None = None
     blend: float | None = Field(None, ge=0, le=1, description="0 is the prompt, 1 the second one. Default: 0.5.")
     seed: Seed = None
-    steps: Steps = DEFAULT_STEPS
+    steps: Steps = None
     image: str | None = None
     mask: str | None = None
     strength: Strength | None = None
@@ -97,11 +118,14 @@ class LiveRequest(BaseModel):
         description="For cameras: an image that is on average less than this many levels of 255 from the last drawn one is"
         " skipped, for at most 5 s, unless another field changed. Default: nothing is skipped.",
     )
-    output_format: Format = "jpeg"
+    output_format: Format | None = Field(None, description="Default: jpeg.")
 
 
 class ImageData(BaseModel):
-    b64_json: str
+    """A picture in base64, or a link to it, as `response_format` asks."""
+
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 
@@ -128,13 +152,19 @@ class Report(BaseModel):
     dropped: str
 
 
+class ImagesReport(Report):
+    """not_honoured: fields that a lenient server left out, with what they asked for."""
+
+    not_honoured: dict[str, str]
+
+
 class ImagesResponse(BaseModel):
     created: int
     data: list[ImageData]
     output_format: Format
     size: str
     background: Literal["opaque"] = "opaque"
-    sdturbo: Report
+    sdturbo: ImagesReport
 
 
 class ErrorDetail(BaseModel):

@@ -22,6 +22,7 @@ from sdturbo.result import origin
 from sdturbo_serve import tracing
 from sdturbo_serve.encoding import Format, encode
 from sdturbo_serve.errors import ApiError, deadline_exceeded
+from sdturbo_serve.links import open_links
 from sdturbo_serve.metrics import Metrics
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture, size_text
 from sdturbo_serve.settings import Settings
@@ -41,6 +42,7 @@ class Service:
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self.pipeline = pipeline
         self.settings = settings
+        self.links = open_links(settings)
         self.metrics = Metrics()
         self.metrics.lost_recordings.set_function(lambda: len(pipeline.lost_recordings))
         self.worker = Worker(pipeline, settings.max_queue, self.metrics)

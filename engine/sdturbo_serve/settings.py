@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from sdturbo.errors import InvalidRequest
+from sdturbo_serve.names import host_name_of, origin_of, public_url_of
 
 MIB = 2**20
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -20,10 +22,16 @@ class Settings:
     """Limits and keys of one server. Times are seconds.
 
     api_keys: each opens /v1 and /metrics, and without any they are open to all. allow_origins: origins of pages that may
-    call, such as "https://example.org". allow_hosts: names in the Host header that are answered, without a port, such as
-    LOOPBACK. If it is empty, all names are answered. max_queue: pictures that wait for the engine. deadline_s: from a
-    request to its answer. body_s: for a request's body. max_upload_bytes: of a form with an image. max_image_pixels: of
-    that image. max_live: open live connections.
+    call, such as "https://example.org", or "*". allow_hosts: names in the Host header that are answered, such as LOOPBACK.
+    If it is empty or has "*", all names are answered. Both are stored as `names` spells them. max_queue: pictures that wait
+    for the engine. deadline_s: from a request to its answer. body_s: for a request's body. max_upload_bytes: of a form with
+    an image. max_image_pixels: of that image. max_live: open live connections.
+
+    model_aliases: further names of the bundle's model. lenient: leave out what cannot be honoured, and say so in the answer.
+    public_url: the address of this server for clients, below which links to pictures stand. None: no links. link_dir,
+    link_key_file: a directory and a key that several servers share, so that each answers the links of all.
+
+    a1111: answer AUTOMATIC1111's API too. api_auth: "name:password", each of which opens it in the place of a key.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a config file gives them
@@ -37,15 +45,49 @@ class Settings:
     max_upload_bytes: int = 16 * MIB
     max_image_pixels: int = 25_000_000
     max_live: int = 64
+    model_aliases: tuple[str, ...] = ()
+    lenient: bool = False
+    public_url: str | None = None
+    link_dir: Path | None = None
+    link_key_file: Path | None = None
+    a1111: bool = False
+    api_auth: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "deadline_s", "body_s", "max_upload_bytes", "max_image_pixels", "max_live"):
             if not getattr(self, name) > 0:
                 raise InvalidRequest(f"Got {name}={getattr(self, name)}. Expected more than 0.")
+        object.__setattr__(self, "allow_origins", tuple(origin_of(text) for text in self.allow_origins))
+        object.__setattr__(self, "allow_hosts", tuple(host_name_of(text) for text in self.allow_hosts))
+        self._check_links()
+        if self.api_auth and not self.a1111:
+            raise InvalidRequest("Got --api-auth without --a1111, the API that it opens. API keys open the others.")
+        if any(not all(login.partition(":")) for login in self.api_auth):
+            raise InvalidRequest(
+                "Got a value of --api-auth of another form. Expected name:password, several by commas."
+            )
+        if any(not 0 < len(name) <= 200 for name in self.model_aliases):
+            raise InvalidRequest("Got an alias of the model that is empty or too long. Expected 1 to 200 characters.")
         for key in self.api_keys:
             if len(key) < 8 or not (key.isascii() and key.isprintable()) or " " in key:
                 text = "Got an API key that is too short or has other characters. Expected 8 or more printable ASCII"
                 raise InvalidRequest(f"{text} characters without spaces.")
+
+    def _check_links(self) -> None:
+        """Spell the public address, and answer its host. Raises InvalidRequest."""
+        if (self.link_dir is None) != (self.link_key_file is None):
+            raise InvalidRequest(
+                "Got one of link_dir and link_key_file. Servers that answer each other's links need both."
+            )
+        if self.public_url is None:
+            if self.link_dir is not None:
+                raise InvalidRequest("Got link_dir without public_url, the address that links begin with.")
+            return
+        address = public_url_of(self.public_url)
+        object.__setattr__(self, "public_url", address)
+        if self.allow_hosts:
+            name = host_name_of(urlsplit(address).netloc)
+            object.__setattr__(self, "allow_hosts", tuple(dict.fromkeys((*self.allow_hosts, name))))
 
 
 def find_keys(path: Path | None) -> tuple[str, ...]:
@@ -53,6 +95,12 @@ def find_keys(path: Path | None) -> tuple[str, ...]:
     if path is not None:
         return read_keys(path)
     return tuple(key.strip() for key in os.environ.get("SDTURBO_API_KEYS", "").split(",") if key.strip())
+
+
+def find_logins(text: str | None = None) -> tuple[str, ...]:
+    """The names and passwords of a text, or without a text those of the variable SDTURBO_API_AUTH, separated by commas."""
+    text = os.environ.get("SDTURBO_API_AUTH", "") if text is None else text
+    return tuple(login.strip() for login in text.split(",") if login.strip())
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -84,7 +132,7 @@ def answered_hosts(host: str, others: Sequence[str], *, has_key: bool) -> tuple[
     """
     if has_key or not is_loopback(host):
         return ()
-    return (*LOOPBACK, host.lower(), *(name.lower() for name in others))
+    return (*LOOPBACK, host, *others)
 
 
 def is_loopback(host: str) -> bool:

@@ -17,7 +17,7 @@ def decode_start(
 ) -> tuple[NDArray[np.uint8], Mask | None]:
     """Pixels uint8 (H, W, 3) of a start image, and bool (H, W), True where it is drawn anew. None means everywhere.
 
-    image, mask: bytes of PNG, JPEG or WebP files. Without a mask, the image's transparent pixels are drawn anew.
+    image, mask: bytes of files that `open_image` reads. Without a mask, the image's transparent pixels are drawn anew.
     size: (height, width) of the pictures.
     Raises ApiError, which names the one of the two that was refused.
     """

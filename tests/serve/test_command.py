@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from click.testing import CliRunner
-from serving import GENERATIONS, command, listening, wait_until
+from serving import GENERATIONS, command, free_port, listening, wait_until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from sdturbo.commands.console import run
-from sdturbo.errors import InvalidRequest
-from sdturbo_serve import Settings
+from sdturbo.errors import BackendUnavailable, InvalidRequest
+from sdturbo_serve import Settings, create_app
+from sdturbo_serve import cli as cli_module
 from sdturbo_serve.cli import cli
+from sdturbo_serve.server import CannotListen, bind, serve
 from sdturbo_serve.settings import answered_hosts, check_listen, is_loopback, read_keys
 
 SLOW = """
@@ -163,3 +165,51 @@ def test_on_loopback_without_a_key_a_strangers_name_for_this_machine_is_not_answ
         assert denied.value.response.status_code == 403
     assert answered_hosts("127.0.0.1", [], has_key=True) == answered_hosts("0.0.0.0", ["a"], has_key=False) == ()
     assert "127.1.2.3" in answered_hosts("127.1.2.3", [], has_key=False)
+
+
+def refused_without_loading(capsys, *arguments):
+    """(exit code, words) of a command whose bundle is not there, so that reading it would fail in another way."""
+    status = run(cli, "sdturbo-serve", ["--bundle", "nowhere", *map(str, arguments)])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return status, lines[0]
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            status, words = refused_without_loading(capsys, "--host", host, "--port", port)
+            assert (status, f"Port {port} of {host} is in use" in words) == (6, True)
+    bind("127.0.0.1", port)[0].close()
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("[::1]", "Write --host ::1."),
+        ("203.0.113.7", "no address 203.0.113.7"),
+        ("no-such-machine.invalid", "which has no address"),
+        ("a..b", "which has no address"),
+    ],
+)
+def test_a_host_that_cannot_be_listened_on_is_said_before_the_model_is_loaded(capsys, host, words):
+    status, said = refused_without_loading(capsys, "--host", host, "--without-key", "--port", 0)
+    assert (status, words in said) == (6, True), said
+
+
+def test_a_missing_extra_is_said_before_the_model_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr(cli_module, "LIBRARIES", ("fastapi", "no_such_library"))
+    status, words = refused_without_loading(capsys)
+    assert status == BackendUnavailable.exit_code
+    assert "needs no_such_library" in words
+    assert "'.[serve]'" in words
+
+
+def test_of_two_servers_that_start_at_once_the_second_says_so(bare):
+    first, second = (bind("127.0.0.1", port) for port in [free_port()] * 2)
+    first[0].listen()
+    with pytest.raises(CannotListen, match="in use"):
+        serve(create_app(bare), second, drain_s=1)
+    for bound in (*first, *second):
+        bound.close()

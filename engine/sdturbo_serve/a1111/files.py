@@ -1,0 +1,74 @@
+"""Start images, masks and picture files, as AUTOMATIC1111's program reads them."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sdturbo.bundle.description import Size
+from sdturbo.errors import InvalidRequest
+from sdturbo.image import Mask, to_pixels
+from sdturbo.request import mask_of
+from sdturbo_serve.errors import refusals_name
+from sdturbo_serve.uploads import decode_base64, open_image
+
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_SETTING = re.compile(r'\s*([\w ./-]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # `Steps: 4`, `Model: "a, b"`
+
+
+def start_and_mask(
+    image: str, mask: str | None, size: Size, max_pixels: int, *, inverted: bool
+) -> tuple[NDArray[np.uint8], Mask | None]:
+    """(pixels, mask) of a start image and its mask in base64, as `start_image.decode_start` gives them.
+
+    The image's transparent pixels are white. Of a mask, white is drawn anew, or what is opaque if it has transparent pixels.
+    inverted: the other way round. Raises ApiError.
+    """
+    with refusals_name("init_images"):
+        picture = open_image(decode_base64(image), max_pixels)
+        if picture.has_transparency_data:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        pixels = to_pixels(picture, *size)[0]
+    if mask is None:
+        return pixels, None
+    with refusals_name("mask"):
+        drawn_anew = _grey(open_image(decode_base64(mask), max_pixels))
+        return pixels, mask_of(picture, ImageOps.invert(drawn_anew) if inverted else drawn_anew, size)
+
+
+def text_of(data: bytes) -> str:
+    """The text in a PNG, JPEG or WebP file that says how it was made, or "". Raises InvalidRequest."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            text = image.info.get("parameters")
+            if isinstance(text, str):
+                return text
+            comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    except Exception as error:  # Pillow's parsers raise many kinds
+        raise InvalidRequest(f"The image cannot be read: {error}. Is the file complete?") from error
+    if isinstance(comment, bytes):
+        return comment.removeprefix(b"UNICODE\0").decode("utf-16-be", "replace") if comment[8:] else ""
+    return str(comment)
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """The parts of a text of `text_of`: "Prompt", "Negative prompt", and the settings of its last line."""
+    *lines, last = text.strip().split("\n")
+    settings = {name.strip(): value.strip().strip('"') for name, value in _SETTING.findall(last)}
+    if "Steps" not in settings:
+        return {"Prompt": text.strip()} if text.strip() else {}
+    prompt, mark, negative = "\n".join(lines).partition("Negative prompt:")
+    return {"Prompt": prompt.strip(), **({"Negative prompt": negative.strip()} if mark else {}), **settings}
+
+
+def _grey(mask: Image.Image) -> Image.Image:
+    if mask.has_transparency_data:
+        alpha = mask.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha
+    return mask.convert("L")
