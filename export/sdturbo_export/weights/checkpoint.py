@@ -23,7 +23,7 @@ from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError, listed
 from sdturbo_export.weights.lora import Lora, fuse
 from sdturbo_export.weights.schedule import Schedule, is_number, schedule_from_config, scheduler_faults
-from sdturbo_export.weights.tokenizer_files import VOCABULARY_FILES, tokenizer_json
+from sdturbo_export.weights.tokenizer_files import tokenizer_faults
 
 # component -> (class in model_index.json, stem of its weight file)
 COMPONENTS = {
@@ -114,14 +114,7 @@ def open_checkpoint(
     index = read_json(path / "model_index.json", faults)
     configs = {name: _DEFAULTS[name] | read_json(path / name / "config.json", faults) for name in COMPONENTS}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json", faults)
-    vocabulary = [path / "tokenizer" / name for name in VOCABULARY_FILES]
-    if missing := [f"tokenizer/{file.name} is missing" for file in vocabulary if not file.is_file()]:
-        faults += missing
-    else:
-        try:
-            tokenizer_json(path / "tokenizer")
-        except ValueError as error:
-            faults.append(f"tokenizer: {' and '.join(VOCABULARY_FILES)} make no CLIP tokenizer: {error}")
+    faults += tokenizer_faults(path / "tokenizer", configs["text_encoder"]["vocab_size"])
     if faults:
         raise CheckpointError(path, faults)
     faults += _family_faults(index, configs)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from sdturbo_export.errors import BuildError
 from sdturbo_export.exchange import new_directory
 from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
-from sdturbo_export.weights.tokenizer_files import write_vocabulary
+from sdturbo_export.weights.tokenizer_files import write_tokenizer
 
 # changes of the small checkpoint to SD-Turbo's configs. Classes, stages and 512×512 are the same.
 SMALL = {
@@ -59,7 +59,7 @@ def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = 
 def _write(directory: Path, seed: int, *, small: bool, fp16: bool) -> None:
     with as_file(files("sdturbo_export").joinpath("configs/sd-turbo")) as configs:
         shutil.copytree(configs, directory)
-    write_vocabulary(directory / "tokenizer")
+    write_tokenizer(directory / "tokenizer")
     (directory / "LICENSE.md").write_text(LICENCE)
     for component, (_, stem) in COMPONENTS.items():
         file = directory / component / "config.json"
