@@ -157,9 +157,7 @@ def _require_replaceable(out: Path) -> None:
 
 def _require_space(store: Path, definition: StageDefinition) -> None:
     """Refuse early to fill the disk. A stage's float32 graph is as large as its component's float32 weights."""
-    checkpoint = definition.checkpoint
-    names = checkpoint.weights[definition.component]
-    need = sum(checkpoint.file(name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
+    need = definition.checkpoint.float32_size(definition.component) * 1.1
     free = shutil.disk_usage(store).free
     if free < need:
         raise BuildError(

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.weights.checkpoint import Checkpoint, read_json, tensor_faults, weight_files
+from sdturbo_export.weights.checkpoint import Checkpoint, tensor_faults
 from sdturbo_export.weights.schedule import is_number
+from sdturbo_export.weights.weight_files import read_json, weight_files
 
 FACTOR = 8  # pixels of a side per latent
 # the defaults of diffusers' class, which a config may leave out
