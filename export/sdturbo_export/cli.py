@@ -39,12 +39,16 @@ license_option = click.option(
     "--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded."
 )
 lora_option = click.option(
-    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, a safetensors file. Repeatable."
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA to fuse: a safetensors file, or PEFT's directory. Repeatable.",
 )
 decoder_option = click.option(
     "--decoder",
     type=FILE,
-    help="Directory of an AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder.",
+    help="AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder: a directory or a file.",
 )
 without_option = click.option(
     "--without", multiple=True, type=click.Choice(rewrite_names()), help="Leave out a rewrite. Repeatable."

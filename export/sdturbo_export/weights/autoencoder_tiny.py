@@ -38,7 +38,7 @@ def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointError(
             directory,
-            ["there is no such directory. Expected one with config.json and safetensors of an AutoencoderTiny"],
+            ["there is no such directory or file. Expected one with config.json and safetensors of an AutoencoderTiny"],
         )
     faults: list[str] = []
     config = _DEFAULTS | read_json(directory / "config.json", faults)

@@ -16,6 +16,7 @@ from sdturbo_export.weights.autoencoder_tiny import with_decoder
 from sdturbo_export.weights.checkpoint import Checkpoint, open_checkpoint
 from sdturbo_export.weights.lora import Lora
 from sdturbo_export.weights.seeded import write_seeded
+from sdturbo_export.weights.taesd import decoder_directory
 from sdturbo_export.weights.weight_files import HALF_FIRST, PICKLES, WHOLE_FIRST, pickle_fault, single_file
 
 TINY, TINY_CHECKPOINT = "tiny", Path(__file__).parents[1] / "tiny" / "checkpoint"
@@ -47,7 +48,7 @@ def resolve(
     `hub.download`.
     variant: of the weight files, "" for those without one. None takes fp16 first from the Hub and its cache, and last
     elsewhere. name: the model's, in the place of the directory's or file's.
-    decoder: directory of an AutoencoderTiny that takes the place of the checkpoint's own.
+    decoder: directory or file of an AutoencoderTiny that takes the place of the checkpoint's own.
     """
     seeded = _SEEDED.fullmatch(model)
     if model == TINY:
@@ -75,7 +76,7 @@ def resolve(
             " id such as stabilityai/sd-turbo."
         )
     checkpoint = dataclasses.replace(checkpoint, loras=tuple(loras), name=name or checkpoint.name)
-    return with_decoder(checkpoint, decoder) if decoder else checkpoint
+    return with_decoder(checkpoint, decoder_directory(decoder, checkpoints)) if decoder else checkpoint
 
 
 def _local(path: Path, checkpoints: Path, variant: str | None) -> Checkpoint:
