@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer_json: str) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        padding = self._tokenizer.padding
+        padding = cast("dict[str, Any] | None", self._tokenizer.padding)  # pyright: ignore[reportUnknownMemberType]
         self._pad_id: int = padding["pad_id"] if padding else PAD_ID
         self._tokenizer.no_truncation()  # cut here, so that the dropped text is known
         self._tokenizer.no_padding()
