@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from sdturbo import Pipeline
 from sdturbo.bundle.description import identity
-from sdturbo_export.weights.tokenizer_files import tokenizer_json, write_vocabulary
+from sdturbo_export.weights.tokenizer_files import tokenizer_json, write_tokenizer
 
 settings.register_profile("sdturbo", deadline=None, max_examples=50, database=None)
 settings.load_profile("sdturbo")
@@ -96,9 +96,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def clip_files(tmp_path_factory):
-    """A directory with CLIP's vocab.json and merges.txt, and the tokenizer.json made of them."""
+    """SD-Turbo's `tokenizer` folder, and in it the tokenizer.json of a bundle."""
     directory = tmp_path_factory.mktemp("clip")
-    write_vocabulary(directory)
+    write_tokenizer(directory)
     text = tokenizer_json(directory)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     return directory

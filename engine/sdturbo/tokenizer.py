@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from sdturbo.errors import InvalidRequest
 
 MAX_LENGTH = 77  # CLIP's context, begin and end marks included
-PAD_ID = 0  # SD 2.x pads with "!" and masks nothing
+PAD_ID = 0  # SD 2.x pads with "!" and masks nothing, unless the file's `padding` names another token
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer_json: str) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        padding = cast("dict[str, Any] | None", self._tokenizer.padding)  # pyright: ignore[reportUnknownMemberType]
+        self._pad_id: int = padding["pad_id"] if padding else PAD_ID
         self._tokenizer.no_truncation()  # cut here, so that the dropped text is known
         self._tokenizer.no_padding()
 
@@ -42,6 +45,6 @@ class PromptTokenizer:
         if len(ids) > MAX_LENGTH:
             dropped = prompt[encoding.offsets[MAX_LENGTH - 1][0] :]
             ids = [*ids[: MAX_LENGTH - 1], ids[-1]]
-        input_ids = np.full((1, MAX_LENGTH), PAD_ID, np.int64)
+        input_ids = np.full((1, MAX_LENGTH), self._pad_id, np.int64)
         input_ids[0, : len(ids)] = ids
         return Tokens(input_ids, dropped)

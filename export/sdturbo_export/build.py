@@ -15,7 +15,6 @@ from sdturbo import backends
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST, PLAIN
 from sdturbo.errors import InvalidRequest
-from sdturbo.files import sha256_file
 from sdturbo.tokenizer import PromptTokenizer
 from sdturbo_export import stage_store
 from sdturbo_export.bundle_writer import write_bundle
@@ -41,6 +40,7 @@ from sdturbo_export.stage_store.graphs import write_graphs
 from sdturbo_export.stages import StageDefinition, stage_definitions
 from sdturbo_export.tensorrt.plan_writer import keep_plans, locked
 from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.weights.lora import lora_hashes
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 _DEFAULT = BuildOptions()
@@ -73,7 +73,7 @@ def build(
     with _plain_disk_errors(out), _lock(store):
         _clear_remains(store, out)
         with progress.part("hash the weights"):
-            hashes = checkpoint.hashes() | {str(lora.path): sha256_file(lora.path) for lora in checkpoint.loras}
+            hashes = checkpoint.hashes() | lora_hashes(checkpoint.loras)
         tokenizer = PromptTokenizer(tokenizer_json(checkpoint.path / "tokenizer"))
         golden_ids = tokenizer(GOLDEN.prompt).input_ids
         walk = golden_walk(checkpoint, golden_ids, options.batch_sizes[0], options.sizes[0])
@@ -157,9 +157,7 @@ def _require_replaceable(out: Path) -> None:
 
 def _require_space(store: Path, definition: StageDefinition) -> None:
     """Refuse early to fill the disk. A stage's float32 graph is as large as its component's float32 weights."""
-    checkpoint = definition.checkpoint
-    names = checkpoint.weights[definition.component]
-    need = sum(checkpoint.file(name).stat().st_size * (2 if ".fp16" in name else 1) for name in names) * 1.1
+    need = definition.checkpoint.float32_size(definition.component) * 1.1
     free = shutil.disk_usage(store).free
     if free < need:
         raise BuildError(

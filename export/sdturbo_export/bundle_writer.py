@@ -24,6 +24,7 @@ from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import stage_definitions
 from sdturbo_export.weights.checkpoint import Checkpoint
+from sdturbo_export.weights.lora import lora_entries
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 if TYPE_CHECKING:
@@ -105,10 +106,7 @@ def _manifest(
             "revision": checkpoint.revision,
             "decoder": checkpoint.decoder_name,
             "weights": {name: hashes[name] for names in checkpoint.weights.values() for name in names},
-            "loras": [
-                {"file": lora.path.name, "sha256": hashes[str(lora.path)], "scale": lora.scale}
-                for lora in checkpoint.loras
-            ],
+            "loras": lora_entries(checkpoint.loras, hashes),
         },
         "precision": precision,
         "weight_format": weight_format,

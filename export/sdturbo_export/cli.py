@@ -22,21 +22,33 @@ from sdturbo_export.rewrites import rewrite_names
 if TYPE_CHECKING:
     from sdturbo_export.weights.checkpoint import Checkpoint
 
-MODEL_HELP = "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, or a Hub id."
+MODEL_HELP = (
+    "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, a safetensors file in ldm's"
+    " layout, or a Hub id."
+)
 
 model_option = click.option("--model", required=True, help=MODEL_HELP)
 new_directory_option = click.option("--out", required=True, type=FILE, help="New directory to write.")
 revision_option = click.option("--revision", help="Commit of a Hub id. stabilityai/sd-turbo has a default.")
+variant_option = click.option(
+    "--variant",
+    callback=lambda _context, _option, name: "" if name == "none" else name,
+    help="Variant of the weight files, such as fp16, or none. Default: fp16 first from the Hub, none first elsewhere.",
+)
 license_option = click.option(
     "--accept-license", is_flag=True, help="Accept the licence of weights that are downloaded."
 )
 lora_option = click.option(
-    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="LoRA to fuse, a safetensors file. Repeatable."
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA to fuse: a safetensors file, or PEFT's directory. Repeatable.",
 )
 decoder_option = click.option(
     "--decoder",
     type=FILE,
-    help="Directory of an AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder.",
+    help="AutoencoderTiny (TAESD) that takes the place of the checkpoint's autoencoder: a directory or a file.",
 )
 without_option = click.option(
     "--without", multiple=True, type=click.Choice(rewrite_names()), help="Leave out a rewrite. Repeatable."
@@ -69,7 +81,9 @@ def cli() -> None:
 )
 @model_option
 @click.option("--out", required=True, type=FILE, help="Bundle directory to write.")
+@click.option("--name", help="The model's name in the bundle. Default: that of the directory, file or repository.")
 @revision_option
+@variant_option
 @license_option
 @lora_option
 @decoder_option
@@ -118,7 +132,7 @@ def build(model: str, out: Path, workspace: Path, as_json: bool, **options: Any)
     from sdturbo_export.build import build as build_bundle
 
     ask = (lambda question: click.confirm(question, err=True)) if sys.stdin.isatty() and not as_json else None
-    source = {name: options.pop(name) for name in ("loras", "revision", "accept_license", "decoder")}
+    source = {name: options.pop(name) for name in ("loras", "revision", "variant", "name", "accept_license", "decoder")}
     checkpoint = _resolve(model, workspace, ask=ask, **source)
     bundle = build_bundle(checkpoint, out, BuildOptions(**options), store=workspace / "stages", say=_say)
     document = {"path": str(out), "bundle_id": bundle.bundle_id, "parity": dict(bundle.parity)}
@@ -147,6 +161,7 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
 @model_option
 @new_directory_option
 @revision_option
+@variant_option
 @license_option
 @without_option
 @workspace_option
@@ -167,6 +182,7 @@ def optimum(model: str, out: Path, without: Sequence[str], workspace: Path, as_j
 @click.argument("bundle", type=FILE)
 @click.option("--model", help=f"Compare with PyTorch: the checkpoint the bundle was made from. {MODEL_HELP}")
 @revision_option
+@variant_option
 @lora_option
 @decoder_option
 @workspace_option
@@ -176,8 +192,10 @@ def verify(bundle: Path, model: str | None, workspace: Path, as_json: bool, **so
 
     LoRAs and decoder are those that the bundle was made with.
     """
-    if model is None and any(source.values()):
-        raise InvalidRequest("Got --lora, --decoder or --revision without --model. They belong to its weights.")
+    if model is None and any(value not in (None, ()) for value in source.values()):
+        raise InvalidRequest(
+            "Got --lora, --decoder, --revision or --variant without --model. They belong to its weights."
+        )
     loaded = Bundle.load(bundle)
     checkpoint = None
     if model is not None:

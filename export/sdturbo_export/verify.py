@@ -17,7 +17,6 @@ from sdturbo import Pipeline, backends
 from sdturbo.backends import Backend, BackendChoice
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BackendUnavailable, InvalidRequest
-from sdturbo.files import sha256_file
 from sdturbo.golden import difference, golden_distance
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
         )
     yield _line("files", True, f"{len(bundle.files)} files whole and unaltered", "sha256 of bundle.json")
     if checkpoint is not None:
+        from sdturbo_export.weights.lora import lora_entries, lora_hashes
+
         hashes = checkpoint.hashes()
         yield _line(
             "checkpoint",
@@ -57,9 +58,7 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
             checkpoint.source,
             "the weights the bundle was made from",
         )
-        loras = [
-            {"file": lora.path.name, "sha256": sha256_file(lora.path), "scale": lora.scale} for lora in checkpoint.loras
-        ]
+        loras = lora_entries(checkpoint.loras, lora_hashes(checkpoint.loras))
         bundle_loras = bundle.model.get("loras", [])
         if loras or bundle_loras:
             same = _without_names(loras) == _without_names(bundle_loras)
@@ -74,8 +73,8 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
         yield from judge_against_diffusers(bundle, checkpoint)
 
 
-def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    return [(lora["sha256"], lora["scale"]) for lora in loras]
+def _without_names(loras: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    return [(lora["sha256"], lora.get("settings_sha256", ""), lora["scale"]) for lora in loras]
 
 
 def _listed(loras: Sequence[Mapping[str, Any]]) -> str:

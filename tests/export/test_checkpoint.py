@@ -199,7 +199,7 @@ def test_mistyped_directories_and_files_are_said(tmp_path, monkeypatch):
     (tmp_path / "one.safetensors").write_bytes(b"")
     for model, words in (
         ("build/smal", "There is no directory build/smal"),
-        ("./one.safetensors", "this is a file"),
+        ("./one.safetensors", "this is not a whole safetensors file"),
         ("x" * 300, "Unknown model"),
     ):
         with pytest.raises((InvalidRequest, CheckpointError), match=words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -259,9 +260,56 @@ def test_sd_turbo_is_pinned_and_its_weights_are_checked(server: Hub, tmp_path: P
 
 def test_missing_files_are_all_named(server: Hub, tmp_path: Path) -> None:
     server.files = [name for name in COMMON if name != "vae/config.json"] + FP16[:1] + FP32
-    result = download(server, tmp_path)
+    result = download(server, tmp_path, variant="fp16")
     assert result["error"] == "CheckpointError"
-    assert [fault.split()[0] for fault in result["faults"]] == ["vae/config.json", *FP16[1:]]
+    assert result["faults"] == [
+        "vae/config.json is missing",
+        "unet: there is no variant fp16, only none",
+        "vae: there is no variant fp16, only none",
+    ]
+    assert server.fetched() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (FP32, FP32),
+        (FP16[:1] + FP32, FP16[:1] + FP32[1:]),
+        ([name.replace("fp16", "bf16") for name in FP16], [name.replace("fp16", "bf16") for name in FP16]),
+    ],
+)
+def test_what_is_there_is_taken_and_fp16_first(
+    server: Hub, tmp_path: Path, files: list[str], weights: list[str]
+) -> None:
+    other = [name for name in UNWANTED if "non_ema" not in name or files == FP32]
+    server.files = COMMON + files + other
+    assert "path" in download(server, tmp_path)
+    assert server.fetched() == sorted(COMMON + weights)
+
+
+def test_between_variants_without_an_order_the_user_chooses(server: Hub, tmp_path: Path) -> None:
+    server.files = COMMON + FP32[:2] + [FP32[2].replace(".safe", f".{variant}.safe") for variant in ("ema", "bf16")]
+    result = download(server, tmp_path)
+    assert result["faults"] == ["vae: choose one of its variants with --variant: bf16, ema"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "NOTICE"])
+def test_what_belongs_to_a_checkpoint_is_fetched(server: Hub, tmp_path: Path, name: str) -> None:
+    server.files.append(name)
+    assert (Path(download(server, tmp_path)["path"]) / name).is_file()
+
+
+def test_a_repository_with_one_file_in_another_layout_gives_that_file(server: Hub, tmp_path: Path) -> None:
+    server.files = ["README.md", "LICENSE.md", "style.safetensors", "style.ckpt"]
+    assert "path" in download(server, tmp_path)
+    assert server.fetched() == ["LICENSE.md", "style.safetensors"]
+
+
+def test_files_that_another_program_fetched_are_taken_offline(server: Hub, tmp_path: Path) -> None:
+    """Without the list of the repository's files, which older versions of huggingface_hub did not keep."""
+    path = Path(download(server, tmp_path, variant="")["path"])
+    shutil.rmtree(path.parents[1] / "trees")
+    assert download(server, tmp_path, environment={"HF_HUB_OFFLINE": "1"}) == {"path": str(path)}
 
 
 @pytest.mark.parametrize(

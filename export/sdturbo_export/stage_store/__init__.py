@@ -67,13 +67,14 @@ def plain_file(graphs: Mapping[GraphName, str], batch_size: int, size: Size) -> 
 def stage_key(definition: StageDefinition, hashes: Mapping[str, str], options: BuildOptions) -> str:
     """The name of the stage's entry. hashes: sha256 of each file of weights and of each LoRA."""
     checkpoint, component, rewrites = definition.checkpoint, definition.component, options.rewrites(definition.name)
+    loras = () if component == "vae" else checkpoint.loras
     return key_of(
         {
             "kind": definition.name,
             "weights": {name: hashes[name] for name in checkpoint.weights[component]},
             "config": checkpoint.configs[component],
             "scheduler": checkpoint.configs["scheduler"],
-            "loras": [] if component == "vae" else [(hashes[str(lora.path)], lora.scale) for lora in checkpoint.loras],
+            "loras": [([hashes[str(file)] for file in lora.files], lora.scale) for lora in loras],
             "graphs": [asdict(name) for name in definition.graph_names(options.batch_sizes, options.sizes)],
             "precision": options.exported_precision,
             "rewrites": rewrites,

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.weights.checkpoint import Checkpoint, read_json, tensor_faults, weight_files
+from sdturbo_export.weights.checkpoint import Checkpoint, tensor_faults
 from sdturbo_export.weights.schedule import is_number
+from sdturbo_export.weights.weight_files import read_json, weight_files
 
 FACTOR = 8  # pixels of a side per latent
 # the defaults of diffusers' class, which a config may leave out
@@ -37,7 +38,7 @@ def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointError(
             directory,
-            ["there is no such directory. Expected one with config.json and safetensors of an AutoencoderTiny"],
+            ["there is no such directory or file. Expected one with config.json and safetensors of an AutoencoderTiny"],
         )
     faults: list[str] = []
     config = _DEFAULTS | read_json(directory / "config.json", faults)

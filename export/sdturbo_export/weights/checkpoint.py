@@ -5,8 +5,8 @@ Only safetensors are read. Every fault of a checkpoint is reported at once, befo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError, listed
 from sdturbo_export.weights.lora import Lora, fuse
 from sdturbo_export.weights.schedule import Schedule, is_number, schedule_from_config, scheduler_faults
-from sdturbo_export.weights.tokenizer_files import VOCABULARY_FILES, tokenizer_json
+from sdturbo_export.weights.tokenizer_files import tokenizer_faults
+from sdturbo_export.weights.weight_files import WHOLE_FIRST, read_json, weight_files
 
 # component -> (class in model_index.json, stem of its weight file)
 COMPONENTS = {
@@ -31,6 +32,7 @@ COMPONENTS = {
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model"),
     "vae": ("AutoencoderKL", "diffusion_pytorch_model"),
 }
+COMPILED = "_orig_mod."  # in the names of tensors of a module that torch.compile wraps
 # the defaults of transformers' and diffusers' classes, which a config may leave out
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "text_encoder": {"vocab_size": 49408, "hidden_size": 512},
@@ -71,6 +73,11 @@ class Checkpoint:
             return self.decoder / name.removeprefix("decoder/")
         return self.path / name
 
+    def float32_size(self, component: str) -> int:
+        """Bytes of the component's weights in float32."""
+        headers = (entry for name in self.weights[component] for entry in _headers(self.file(name), component))
+        return sum(4 * math.prod(shape) for _, (shape, _) in headers)
+
     def hashes(self) -> dict[str, str]:
         """sha256 of every weight file, by its path in the checkpoint."""
         names = [name for names in self.weights.values() for name in names]
@@ -105,23 +112,25 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, name: str | None = None, source: str | None = None, revision: str | None = None
+    path: Path,
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    order: Sequence[str] = WHOLE_FIRST,
 ) -> Checkpoint:
-    """Check the directory `path` and describe it. Raises CheckpointError with all faults."""
+    """Check the directory `path` and describe it. variant, order: see `weight_files`.
+
+    Raises CheckpointError with all faults.
+    """
     if not path.is_dir():
         raise CheckpointError(path, ["there is no such directory. Expected a checkpoint in diffusers layout"])
     faults: list[str] = []
     index = read_json(path / "model_index.json", faults)
     configs = {name: _DEFAULTS[name] | read_json(path / name / "config.json", faults) for name in COMPONENTS}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json", faults)
-    vocabulary = [path / "tokenizer" / name for name in VOCABULARY_FILES]
-    if missing := [f"tokenizer/{file.name} is missing" for file in vocabulary if not file.is_file()]:
-        faults += missing
-    else:
-        try:
-            tokenizer_json(path / "tokenizer")
-        except ValueError as error:
-            faults.append(f"tokenizer: {' and '.join(VOCABULARY_FILES)} make no CLIP tokenizer: {error}")
+    faults += tokenizer_faults(path / "tokenizer", configs["text_encoder"]["vocab_size"])
     if faults:
         raise CheckpointError(path, faults)
     faults += _family_faults(index, configs)
@@ -129,7 +138,8 @@ def open_checkpoint(
         raise CheckpointError(path, faults)
     weights: dict[str, tuple[str, ...]] = {}
     for component in COMPONENTS:
-        weights[component] = weight_files(path / component, component, COMPONENTS[component][1], faults)
+        stem = COMPONENTS[component][1]
+        weights[component] = weight_files(path / component, component, stem, faults, variant=variant, order=order)
         files = {name: path / name for name in weights[component]}
         if files:
             faults += tensor_faults(component, component, configs[component], files)
@@ -163,21 +173,6 @@ def _is_buffer(name: str) -> bool:
     return name.endswith("embeddings.position_ids")  # saved by older transformers, computed by newer ones
 
 
-def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
-    """The file's object. Its faults go to `faults`."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        faults.append(f"{path.parent.name}/{path.name} is missing")
-    except (OSError, ValueError, RecursionError) as error:
-        faults.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
-    else:
-        if isinstance(data, dict):
-            return data
-        faults.append(f"{path.parent.name}/{path.name} holds {type(data).__name__}, expected an object")
-    return {}
-
-
 def _family_faults(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The faults of a model of another family than SD-Turbo's, in words, before hundreds of tensor names."""
     faults: list[str] = []
@@ -207,34 +202,8 @@ def _family_faults(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, 
     return faults + scheduler_faults(configs["scheduler"])
 
 
-def weight_files(directory: Path, label: str, stem: str, faults: list[str]) -> tuple[str, ...]:
-    """The files of weights in `directory`, as label/name. fp32 goes before the fp16 variant, one file before shards."""
-    for variant in ("", ".fp16"):
-        single = f"{stem}{variant}.safetensors"
-        if (directory / single).is_file():
-            return (f"{label}/{single}",)
-        index = directory / f"{stem}.safetensors.index{variant}.json"
-        if index.is_file():
-            named = read_json(index, faults).get("weight_map")
-            if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
-                faults.append(f"{label}: {index.name} has no weight_map of tensor names to files")
-                return ()
-            shards = sorted(set(named.values()))
-            wrong = [shard for shard in shards if Path(shard).name != shard or not (directory / shard).is_file()]
-            faults += [f"{label}: {index.name} names {shard!r}, which is not a file beside it" for shard in wrong]
-            return () if wrong else tuple(f"{label}/{shard}" for shard in shards)
-    pickles = [file.name for ending in ("*.bin", "*.ckpt", "*.pt") for file in sorted(directory.glob(ending))]
-    hint = f". {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
-    faults.append(f"{label}: {stem}.safetensors is missing, as are its fp16 and sharded forms{hint}")
-    return ()
-
-
 def tensor_faults(label: str, component: str, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
     """The faults of the tensors in `files`, by their headers: missing, unknown, of another shape or dtype."""
-    try:
-        expected = expected_shapes(component, config)
-    except Exception as error:  # diffusers and transformers raise whatever their constructors meet
-        return [f"{label}/config.json describes no model: {error}"]
     headers: dict[str, tuple[tuple[int, ...], str]] = {}
     faults: list[str] = []
     for name, file in files.items():
@@ -244,19 +213,43 @@ def tensor_faults(label: str, component: str, config: Mapping[str, Any], files: 
             faults.append(f"{name} is not a whole safetensors file: {error}")
     if faults:
         return faults
+    faults = shape_faults(label, component, config, {name: shape for name, (shape, _) in headers.items()})
+    dtypes = [
+        f"{name} has dtype {dtype}" for name, (_, dtype) in headers.items() if dtype not in ("F32", "F16", "BF16")
+    ]
+    if dtypes:
+        faults.append(f"{label}: {len(dtypes)} tensors that are not F32, F16 or BF16: {listed(dtypes)}")
+    return faults
+
+
+def shape_faults(
+    label: str, component: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """The faults of tensors with these names and shapes: missing, unknown, of another shape."""
+    try:
+        expected = expected_shapes(component, config)
+    except Exception as error:  # diffusers and transformers raise whatever their constructors meet
+        return [f"{label}/config.json describes no model: {error}"]
+    if compiled := [name for name in shapes if COMPILED in name]:
+        return [f"{label}: {compiled_fault(compiled)}"]
     wrong = {
-        "missing tensors": [name for name in expected if name not in headers],
-        "unknown tensors": [name for name in headers if name not in expected],
+        "missing tensors": [name for name in expected if name not in shapes],
+        "unknown tensors": [name for name in shapes if name not in expected],
         "tensors of another shape": [
             f"{name} has shape {shape}, expected {expected[name]}"
-            for name, (shape, _) in headers.items()
+            for name, shape in shapes.items()
             if name in expected and shape != expected[name]
-        ],
-        "tensors that are not F32, F16 or BF16": [
-            f"{name} has dtype {dtype}" for name, (_, dtype) in headers.items() if dtype not in ("F32", "F16", "BF16")
         ],
     }
     return [f"{label}: {len(items)} {what}: {listed(items)}" for what, items in wrong.items() if items]
+
+
+def compiled_fault(names: Sequence[str]) -> str:
+    """The fault of `names`, which have torch.compile's prefix."""
+    return (
+        f"{len(names)} tensors were saved from a module of torch.compile, such as {names[0]}. Save the module that"
+        f" it wraps, or remove {COMPILED} from the names"
+    )
 
 
 def _headers(file: Path, component: str) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:

@@ -1,13 +1,14 @@
-"""Weights from the Hugging Face Hub: one pinned revision, one variant, and only after the licence was accepted."""
+"""Weights from the Hugging Face Hub: one pinned revision, the files that it has, and only after the licence was accepted."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Collection, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -15,11 +16,15 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import BuildError, CheckpointError, LicenceNotAccepted
+from sdturbo_export.weights.checkpoint import COMPONENTS
+from sdturbo_export.weights.tokenizer_files import ONE_FILE, VOCABULARY_FILES
+from sdturbo_export.weights.weight_files import HALF_FIRST, choose, variants
 
 SD_TURBO = "stabilityai/sd-turbo"
 SD_TURBO_REVISION = "b261bac6fd2cf515557d5d0707481eafa0485ec2"
@@ -29,9 +34,9 @@ SD_TURBO_SHA256 = {  # at that revision, variant fp16
     "text_encoder/model.fp16.safetensors": "bc1827c465450322616f06dea41596eac7d493f4e95904dcb51f0fc745c4e13f",
 }
 
-_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-_CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", *(f"{name}/config.json" for name in _WEIGHTS))
-_TOKENIZER_AND_LICENCE = ("tokenizer/*.json", "tokenizer/merges.txt", "LICENSE*")
+_INDEX = "model_index.json"
+_CONFIGS = (_INDEX, "scheduler/scheduler_config.json", *(f"{name}/config.json" for name in COMPONENTS))
+_TOKENIZER, _LICENCE = ("tokenizer/*.json", "tokenizer/merges.txt"), ("LICENSE*", "NOTICE")
 _COMMUNITY_LICENCE = (
     "under the Stability AI Community License (https://stability.ai/license). Commercial use needs registration, and the"
     " licence ends above USD 1M of yearly revenue. Conditions hold if you pass on the weights, an engine made from them or a"
@@ -48,38 +53,85 @@ def download(
     repo_id: str,
     *,
     revision: str | None,
-    variant: str = "fp16",
+    variant: str | None = None,
     accept_license: bool,
     ask: Callable[[str], bool] | None,
 ) -> Path:
-    """The directory of a checkpoint in diffusers' layout, inside the Hub's cache.
+    """The directory of a checkpoint inside the Hub's cache: in diffusers' layout, or with one file in that of ldm.
 
     revision: a commit, 40 hex digits. None stands for the known one of stabilityai/sd-turbo. variant: the middle of the
-    weight files' names, "" for none (stabilityai/sd-turbo has float16 as "fp16" and float32 as ""). ask: puts a
-    question to the user. It is called unless `accept_license`, before any request to the network.
+    weight files' names, "" for none (stabilityai/sd-turbo has float16 as "fp16" and float32 as ""). None takes fp16
+    where it is there. ask: puts a question to the user. It is called unless `accept_license`, before any request to the
+    network.
 
     Raises InvalidRequest for unusable arguments, LicenceNotAccepted, BuildError if the download fails, and
     CheckpointError if files are missing or altered.
     """
     revision = _pinned(repo_id, revision)
-    if not re.fullmatch(r"\w*", variant):
-        raise InvalidRequest(f"Got variant {variant!r}. Expected a word such as fp16, or nothing.")
+    if variant is not None and not re.fullmatch(r"\w*", variant):
+        raise InvalidRequest(f"Got variant {variant!r}. Expected a word such as fp16, or none.")
     _check_licence(repo_id, accept_license, ask)
-    weights = [_weight_files(f"{component}/{name}", variant) for component, name in _WEIGHTS.items()]
-    patterns = [*_CONFIGS, *_TOKENIZER_AND_LICENCE, *chain.from_iterable(weights)]
-    try:
-        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except (OSError, HTTPError, RuntimeError) as error:  # hf_xet, the Hub's transfer library, raises RuntimeError
-        raise BuildError(f"{repo_id}@{revision} cannot be downloaded: {_reason(error)} {_OTHER_WAYS}") from error
-    faults = [f"{name} is missing" for name in _CONFIGS if not (path / name).is_file()]
-    for whole, shards, _ in weights:
-        if not any(path.glob(whole)) and not any(path.glob(shards)):
-            faults.append(f"{whole} and its shards are missing: choose a variant that this revision has")
-    if not faults and (repo_id, revision, variant) == (SD_TURBO, SD_TURBO_REVISION, "fp16"):
+    path = _snapshot(repo_id, revision)
+    _, faults = _wanted(_files(path), HALF_FIRST[0] if variant is None else variant)
+    if faults:
+        try:
+            faults = _fetch(repo_id, revision, variant)
+        except (OSError, HTTPError, RuntimeError) as error:  # hf_xet, the Hub's transfer library, raises RuntimeError
+            _, faults = _wanted(_files(path), variant)
+            if faults:
+                raise BuildError(
+                    f"{repo_id}@{revision} cannot be downloaded: {_reason(error)} {_OTHER_WAYS}"
+                ) from error
+    if not faults and (repo_id, revision) == (SD_TURBO, SD_TURBO_REVISION) and variant in (None, "fp16"):
         faults = _altered(path)
     if faults:
         raise CheckpointError(f"{repo_id}@{revision} in {path}", faults)
     return path
+
+
+def _snapshot(repo_id: str, revision: str) -> Path:
+    """Where the Hub's cache has the revision, or would have it."""
+    return Path(HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "snapshots", revision)
+
+
+def _files(directory: Path) -> list[str]:
+    return [file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()]
+
+
+def _fetch(repo_id: str, revision: str, variant: str | None) -> list[str]:
+    """Download what is not here yet. The faults of a revision that lacks files, of which nothing is downloaded."""
+    wanted, faults = _wanted(HfApi().list_repo_files(repo_id, revision=revision), variant)
+    if not faults:
+        snapshot_download(repo_id, revision=revision, allow_patterns=wanted)
+    return faults
+
+
+def _wanted(names: Collection[str], variant: str | None) -> tuple[list[str], list[str]]:
+    """The files of a checkpoint among a repository's `names`, and the faults of what is not there."""
+    licences = [name for name in names if any(fnmatch(name, pattern) for pattern in _LICENCE)]
+    single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+    if _INDEX not in names and len(single) == 1:
+        return [*single, *licences], []
+    tokenizer = [name for name in names if any(fnmatch(name, pattern) for pattern in _TOKENIZER)]
+    wanted = [*_CONFIGS, *licences, *tokenizer]
+    faults = [f"{name} is missing" for name in _CONFIGS if name not in names]
+    if f"tokenizer/{ONE_FILE}" not in names:
+        faults += [f"tokenizer/{name} is missing" for name in VOCABULARY_FILES if f"tokenizer/{name}" not in names]
+    for component, (_, stem) in COMPONENTS.items():
+        inside = [name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")]
+        offered = variants(stem, inside)
+        chosen, fault = choose(component, offered, variant, HALF_FIRST)
+        files = offered.get(chosen, ())
+        wanted += [f"{component}/{name}" for name in files]
+        faults += [fault] if fault else [f"{component}: shards are missing"] if _is_partial(files) else []
+    return wanted, faults
+
+
+def _is_partial(files: Sequence[str]) -> bool:
+    """Whether these are an index and not all of its shards, whose names end with -of-COUNT.safetensors."""
+    index, *shards = files
+    counts = {int(shard.removesuffix(".safetensors").rpartition("-of-")[2]) for shard in shards}
+    return index.endswith(".json") and counts != {len(shards)}
 
 
 def _pinned(repo_id: str, revision: str | None) -> str:
@@ -107,16 +159,6 @@ def _check_licence(repo_id: str, accept_license: bool, ask: Callable[[str], bool
         terms = f"{repo_id} is under its own licence: read https://huggingface.co/{repo_id}."
     if ask is None or not ask(f"{terms} Do you accept this licence?"):
         raise LicenceNotAccepted(f"{terms} Nothing was downloaded. To accept the licence, pass --accept-license.")
-
-
-def _weight_files(stem: str, variant: str) -> tuple[str, str, str]:
-    """Patterns for the whole file, its shards and their index. Source: diffusers `variant_compatible_siblings`."""
-    infix = f".{variant}" if variant else ""
-    return (
-        f"{stem}{infix}.safetensors",
-        f"{stem}{infix}-?????-of-?????.safetensors",
-        f"{stem}.safetensors.index{infix}.json",
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,9 @@
 """LoRA (low-rank adaptation) files fused into weights before export: W + scale·(alpha/rank)·up@down.
 
 The module knows nothing of graphs or bundles. It understands the key names of kohya's sd-scripts, of diffusers (three
-generations) and of PEFT, for linear layers and convolutions. Names and scaling follow diffusers 0.42
-(`loaders/lora_conversion_utils.py`, `utils/state_dict_utils.py`) and PEFT 0.21 (`tuners/lora/layer.py`, `utils/other.py`).
+generations) and of PEFT, for linear layers and convolutions. PEFT's alpha is in adapter_config.json beside the file.
+Names and scaling follow diffusers 0.42 (`loaders/lora_conversion_utils.py`, `utils/state_dict_utils.py`) and PEFT 0.21
+(`tuners/lora/layer.py`, `utils/other.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sdturbo.errors import InvalidRequest
+from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError, listed
+from sdturbo_export.weights.weight_files import read_json
 
 Weights = Mapping[str, dict[str, torch.Tensor]]
 _Target = tuple[str, str]  # component, name of a module in it
@@ -45,6 +48,14 @@ _OTHER_KINDS = {
 }
 _OTHER_KIND = re.compile(rf".*\.({'|'.join(_OTHER_KINDS)})")
 _CROSS_ATTENTION = re.compile(r".*attn2[._]to_[kv]")
+_ADAPTER = "adapter_config.json"  # PEFT's, beside the file
+_FILES = (
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+)  # in a directory: PEFT's name, diffusers' name
+_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}  # of PEFT's LoraConfig, which a file may leave out
+_PEFT_KINDS = {"LOHA": "LoHa", "LOKR": "LoKr"}
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that move a part of the weight to the adapter
 _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}  # by the width of the text that cross-attention reads
 
 
@@ -54,6 +65,12 @@ class Lora:
 
     path: Path
     scale: float = 1.0
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that decides what is fused: the file, and PEFT's settings beside it."""
+        settings = self.path.with_name(_ADAPTER)
+        return (self.path, settings) if settings.is_file() else (self.path,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +83,19 @@ class _Delta:
 
 
 def parse_lora(text: str) -> Lora:
-    """`file.safetensors` or `file.safetensors:0.8`. The path itself may have colons: the file that exists decides.
+    """`file.safetensors` or `file.safetensors:0.8`, or a directory that PEFT or diffusers wrote in the place of the file.
 
+    The path itself may have colons: the file that exists decides.
     Raises InvalidRequest if there is no such file or the scale is not a finite number.
     """
-    if os.path.isfile(text):  # noqa: PTH113 (False where Path raises: a name that is too long)
-        return Lora(Path(text))
+    if file := _file(text):
+        return Lora(file)
     path, _, number = text.rpartition(":")
-    if not os.path.isfile(path):  # noqa: PTH113
+    file = _file(path)
+    if not file:
         raise InvalidRequest(
-            f"Got LoRA {text!r}: there is no such file. Expected the path of a .safetensors file, followed by :SCALE"
-            " if the scale is not 1, as in style.safetensors:0.8."
+            f"Got LoRA {text!r}: there is no such file. Expected the path of a .safetensors file or of a directory with"
+            f" {' or '.join(_FILES)}, followed by :SCALE if the scale is not 1, as in style.safetensors:0.8."
         )
     try:
         scale = float(number)
@@ -84,7 +103,29 @@ def parse_lora(text: str) -> Lora:
         scale = math.nan
     if not math.isfinite(scale):
         raise InvalidRequest(f"Got scale {number!r} for LoRA {path}. Expected a finite number, as in {path}:0.8.")
-    return Lora(Path(path), scale)
+    return Lora(file, scale)
+
+
+def _file(text: str) -> Path | None:
+    """The LoRA file at that path."""
+    if os.path.isdir(text):  # noqa: PTH112 (False where Path raises: a name that is too long)
+        return next((file for name in _FILES if (file := Path(text, name)).is_file()), None)
+    return Path(text) if os.path.isfile(text) else None  # noqa: PTH113
+
+
+def lora_hashes(loras: Sequence[Lora]) -> dict[str, str]:
+    """sha256 of each of the LoRAs' files by its path."""
+    return {str(file): sha256_file(file) for lora in loras for file in lora.files}
+
+
+def lora_entries(loras: Sequence[Lora], hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What a bundle says of its LoRAs. hashes: see `lora_hashes`."""
+    entries: list[dict[str, Any]] = []
+    for lora in loras:
+        file, *settings = (hashes[str(path)] for path in lora.files)
+        entry = {"file": lora.path.name, "sha256": file, "scale": lora.scale}
+        entries.append(entry | ({"settings_sha256": settings[0]} if settings else {}))
+    return entries
 
 
 def fuse(loras: Sequence[Lora], weights: Weights) -> None:
@@ -162,6 +203,8 @@ def _read(lora: Lora, names: Mapping[str, _Target], weights: Weights) -> tuple[d
 
     deltas: dict[_Target, _Delta] = {}
     faults = _foreign(tensors, weights)
+    if not metadata and len(lora.files) > 1 and any(".lora_A." in key for key in tensors):
+        metadata = _settings(lora.files[1], faults)
     for target, parts in ({} if faults else _sort(tensors, names, faults)).items():
         label, weight, down, up = ".".join(target), _weight(weights, target), parts.get("down"), parts.get("up")
         if down is None or up is None:
@@ -178,6 +221,26 @@ def _read(lora: Lora, names: Mapping[str, _Target], weights: Weights) -> tuple[d
             except (ValueError, TypeError, AttributeError, re.error) as error:
                 faults[f"alpha cannot be used ({error})"].append(label)
     return deltas, [f"{fault}: {listed(places, 3)}" for fault, places in faults.items()]
+
+
+def _settings(file: Path, faults: _Faults) -> dict[str, Any]:
+    """PEFT's settings of an adapter. Those that say more than a LoRA does are faults."""
+    read: list[str] = []
+    settings = _DEFAULTS | read_json(file, read)
+    for fault in read:
+        faults["its settings cannot be used"].append(fault)
+    kind, start = settings["peft_type"], settings.get("init_lora_weights")
+    if kind != "LORA":
+        faults[f"{_PEFT_KINDS.get(kind, kind)} is not supported, only LoRA is"].append(file.name)
+    if settings.get("use_dora"):
+        faults["DoRA is not supported, only LoRA is"].append(file.name)
+    if settings.get("fan_in_fan_out"):
+        faults["fan_in_fan_out is not supported: this model has no layer with transposed weights"].append(file.name)
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        faults[f"init_lora_weights is {start}, which changed the model too: save it converted to a LoRA"].append(
+            file.name
+        )
+    return settings
 
 
 def _foreign(tensors: Mapping[str, torch.Tensor], weights: Weights) -> _Faults:
@@ -220,7 +283,8 @@ def _parse(key: str) -> tuple[str, str]:
     for pattern in _KEYS:
         match = pattern.fullmatch(key)
         if match:
-            return match["module"].replace(".processor.", "."), _PARTS[match["part"]]
+            module = match["module"].removeprefix("base_model.model.").replace(".processor.", ".")  # PEFT's wrapper
+            return module, _PARTS[match["part"]]
     return "", ""
 
 
@@ -239,7 +303,7 @@ def _without_1x1(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _factor(alpha: torch.Tensor | None, rank: int, target: _Target, metadata: Mapping[str, Any]) -> float:
-    """alpha/rank. alpha is the file's tensor, or that of its PEFT metadata, or the rank.
+    """alpha/rank. alpha is the file's tensor, or that of PEFT's settings, or the rank.
 
     Raises ValueError, TypeError, AttributeError or re.error for an alpha that makes no sense.
     """
@@ -248,15 +312,19 @@ def _factor(alpha: torch.Tensor | None, rank: int, target: _Target, metadata: Ma
     def setting(name: str) -> Any:
         return metadata.get(f"{component}.{name}", metadata.get(name))
 
+    def of_module(patterns: str, name: str) -> Any:
+        own = (setting(patterns) or {}).items()
+        return next((value for key, value in own if re.match(rf"(.*\.)?({key})$", module)), setting(name))
+
     divisor = float(rank)
     if alpha is not None:
         if alpha.numel() != 1:
             raise ValueError(f"{alpha.numel()} values instead of one")
         value = alpha.item()
     else:
-        patterns = (setting("alpha_pattern") or {}).items()
-        own = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-        value = next(own, setting("lora_alpha"))
+        value, expected_rank = of_module("alpha_pattern", "lora_alpha"), of_module("rank_pattern", "r")
+        if expected_rank not in (None, rank):
+            raise ValueError(f"its settings say rank {expected_rank}, its matrices have {rank}")
         if value is not None and setting("use_rslora"):
             divisor = math.sqrt(rank)
     factor = 1.0 if value is None else float(value) / divisor

@@ -5,23 +5,16 @@ They draw texture, not pictures. They are for measuring speed, memory and parity
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import zlib
 from collections.abc import Mapping
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from sdturbo_export.errors import BuildError
-from sdturbo_export.exchange import new_directory
 from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
-from sdturbo_export.weights.tokenizer_files import write_vocabulary
+from sdturbo_export.weights.written import new_weights, sd_turbo_config, write_config, write_configs, write_tensors
 
 # changes of the small checkpoint to SD-Turbo's configs. Classes, stages and 512×512 are the same.
 SMALL = {
@@ -45,32 +38,21 @@ def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = 
     seed: another seed gives other weights. small: a few million parameters instead of 1.29 billion. fp16: the weights as
     the `fp16` variant. Weights have variance 1/fan_in, norms lie around 1, so that activations stay near unit variance.
     """
-    try:
-        with new_directory(out) as partial:
-            _write(partial, seed, small=small, fp16=fp16)
-    except (OSError, SafetensorError) as error:
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # its text is a list of copies
-        raise BuildError(
-            f"Cannot write the checkpoint {out}: {reason}. Free some space or choose another place."
-        ) from error
+    with new_weights(out) as partial:
+        _write(partial, seed, small=small, fp16=fp16)
     return out
 
 
 def _write(directory: Path, seed: int, *, small: bool, fp16: bool) -> None:
-    with as_file(files("sdturbo_export").joinpath("configs/sd-turbo")) as configs:
-        shutil.copytree(configs, directory)
-    write_vocabulary(directory / "tokenizer")
+    write_configs(directory)
     (directory / "LICENSE.md").write_text(LICENCE)
-    for component, (_, stem) in COMPONENTS.items():
-        file = directory / component / "config.json"
-        config = json.loads(file.read_bytes())
+    for component in COMPONENTS:
+        config = sd_turbo_config(component)
         if small:
             config |= SMALL[component]
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_config(directory / component, config)
         weights = _draw(component, config, seed, torch.float16 if fp16 else torch.float32)
-        target = directory / component / f"{stem}{'.fp16' if fp16 else ''}.safetensors"
-        save_file(weights, target, metadata={"format": "pt"})
-        shutil.copymode(file, target)  # safetensors makes private files
+        write_tensors(directory / component, component, weights, variant="fp16" if fp16 else None)
 
 
 def _draw(component: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from sdturbo_export.exchange import new_directory
 from sdturbo_export.weights.checkpoint import COMPONENTS, hub_name
-from sdturbo_export.weights.tokenizer_files import write_vocabulary
+from sdturbo_export.weights.tokenizer_files import write_tokenizer
 from training.tiny.captions import COLOUR_WORDS, PLACE_WORDS, SUBJECT_WORDS
 from training.tiny.configs import FILES, tiny_configs
 from training.tiny.model import load_model, load_vae
@@ -39,9 +38,7 @@ def write_checkpoint(out: Path, modules: Mapping[str, nn.Module], *, results: st
     Weights are float16 under the plain names. results: lines of a table for the card, `| what | figure |`.
     """
     with new_directory(out) as partial:
-        with as_file(files("sdturbo_export").joinpath("configs/sd-turbo/tokenizer")) as tokenizer:
-            shutil.copytree(tokenizer, partial / "tokenizer")
-        write_vocabulary(partial / "tokenizer")
+        write_tokenizer(partial / "tokenizer")
         for component, config in tiny_configs().items():
             file = partial / FILES[component]
             file.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sdturbo.tokenizer import PromptTokenizer
-from sdturbo_export.weights.tokenizer_files import BOS, EOS, PAD, tokenizer_json, write_vocabulary
+from sdturbo_export.weights.tokenizer_files import BOS, EOS, PAD, tokenizer_json, write_tokenizer
 from training.tiny.captions import COLOUR_WORDS, PLACE_PHRASES, SUBJECT_WORDS, caption, plural, vocabulary
 from training.tiny.scenes import Combination, Scene
 
@@ -25,7 +25,7 @@ class Prompts:
 
     def __init__(self) -> None:
         with TemporaryDirectory() as folder:
-            write_vocabulary(Path(folder))
+            write_tokenizer(Path(folder))
             text = tokenizer_json(Path(folder))
         self._tokenizer, self._vocabulary = PromptTokenizer(text), Tokenizer.from_str(text).get_vocab()
 
