@@ -20,6 +20,36 @@ from sdturbo_export.graphs.onnxruntime_cuda import write_form
 from sdturbo_export.proof.distance import relative_l2
 from sdturbo_export.rewrites.half import Half
 
+# those of our graphs that the provider has kernels for in float16, by ONNX Runtime's docs/OperatorKernels.md (1.31)
+CUDA_KERNELS = {
+    *(
+        "Add",
+        "BiasGelu",
+        "BiasSplitGelu",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "ConvTranspose",
+        "Div",
+        "Exp",
+        "Expand",
+    ),
+    *("Gather", "GatherND", "Gelu", "GroupNorm", "InstanceNormalization", "LayerNormalization", "MatMul", "Mul"),
+    *(
+        "MultiHeadAttention",
+        "Reshape",
+        "Resize",
+        "Round",
+        "Sigmoid",
+        "SkipGroupNorm",
+        "SkipLayerNormalization",
+        "Slice",
+    ),
+    *("Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
+}
+
 
 def own_operators(graph):
     """How often each operator of ONNX Runtime's own is in the graph, and the biases that convolutions keep."""
@@ -63,6 +93,13 @@ def test_the_form_reads_the_weights_of_the_plain_graph_and_is_small(half_bundle)
         plain = folder / f"{form.name.removesuffix(f'.{ONNXRUNTIME_CUDA}.onnx')}.onnx"
         assert form.stat().st_size < plain.stat().st_size + 50_000
         assert str(folder).encode() not in form.read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_operator_has_a_kernel_of_the_cuda_provider(half_bundle, stage):
+    """A node without one runs on the CPU, and no CUDA graph holds its stage. GroupNormalization was one."""
+    nodes = onnx.load(str(half_bundle.graph(stage, 1, form=ONNXRUNTIME_CUDA)), load_external_data=False).graph.node
+    assert {node.op_type for node in nodes} <= CUDA_KERNELS
 
 
 def test_a_float32_bundle_has_no_such_form(small_bundle, half_bundle):
@@ -157,7 +194,7 @@ def test_norms_add_the_biases_of_convolutions(timed, batch_size, tmp_path):
     assert distance(plain, form, arrays, tmp_path) < 2e-3
 
 
-def test_channels_that_the_kernel_has_no_pairs_of_stay_plain(tmp_path):
+def test_channels_that_the_kernel_has_no_pairs_of_are_spelled_out(tmp_path):
     inputs = {"x": torch.randn(1, 4, 8, 8), "temb": torch.randn(1, 8)}
     plain, form, arrays = formed(Residual(8, timed=False), inputs, tmp_path)
     assert own_operators(form) == ({"SkipGroupNorm": 1}, 3)

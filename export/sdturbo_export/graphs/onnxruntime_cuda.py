@@ -22,7 +22,7 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from sdturbo_export.graphs.conv_bias import norms_add_biases
-from sdturbo_export.graphs.picture_rules import GroupNorm
+from sdturbo_export.graphs.picture_rules import GroupNorm, SingleGroupNorm
 from sdturbo_export.graphs.reading import DOMAIN
 from sdturbo_export.graphs.transformer_rules import Attention, GatedUnit, Gelu, LayerNorm
 
@@ -44,6 +44,7 @@ RULES = (
     ),
     RewriteRuleSet([GroupNorm.rule("sum and GroupNorm", silu=False, skip=True)], commute=True),
     RewriteRuleSet([GroupNorm.rule("GroupNorm", silu=False, skip=False)]),
+    RewriteRuleSet([SingleGroupNorm.rule("GroupNorm of single channels")]),
 )
 
 

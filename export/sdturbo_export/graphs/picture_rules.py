@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleClassBase
 
@@ -65,6 +66,28 @@ class GroupNorm(RewriteRuleClassBase):
         batch_size, channels = shape_of(x)[:2]
         row = op.Reshape(skip, op.Constant(value_ints=[1, channels]))
         return row if batch_size == 1 else op.Expand(row, op.Constant(value_ints=[batch_size, channels]))
+
+
+class SingleGroupNorm(RewriteRuleClassBase):
+    """GroupNormalization that the library's own operator does not take, for its groups have an odd number of channels.
+
+    The provider has no kernel for the standard operator either. It would run on the CPU, and no CUDA graph could hold it. So it
+    is spelled out: (B, C, H, W) -> (B, groups, rest), InstanceNormalization, and back, then times scale, plus bias.
+    """
+
+    def pattern(self, op: Any, x: Any, scale: Any, bias: Any) -> Any:
+        return op.GroupNormalization(x, scale, bias, _allow_other_attributes=True, _outputs=["normed"])
+
+    def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, normed: ir.Value) -> Any:
+        shape, groups = shape_of(x), _groups(normed)
+        rows = op.Reshape(x, op.Constant(value_ints=[shape[0], groups, -1]))
+        ones, zeros = (ir.tensor(np.full(groups, value, np.float16)) for value in (1, 0))
+        even = op.InstanceNormalization(
+            rows, op.Constant(value=ones), op.Constant(value=zeros), epsilon=epsilon_of(normed)
+        )
+        picture = op.Reshape(even, op.Constant(value_ints=list(shape)))
+        each = op.Constant(value_ints=[1, shape[1], 1, 1])
+        return op.Add(op.Mul(picture, op.Reshape(scale, each)), op.Reshape(bias, each))
 
 
 def _groups(normed: ir.Value) -> int:

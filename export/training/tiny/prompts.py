@@ -83,7 +83,9 @@ class Prompts:
 
     def _strangers(self, rng: np.random.Generator, end: int) -> list[str]:
         """1 to end - 1 strange words."""
-        return [str(word) for word in (self.strange[i] for i in rng.integers(len(self.strange), size=rng.integers(1, end)))]
+        return [
+            str(word) for word in (self.strange[i] for i in rng.integers(len(self.strange), size=rng.integers(1, end)))
+        ]
 
     def _is_strange(self, word: str, known: set[int]) -> bool:
         return len(word) > 2 and word.isascii() and word.isalpha() and self._vocabulary[f"{word}</w>"] not in known
