@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.backends.keep import InpaintingRun
+from sdturbo.backends.later import Kind, LaterPrograms
 from sdturbo.backends.protocols import Recorded
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER, Size
@@ -108,8 +109,7 @@ class Pipeline:
                 if (program := backend.program(sessions, rows, image_to_image=from_image)) is not None:
                     self._programs[from_image, rows, batch_size, size] = program
         self._parts: list[Session | Program] = [*made.values(), *self._programs.values()]
-        self._inpainting_programs: dict[tuple[range, bool, int, Size], Program] = {}
-        self._recording_lock = threading.Lock()
+        self._inpainting = LaterPrograms()
         self._image_to_image = image_to_image
         self._prompt_cache: dict[bytes, F32] = {}  # the least recently used first
         self._prompt_lock = threading.Lock()
@@ -117,7 +117,8 @@ class Pipeline:
     @property
     def lost_recordings(self) -> tuple[str, ...]:
         """Titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer."""
-        return tuple(part.title for part in self._parts if isinstance(part, Recorded) and not part.replays)
+        lost = [part.title for part in self._parts if isinstance(part, Recorded) and not part.replays]
+        return (*lost, *self._inpainting.lost)
 
     def __call__(
         self,
@@ -179,8 +180,8 @@ class Pipeline:
                 "cancel": cancel,
             }
         )
-        if self._programs and job.is_uninterrupted:
-            return self._draw(job)
+        if self._programs and job.is_uninterrupted and (programs := self._programs_for(job)) is not None:
+            return self._draw(job, programs)
         return self._decode(self._denoise(self._encode_text(self._encode_image(job))))
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> F32:
@@ -314,14 +315,13 @@ class Pipeline:
                     job.images = job.inpainting.finished(job.images)
         return finish(job, self.bundle, self.backend, self.lost_recordings)
 
-    def _draw(self, job: Job) -> Result:
-        """All stages at once, batch by batch, where the backend keeps tensors on its device."""
+    def _draw(self, job: Job, programs: Sequence[Program]) -> Result:
+        """All stages at once, batch by batch, where the backend keeps tensors on its device. programs: one per batch."""
         images: list[NDArray[np.uint8]] = []
         given = job.start
         if job.inpainting is not None:
             given = given | {"mask": job.inpainting.masks()}
-        for batch_size, rows in self._batches(len(job.seeds)):
-            program = self._program(job, batch_size)
+        for program, (_, rows) in zip(programs, self._batches(len(job.seeds)), strict=True):
             with job.clock.part("engines"):
                 input_ids = np.concatenate([job.tokens[row // job.images_per_prompt].input_ids for row in rows])
                 start = {name: np.stack([values[row] for row in rows]) for name, values in given.items()}
@@ -335,25 +335,26 @@ class Pipeline:
                 job.images = job.inpainting.finished(job.images)
         return finish(job, self.bundle, self.backend, self.lost_recordings)
 
-    def _program(self, job: Job, batch_size: int) -> Program:
-        """The recording of such requests. Those of inpainting are made when they are first asked for."""
+    def _programs_for(self, job: Job) -> list[Program] | None:
+        """The recordings of such a request, one per batch. None if one of them cannot be made."""
+        sizes = [batch_size for batch_size, _ in self._batches(len(job.seeds))]
         if job.inpainting is None:
-            return self._programs[job.image is not None, job.rows, batch_size, job.size]
-        key = (job.rows, job.inpainting.pure, batch_size, job.size)
-        if key not in self._inpainting_programs:
-            with self._recording_lock:
-                if key not in self._inpainting_programs:
-                    with job.clock.part("recording"):
-                        self._inpainting_programs[key] = self._record_inpainting(*key)
-        return self._inpainting_programs[key]
+            return [self._programs[job.image is not None, job.rows, batch_size, job.size] for batch_size in sizes]
+        kinds = [Kind(job.rows, job.inpainting.pure, batch_size, job.size) for batch_size in sizes]
+        if all(kind in self._inpainting for kind in kinds):
+            programs = [self._inpainting.of(kind, self._record_inpainting) for kind in kinds]
+        else:
+            with job.clock.part("recording"):
+                programs = [self._inpainting.of(kind, self._record_inpainting) for kind in kinds]
+        made = [program for program in programs if program is not None]
+        return made if len(made) == len(kinds) else None
 
-    def _record_inpainting(self, rows: range, pure: bool, batch_size: int, size: Size) -> Program:
-        steps = [self.bundle.schedule[row] for row in rows]
-        run = InpaintingRun((steps[0].sigma, *(step.sigma_next for step in steps)), pure)
-        sessions = {name: self._sessions[name, batch_size, size] for name in self._stages[size]}
-        program = self.backend.program(sessions, rows, image_to_image=True, inpainting=run)
+    def _record_inpainting(self, kind: Kind) -> Program:
+        steps = [self.bundle.schedule[row] for row in kind.rows]
+        run = InpaintingRun((steps[0].sigma, *(step.sigma_next for step in steps)), kind.pure)
+        sessions = {name: self._sessions[name, kind.batch_size, kind.size] for name in self._stages[kind.size]}
+        program = self.backend.program(sessions, kind.rows, image_to_image=True, inpainting=run)
         assert program is not None  # the backend joins image-to-image
-        self._parts.append(program)
         return program
 
     def _run(self, size: Size, stage: str, batched: dict[str, Any], **scalars: Any) -> NDArray[Any]:

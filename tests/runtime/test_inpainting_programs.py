@@ -12,7 +12,7 @@ import pytest
 from imitation.cuda import Error
 from imitation.plans import with_plans
 
-from sdturbo import BackendUnavailable, Bundle, Cancelled, Pipeline
+from sdturbo import Bundle, Cancelled, Pipeline
 from sdturbo.backends.keep import KEEP, keep
 from sdturbo.backends.null import NullBackend, NullQueue
 from sdturbo.backends.nvidia import onnxruntime as cuda
@@ -92,13 +92,13 @@ def test_an_encoder_with_one_noise_inpaints_too(make_bundle, posterior):
 
 def test_load_records_no_inpainting_and_the_first_request_of_a_kind_does(bundle):
     pipe = Pipeline(bundle, NullBackend("null:0"))
-    assert pipe._inpainting_programs == {}
+    assert len(pipe._inpainting) == 0
     first = pipe("a cat", PICTURE, **options(4, 0.5))
-    assert len(pipe._inpainting_programs) == 1
+    assert len(pipe._inpainting) == 1
     assert "recording" in first.timings
     assert "recording" not in pipe("a dog", PICTURE, **options(4, 0.5, seed=8)).timings
     pipe("a cat", PICTURE, **options(4, 0.5, num_images_per_prompt=2))
-    assert len(pipe._inpainting_programs) == 2
+    assert len(pipe._inpainting) == 2
 
 
 def test_threads_share_one_recording_and_get_their_own_pictures(bundle, monkeypatch):
@@ -138,13 +138,23 @@ def test_the_kernel_is_freed_with_the_pipeline(planned, nvidia):
 @pytest.mark.parametrize(
     ("call", "words"), [("cuModuleLoadData", "does not load"), ("cuLaunchKernel", "failed to launch")]
 )
-def test_a_kernel_that_the_driver_refuses_is_a_typed_error(planned, nvidia, monkeypatch, call, words):
+def test_where_the_driver_refuses_the_kernel_the_stages_inpaint_one_by_one(
+    planned, nvidia, monkeypatch, caplog, call, words
+):
     import cuda.bindings
 
     pipe = Pipeline.load(planned.path, "tensorrt")
     monkeypatch.setitem(cuda.bindings.driver.fail, call, Error.cudaErrorIllegalState)
-    with pytest.raises(BackendUnavailable, match=f"cuda:0 {words} the kernel of inpainting: cudaErrorIllegalState"):
-        pipe("a cat", PICTURE, **options(1, 1.0))
+    result = pipe("a cat", PICTURE, **options(1, 1.0))
+    assert f"cuda:0 {words} the kernel of inpainting: cudaErrorIllegalState" in caplog.text
+    title = "inpainting from row 0 to 0 of the schedule, at batch size 1 and 64x64 pixels"
+    assert result.lost_recordings == [title]
+    assert pipe.lost_recordings == (title,)
+    expected = Pipeline.load(planned.path, "onnxruntime")("a cat", PICTURE, **options(1, 1.0))
+    assert np.array_equal(result.images, expected.images)
+    caplog.clear()
+    assert np.array_equal(pipe("a cat", PICTURE, **options(1, 1.0)).images, expected.images)
+    assert caplog.text == ""  # not tried again
 
 
 def test_cancelled_before_its_recording_nothing_is_recorded(bundle):
@@ -152,7 +162,7 @@ def test_cancelled_before_its_recording_nothing_is_recorded(bundle):
     stop.set()
     with pytest.raises(Cancelled):
         pipe("a cat", PICTURE, **options(1, 1.0, cancel=stop))
-    assert pipe._inpainting_programs == {}
+    assert len(pipe._inpainting) == 0
 
 
 def test_nothing_is_allocated_once_it_is_recorded(bundle, monkeypatch):

@@ -28,7 +28,7 @@ class Engine(Protocol):
     """A compiled stage.
 
     lock: held during a run. Engines that cannot run at the same time share it. recordable: whether a recording of it is
-    worth something. It is not where a library launches plainly inside.
+    worth something. A library that launches plainly inside makes it worthless.
     """
 
     @property

@@ -188,7 +188,7 @@ class OrtGpuBackend:
     def _compile(
         self, model: str | bytes, name: str, providers: list[tuple[str, dict[str, str]]]
     ) -> tuple[InferenceSession, bool]:
-        """A session, and whether it may record CUDA graphs. model: an ONNX file, or what would stand in one."""
+        """A session, and whether it may record CUDA graphs. model: an ONNX file, or its bytes."""
         session_options = self._ort.SessionOptions()
         session_options.log_severity_level = 4  # errors are raised
         # shapes are static, so that the second run would take one block beside the tensors of the first
