@@ -25,6 +25,6 @@ The steps of `make tiny`, in their order:
    part for start pictures, `sharpness` for fine detail.
    `checkpoint_writer` then runs once more and puts the figures into the card.
 
-The trainings stand on `training` (clock, step, saved state, log), `optimizer`, `configs`, `pixels` and `charts`.
+The trainings stand on `training` (clock, step, saved state, log), `hardware`, `optimizer`, `configs`, `pixels` and `charts`.
 An interrupted run goes on where it was stopped.
 """
