@@ -129,10 +129,11 @@ def lora_entries(loras: Sequence[Lora], hashes: Mapping[str, str]) -> list[dict[
 
 
 def fuse(loras: Sequence[Lora], weights: Weights) -> None:
-    """Replace the entries of `weights` that the LoRAs change by new tensors of the same dtype and shape.
+    """Replace the entries of `weights` that the LoRAs change by new float32 tensors of the same shape.
 
     weights: {"unet": state dict, "text_encoder": state dict} with the Hub's names (`text_model.` included). The tensors
-    in it are only read. The sum over all LoRAs is taken in float32, in their order, and rounded once.
+    in it are only read. The sum over all LoRAs is taken in float32, in their order, and is not rounded to the dtype of the
+    files: in bfloat16 much of a LoRA is smaller than half a step.
     Raises CheckpointError with all faults of all files. Then nothing is changed.
     """
     names = _names(weights)
@@ -158,7 +159,7 @@ def _add(weight: torch.Tensor, deltas: Sequence[_Delta]) -> torch.Tensor:
     for delta in deltas:
         product = delta.up.float().flatten(1) @ delta.down.float().flatten(1)
         total = total + delta.factor * product.view(weight.shape)
-    return total.to(weight.dtype)
+    return total
 
 
 def _names(weights: Weights) -> dict[str, _Target]:
