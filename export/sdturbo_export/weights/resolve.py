@@ -76,7 +76,10 @@ def resolve(
             " id such as stabilityai/sd-turbo."
         )
     checkpoint = dataclasses.replace(checkpoint, loras=tuple(loras), name=name or checkpoint.name)
-    return with_decoder(checkpoint, decoder_directory(decoder, checkpoints)) if decoder else checkpoint
+    if decoder is None:
+        return checkpoint
+    directory, decoder_variant = decoder_directory(decoder, checkpoints)
+    return with_decoder(checkpoint, directory, variant=decoder_variant)
 
 
 def _local(path: Path, checkpoints: Path, variant: str | None) -> Checkpoint:
