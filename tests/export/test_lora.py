@@ -414,7 +414,7 @@ def test_truncated_file_and_directory_are_refused(weights: Weights, models: Weig
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": 3}', '{"lora_alpha": "x"}']
+    "text", ["{", "[" * 10**5, "[1]", '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": 3}', '{"lora_alpha": "x"}']
 )
 def test_broken_metadata_are_a_fault(weights: Weights, models: Weights, tmp_path: Path, text: str) -> None:
     save_file(good(models), tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": text})

@@ -108,10 +108,12 @@ def test_settings_of_peft_are_not_those_of_another_trainers_file(tmp_path):
         ({"peft_type": "LOHA"}, "LoHa is not supported"),
         ({"peft_type": "LOKR"}, "LoKr is not supported"),
         ({"peft_type": "IA3"}, "IA3 is not supported"),
+        ({"peft_type": ["LORA"]}, r"\['LORA'\] is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is not supported"),
         ({"r": 8}, r"alpha cannot be used \(its settings say rank 8, its matrices have 4\)"),
         ({"lora_alpha": "x"}, "alpha cannot be used"),
+        ({"lora_alpha": 10**400}, "alpha cannot be used"),
     ],
 )
 def test_settings_that_say_more_than_a_lora_are_refused(tmp_path, config, message):

@@ -195,7 +195,7 @@ def _read(lora: Lora, names: Mapping[str, _Target], weights: Weights) -> tuple[d
         return {}, [f"not a safetensors file ({error}). Pickle (.ckpt, .pt, .bin) is never loaded: convert it first"]
     except OSError as error:
         return {}, [f"cannot be read: {error}"]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, [f"its lora_adapter_metadata is not JSON: {error}"]
     if not tensors:
         return {}, ["holds no tensors"]
@@ -219,7 +219,7 @@ def _read(lora: Lora, names: Mapping[str, _Target], weights: Weights) -> tuple[d
             try:
                 factor = _factor(parts.get("alpha"), down.shape[0], target, metadata)
                 deltas[target] = _Delta(down, up, lora.scale * factor)
-            except (ValueError, TypeError, AttributeError, re.error) as error:
+            except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
                 faults[f"alpha cannot be used ({error})"].append(label)
     return deltas, [f"{fault}: {listed(places, 3)}" for fault, places in faults.items()]
 
@@ -230,7 +230,7 @@ def _settings(file: Path, faults: _Faults) -> dict[str, Any]:
     settings = _DEFAULTS | read_json(file, read)
     for fault in read:
         faults["its settings cannot be used"].append(fault)
-    kind, start = settings["peft_type"], settings.get("init_lora_weights")
+    kind, start = str(settings["peft_type"]), settings.get("init_lora_weights")
     if kind != "LORA":
         faults[f"{_PEFT_KINDS.get(kind, kind)} is not supported, only LoRA is"].append(file.name)
     if settings.get("use_dora"):
@@ -306,7 +306,7 @@ def _without_1x1(tensor: torch.Tensor) -> tuple[int, ...]:
 def _factor(alpha: torch.Tensor | None, rank: int, target: _Target, metadata: Mapping[str, Any]) -> float:
     """alpha/rank. alpha is the file's tensor, or that of PEFT's settings, or the rank.
 
-    Raises ValueError, TypeError, AttributeError or re.error for an alpha that makes no sense.
+    Raises ValueError, TypeError, AttributeError, OverflowError or re.error for an alpha that makes no sense.
     """
     component, module = target
 
