@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sdturbo_export.weights.checkpoint import Checkpoint
 
 MODEL_HELP = (
-    "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, a safetensors file in ldm's"
-    " layout, or a Hub id."
+    "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, a safetensors file in the"
+    " layout of latent diffusion (as from Civitai), or a Hub id."
 )
 
 model_option = click.option("--model", required=True, help=MODEL_HELP)

@@ -1,4 +1,4 @@
-"""One file in ldm's layout gives the checkpoint in diffusers' layout that it was made from."""
+"""One file in the layout of ldm (latent diffusion) gives the checkpoint in diffusers' layout that it was made from."""
 
 import re
 from pathlib import Path

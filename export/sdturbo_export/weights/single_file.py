@@ -1,4 +1,4 @@
-"""One safetensors file in the layout of ldm, Stability's first code, as Civitai and ComfyUI have them.
+"""One safetensors file in the layout of ldm (latent diffusion), CompVis' first code, as Civitai and ComfyUI have them.
 
 It becomes a checkpoint in diffusers' layout by diffusers' own conversion. The file says nothing of heads, scheduler or
 prediction, so it is read as SD-Turbo's architecture, that of SD 2.1. The numbers of layers are read off its keys.
