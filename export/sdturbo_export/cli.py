@@ -280,7 +280,7 @@ def trt(bundle: Path, library_name: str | None, workspace: Path, as_json: bool, 
 
 def _resolve(model: str, workspace: Path, loras: Sequence[str] = (), **source: Any) -> Checkpoint:
     """The checkpoint `model`. loras: as on the command line. source: more of the arguments of `resolve`."""
-    from sdturbo_export.weights.lora import parse_lora
+    from sdturbo_export.weights.lora_files import parse_lora
     from sdturbo_export.weights.resolve import resolve
 
     return resolve(model, workspace / "checkpoints", loras=[parse_lora(text) for text in loras], **source)

@@ -21,7 +21,8 @@ import sdturbo_export
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.weights.checkpoint import Checkpoint, open_checkpoint
-from sdturbo_export.weights.lora import Lora, fuse, parse_lora
+from sdturbo_export.weights.lora import fuse
+from sdturbo_export.weights.lora_files import Lora, parse_lora
 
 Weights = dict[str, dict[str, torch.Tensor]]
 

@@ -14,7 +14,7 @@ from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.weights.autoencoder_tiny import with_decoder
 from sdturbo_export.weights.checkpoint import Checkpoint, open_checkpoint
-from sdturbo_export.weights.lora import Lora
+from sdturbo_export.weights.lora_files import Lora
 from sdturbo_export.weights.seeded import write_seeded
 from sdturbo_export.weights.taesd import decoder_directory
 from sdturbo_export.weights.weight_files import HALF_FIRST, PICKLES, WHOLE_FIRST, pickle_fault, single_file
