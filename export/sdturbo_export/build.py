@@ -40,7 +40,7 @@ from sdturbo_export.stage_store.graphs import write_graphs
 from sdturbo_export.stages import StageDefinition, stage_definitions
 from sdturbo_export.tensorrt.plan_writer import keep_plans, locked
 from sdturbo_export.weights.checkpoint import Checkpoint
-from sdturbo_export.weights.lora import lora_hashes
+from sdturbo_export.weights.lora_files import lora_hashes
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 _DEFAULT = BuildOptions()

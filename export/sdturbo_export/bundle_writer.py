@@ -24,7 +24,7 @@ from sdturbo_export.proof.golden import GOLDEN
 from sdturbo_export.stage_store import StoredStage
 from sdturbo_export.stages import stage_definitions
 from sdturbo_export.weights.checkpoint import Checkpoint
-from sdturbo_export.weights.lora import lora_entries
+from sdturbo_export.weights.lora_files import lora_entries
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sdturbo_export.weights.checkpoint import Checkpoint
 
 MODEL_HELP = (
-    "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, a safetensors file in ldm's"
-    " layout, or a Hub id."
+    "tiny, small, seeded (full size), small:SEED, seeded:SEED, the directory of a checkpoint, a safetensors file in the"
+    " layout of latent diffusion (as from Civitai), or a Hub id."
 )
 
 model_option = click.option("--model", required=True, help=MODEL_HELP)
@@ -280,7 +280,7 @@ def trt(bundle: Path, library_name: str | None, workspace: Path, as_json: bool, 
 
 def _resolve(model: str, workspace: Path, loras: Sequence[str] = (), **source: Any) -> Checkpoint:
     """The checkpoint `model`. loras: as on the command line. source: more of the arguments of `resolve`."""
-    from sdturbo_export.weights.lora import parse_lora
+    from sdturbo_export.weights.lora_files import parse_lora
     from sdturbo_export.weights.resolve import resolve
 
     return resolve(model, workspace / "checkpoints", loras=[parse_lora(text) for text in loras], **source)

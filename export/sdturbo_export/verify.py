@@ -49,7 +49,7 @@ def verify_bundle(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[Lin
         )
     yield _line("files", True, f"{len(bundle.files)} files whole and unaltered", "sha256 of bundle.json")
     if checkpoint is not None:
-        from sdturbo_export.weights.lora import lora_entries, lora_hashes
+        from sdturbo_export.weights.lora_files import lora_entries, lora_hashes
 
         hashes = checkpoint.hashes()
         yield _line(

@@ -1,5 +1,5 @@
-"""A checkpoint's tensors under ldm's names: the inverse of the key map, after diffusers' script for that direction
-(scripts/convert_diffusers_to_original_stable_diffusion.py) with open_clip's names for the text encoder."""
+"""A checkpoint's tensors under the names of ldm (latent diffusion): the inverse of the key map, after diffusers' script for
+that direction (scripts/convert_diffusers_to_original_stable_diffusion.py) with open_clip's names for the text encoder."""
 
 import re
 

@@ -30,7 +30,7 @@ from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof import distance
 from sdturbo_export.tensorrt.plan_writer import add_plans, plan_name
 from sdturbo_export.weights.checkpoint import open_checkpoint
-from sdturbo_export.weights.lora import Lora
+from sdturbo_export.weights.lora_files import Lora
 
 STAGES = ("text_encoder", "denoiser", "decoder", "encoder")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -12,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sdturbo_export
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.weights.lora import Lora, fuse, parse_lora
+from sdturbo_export.weights.checkpoint import Checkpoint, open_checkpoint
+from sdturbo_export.weights.lora import fuse
+from sdturbo_export.weights.lora_files import Lora, parse_lora
 
 Weights = dict[str, dict[str, torch.Tensor]]
 
@@ -100,7 +103,7 @@ def check_layer(base: torch.Tensor, fused: torch.Tensor, down: torch.Tensor, up:
 
     x = torch.randn(3, base.shape[1], *(5 for _ in base.shape[2:]))
     expected = layer(x, base) + factor * layer(layer(x, as_layer(down)), as_layer(up))
-    assert fused.dtype == base.dtype
+    assert fused.dtype == torch.float32
     torch.testing.assert_close(layer(x, fused), expected, rtol=1e-4, atol=1e-4)
     assert not torch.equal(fused, base)
 
@@ -222,7 +225,7 @@ def test_alpha(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_several_files_add_up_and_are_rounded_once(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_several_files_add_up_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     base = torch.randn(6, 5).to(dtype)
     before = base.clone()
     weights = {"unet": {"a.to_q.weight": base}, "text_encoder": {}}
@@ -234,9 +237,22 @@ def test_several_files_add_up_and_are_rounded_once(tmp_path: Path, dtype: torch.
         expected += 0.1 * (i + 1) * (up.double() @ down.double())
     fuse(loras, weights)
     fused = weights["unet"]["a.to_q.weight"]
-    assert fused.dtype == dtype
-    torch.testing.assert_close(fused.double(), expected, rtol=torch.finfo(dtype).eps / 2, atol=1e-5)
+    assert fused.dtype == torch.float32
+    torch.testing.assert_close(fused.double(), expected, rtol=torch.finfo(torch.float32).eps, atol=1e-6)
     assert torch.equal(base, before)
+
+
+def test_a_bfloat16_checkpoint_is_fused_as_in_float32(
+    small_checkpoint: Checkpoint, copied: Path, tmp_path: Path
+) -> None:
+    file = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.bfloat16() for name, value in small_checkpoint.state_dict("unet").items()}, file)
+    base = load_file(file)[f"{TO_Q}.weight"].float()
+    down, up = (0.003 * half for half in pair(base))  # of a real LoRA's size: below a step of bfloat16
+    lora = Lora(write(tmp_path / "a.safetensors", dict(zip(STYLES["kohya"]("unet", TO_Q), (down, up), strict=True))))
+    checkpoint = dataclasses.replace(open_checkpoint(copied), loras=(lora,))
+    fused = checkpoint.module("unet").get_parameter(f"{TO_Q}.weight")
+    torch.testing.assert_close(fused.detach(), base + up @ down, rtol=0, atol=1e-6)
 
 
 def test_no_lora_changes_nothing(weights: Weights, models: Weights) -> None:
@@ -399,7 +415,7 @@ def test_truncated_file_and_directory_are_refused(weights: Weights, models: Weig
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": 3}', '{"lora_alpha": "x"}']
+    "text", ["{", "[" * 10**5, "[1]", '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": 3}', '{"lora_alpha": "x"}']
 )
 def test_broken_metadata_are_a_fault(weights: Weights, models: Weights, tmp_path: Path, text: str) -> None:
     save_file(good(models), tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": text})
@@ -407,15 +423,15 @@ def test_broken_metadata_are_a_fault(weights: Weights, models: Weights, tmp_path
         fuse([Lora(tmp_path / "a.safetensors")], weights)
 
 
-def test_overflow_of_half_precision_is_a_fault(tmp_path: Path) -> None:
+def test_overflow_is_a_fault(tmp_path: Path) -> None:
     base = torch.ones(4, 4, dtype=torch.float16)
     weights = {"unet": {"a.to_q.weight": base}, "text_encoder": {}}
     halves = {"a.to_q.lora_A.weight": torch.ones(1, 4), "a.to_q.lora_B.weight": torch.ones(4, 1)}
     path = write(tmp_path / "a.safetensors", halves)
     with pytest.raises(
-        CheckpointError, match=r"a\.safetensors:1e\+06: weights overflow, use smaller scales: unet\.a\.to_q"
+        CheckpointError, match=r"a\.safetensors:1e\+39: weights overflow, use smaller scales: unet\.a\.to_q"
     ):
-        fuse([Lora(path, 1e6)], weights)
+        fuse([Lora(path, 1e39)], weights)
     assert weights["unet"]["a.to_q.weight"] is base
 
 

@@ -12,7 +12,8 @@ from sdturbo_export import stage_store
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.stages import stage_definitions
-from sdturbo_export.weights.lora import Lora, fuse, lora_entries, lora_hashes, parse_lora
+from sdturbo_export.weights.lora import fuse
+from sdturbo_export.weights.lora_files import Lora, lora_entries, lora_hashes, parse_lora
 from sdturbo_export.weights.resolve import resolve
 
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -90,6 +91,7 @@ def test_settings_in_the_file_itself_come_first(tmp_path):
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path), path, metadata={"lora_adapter_metadata": json.dumps({"lora_alpha": 4})})
     torch.testing.assert_close(fused(Lora(path))[0], product(folder))
+    assert lora_hashes([Lora(path)]).keys() == {str(path)}
 
 
 def test_settings_of_peft_are_not_those_of_another_trainers_file(tmp_path):
@@ -99,6 +101,7 @@ def test_settings_of_peft_are_not_those_of_another_trainers_file(tmp_path):
     down, up = torch.randn(RANK, 5), torch.randn(6, RANK)
     save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, kohya)
     torch.testing.assert_close(fused(Lora(kohya))[0], up @ down)
+    assert lora_hashes([Lora(kohya)]).keys() == {str(kohya)}
 
 
 @pytest.mark.parametrize(
@@ -108,10 +111,12 @@ def test_settings_of_peft_are_not_those_of_another_trainers_file(tmp_path):
         ({"peft_type": "LOHA"}, "LoHa is not supported"),
         ({"peft_type": "LOKR"}, "LoKr is not supported"),
         ({"peft_type": "IA3"}, "IA3 is not supported"),
+        ({"peft_type": ["LORA"]}, r"\['LORA'\] is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is not supported"),
         ({"r": 8}, r"alpha cannot be used \(its settings say rank 8, its matrices have 4\)"),
         ({"lora_alpha": "x"}, "alpha cannot be used"),
+        ({"lora_alpha": 10**400}, "alpha cannot be used"),
     ],
 )
 def test_settings_that_say_more_than_a_lora_are_refused(tmp_path, config, message):

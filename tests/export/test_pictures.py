@@ -15,7 +15,7 @@ from sdturbo_export.build import build
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.diffusers_reference import Asked, draw
 from sdturbo_export.verify import verify_bundle
-from sdturbo_export.weights.lora import Lora
+from sdturbo_export.weights.lora_files import Lora
 
 BACKENDS = ("onnxruntime", "openvino")
 

@@ -1,4 +1,4 @@
-"""One file in ldm's layout gives the checkpoint in diffusers' layout that it was made from."""
+"""One file in the layout of ldm (latent diffusion) gives the checkpoint in diffusers' layout that it was made from."""
 
 import re
 from pathlib import Path
@@ -167,6 +167,26 @@ REFUSED = {
     "inpainting": (
         lambda t: t.update({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)}),
         "takes 9 channels, expected 4: this is a model for inpainting",
+    ),
+    "a first convolution of one dimension": (
+        lambda t: t.update({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4)}),
+        r"input_blocks\.0\.0\.weight has shape \(4,\), expected the four dimensions of a convolution",
+    ),
+    "a scalar for cross-attention": (
+        lambda t: t.update({TO_K: torch.tensor(1.0)}),
+        r"UNet: 1 tensors of another shape: .*attn2\.to_k\.weight has shape \(\)",
+    ),
+    "scalars for cross-attention": (
+        lambda t: t.update({key: torch.tensor(1.0) for key in t if key.endswith("attn2.to_k.weight")}),
+        "a UNet that reads text of no width, SD 2.1's is 64",
+    ),
+    "scalars that diffusers reads the shapes of": (
+        lambda t: t.update({key: torch.tensor(1.0) for key in t if key.endswith(("to_k.weight", "blocks.0.0.weight"))}),
+        "a UNet that reads text of no width, SD 2.1's is 64",
+    ),
+    "a text encoder's matrix of one dimension": (
+        lambda t: t.update({key: torch.ones(4) for key in t if key.endswith("in_proj_weight")}),
+        "text encoder: its tensors cannot be converted: IndexError: ",
     ),
     "v": (lambda t: t.update({"v_pred": torch.ones(0)}), "predicts v"),
     "unCLIP": (

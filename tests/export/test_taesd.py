@@ -117,6 +117,29 @@ def test_a_file_in_diffusers_layout_is_its_directory(small_path, tmp_path):
     assert resolve(str(small_path), tmp_path, decoder=file).decoder == tmp_path / "t"
 
 
+@pytest.mark.parametrize("name", ["taesd_decoder.safetensors", "taesd_encoder.safetensors"])
+def test_an_original_file_is_read_with_diffusers_files_beside_it(small_path, tmp_path, folder, modules, name):
+    AutoencoderTiny(encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4).save_pretrained(folder)
+    assert check(small_path, tmp_path, folder / name, modules).decoder != folder
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_a_named_file_in_diffusers_layout_is_the_one_that_is_read(small_path, tmp_path, variant):
+    decoder = AutoencoderTiny(encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4)
+    decoder.save_pretrained(tmp_path / "t")
+    decoder.half().save_pretrained(tmp_path / "t", variant="fp16")
+    name = f"diffusion_pytorch_model{'.' * bool(variant)}{variant}.safetensors"
+    checkpoint = resolve(str(small_path), tmp_path, decoder=tmp_path / "t" / name)
+    assert checkpoint.weights["vae"] == (f"decoder/{name}",)
+
+
+def test_a_pickle_in_diffusers_layout_is_not_replaced_by_its_neighbour(small_path, tmp_path):
+    AutoencoderTiny().save_pretrained(tmp_path / "t")
+    (tmp_path / "t" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin is a pickle"):
+        resolve(str(small_path), tmp_path, decoder=tmp_path / "t" / "diffusion_pytorch_model.bin")
+
+
 def test_what_is_no_taesd_is_said(small_path, tmp_path, folder):
     def refused(path, message):
         with pytest.raises(CheckpointError, match=message):

@@ -97,6 +97,17 @@ def test_a_broken_file_is_a_fault(copied, text):
         open_checkpoint(copied)
 
 
+@pytest.mark.parametrize("names", [["pad_token"], ["bos_token"], ["eos_token"], ["bos_token", "pad_token"]])
+def test_a_missing_token_is_a_fault_in_words(copied, names):
+    settings = copied / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | dict.fromkeys(names)))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(copied)
+    assert [fault.partition(",")[0] for fault in caught.value.faults] == [
+        f"tokenizer/tokenizer_config.json: {name} is null" for name in names
+    ]
+
+
 def test_no_form_at_all_is_one_fault(copied):
     for name in ("vocab.json", "merges.txt"):
         (copied / "tokenizer" / name).unlink()

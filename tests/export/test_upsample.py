@@ -21,7 +21,7 @@ from sdturbo_export.options import BuildOptions
 from sdturbo_export.rewrites import rewrites_of
 from sdturbo_export.rewrites.upsample import MIN_CHANNELS, REWRITE, PhaseUpsample, phase_upsampling
 from sdturbo_export.stages import example_inputs, graph_module, stage_definitions
-from sdturbo_export.weights.lora import Lora
+from sdturbo_export.weights.lora_files import Lora
 
 SHAPES = [(1, 32, 8, 8, 32), (2, 32, 5, 9, 48), (1, 64, 1, 3, 32)]  # batch, channels, height, width, channels out
 

@@ -30,8 +30,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    """The checkpoint with the AutoencoderTiny of `directory` as its decoder and encoder.
+def with_decoder(checkpoint: Checkpoint, directory: Path, *, variant: str | None = None) -> Checkpoint:
+    """The checkpoint with the AutoencoderTiny of `directory` as its decoder and encoder. variant: see `weight_files`.
 
     Raises CheckpointError with all faults. There may be no such directory, another class, other channels, other tensors.
     """
@@ -45,7 +45,7 @@ def with_decoder(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     faults = faults or _config_faults(config)
     if faults:
         raise CheckpointError(directory, faults)
-    names = weight_files(directory, "decoder", "diffusion_pytorch_model", faults)
+    names = weight_files(directory, "decoder", "diffusion_pytorch_model", faults, variant=variant)
     replaced = dataclasses.replace(
         checkpoint,
         configs={**checkpoint.configs, "vae": config},

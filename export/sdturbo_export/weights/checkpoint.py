@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError, listed
-from sdturbo_export.weights.lora import Lora, fuse
+from sdturbo_export.weights.lora import fuse
+from sdturbo_export.weights.lora_files import Lora
 from sdturbo_export.weights.schedule import Schedule, is_number, schedule_from_config, scheduler_faults
 from sdturbo_export.weights.tokenizer_files import tokenizer_faults
 from sdturbo_export.weights.weight_files import WHOLE_FIRST, read_json, weight_files

@@ -57,7 +57,7 @@ def download(
     accept_license: bool,
     ask: Callable[[str], bool] | None,
 ) -> Path:
-    """The directory of a checkpoint inside the Hub's cache: in diffusers' layout, or with one file in that of ldm.
+    """The directory of a checkpoint inside the Hub's cache: in diffusers' layout, or with one file in latent diffusion's.
 
     revision: a commit, 40 hex digits. None stands for the known one of stabilityai/sd-turbo. variant: the middle of the
     weight files' names, "" for none (stabilityai/sd-turbo has float16 as "fp16" and float32 as ""). None takes fp16

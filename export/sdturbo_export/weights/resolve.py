@@ -14,7 +14,7 @@ from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.weights.autoencoder_tiny import with_decoder
 from sdturbo_export.weights.checkpoint import Checkpoint, open_checkpoint
-from sdturbo_export.weights.lora import Lora
+from sdturbo_export.weights.lora_files import Lora
 from sdturbo_export.weights.seeded import write_seeded
 from sdturbo_export.weights.taesd import decoder_directory
 from sdturbo_export.weights.weight_files import HALF_FIRST, PICKLES, WHOLE_FIRST, pickle_fault, single_file
@@ -43,9 +43,9 @@ def resolve(
 
     "tiny" is the trained toy model that comes with this package. "small" and "seeded", or "small:7" with a seed, are
     drawn once and kept in the folder `checkpoints`. These names win over directories of the same name (write ./tiny). An
-    existing directory is read where it is. A safetensors file in ldm's layout is converted once and kept in `checkpoints`.
-    Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted. ask: see
-    `hub.download`.
+    existing directory is read where it is. A safetensors file in the layout of ldm (latent diffusion) is converted once and
+    kept in `checkpoints`. Otherwise `owner/name` is downloaded from the Hub at `revision`, after its licence was accepted.
+    ask: see `hub.download`.
     variant: of the weight files, "" for those without one. None takes fp16 first from the Hub and its cache, and last
     elsewhere. name: the model's, in the place of the directory's or file's.
     decoder: directory or file of an AutoencoderTiny that takes the place of the checkpoint's own.
@@ -76,7 +76,10 @@ def resolve(
             " id such as stabilityai/sd-turbo."
         )
     checkpoint = dataclasses.replace(checkpoint, loras=tuple(loras), name=name or checkpoint.name)
-    return with_decoder(checkpoint, decoder_directory(decoder, checkpoints)) if decoder else checkpoint
+    if decoder is None:
+        return checkpoint
+    directory, decoder_variant = decoder_directory(decoder, checkpoints)
+    return with_decoder(checkpoint, directory, variant=decoder_variant)
 
 
 def _local(path: Path, checkpoints: Path, variant: str | None) -> Checkpoint:
@@ -132,7 +135,7 @@ def _converted(
     source: str | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint that is made from one file in ldm's layout."""
+    """The checkpoint that is made from one file in the layout of ldm (latent diffusion)."""
     from sdturbo_export.weights.single_file import write_converted
 
     if file.suffix in PICKLES:

@@ -1,4 +1,4 @@
-"""One safetensors file in the layout of ldm, Stability's first code, as Civitai and ComfyUI have them.
+"""One safetensors file in the layout of ldm (latent diffusion), CompVis' first code, as Civitai and ComfyUI have them.
 
 It becomes a checkpoint in diffusers' layout by diffusers' own conversion. The file says nothing of heads, scheduler or
 prediction, so it is read as SD-Turbo's architecture, that of SD 2.1. The numbers of layers are read off its keys.
@@ -34,6 +34,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "unet": (LDM_UNET_KEY,),
     "vae": tuple(LDM_VAE_KEYS),
 }
+_FIRST = f"{LDM_UNET_KEY}input_blocks.0.0.weight"  # the UNet's first convolution
 _WORDS = {"text_encoder": "text encoder", "unet": "UNet", "vae": "autoencoder"}
 _FAMILIES = {
     768: "SD 1.x",
@@ -99,8 +100,11 @@ def _configs(header: Tensors) -> tuple[dict[str, dict[str, Any]], list[str]]:
     if kind := _kind(header, configs["unet"]["cross_attention_dim"], has_unet="unet" not in absent):
         return configs, [f"this is {kind}. Expected SD-Turbo or a model made from it, of SD 2.1's architecture"]
     faults = [f"there is no {_WORDS[name]} in it (no keys {' or '.join(_PREFIXES[name])}…)" for name in absent]
-    channels = header.get(f"{LDM_UNET_KEY}input_blocks.0.0.weight", torch.empty(0, 4)).shape[1]
-    if channels != 4:
+    first = header.get(_FIRST, torch.empty(0, 4, 0, 0))
+    channels = first.shape[1] if first.ndim == 4 else None
+    if channels is None:
+        faults.append(f"{_FIRST} has shape {tuple(first.shape)}, expected the four dimensions of a convolution")
+    elif channels != 4:
         faults.append(
             f"its UNet takes {channels} channels, expected 4: this is a model for {_INPUTS.get(channels, 'other inputs')}"
         )
@@ -111,7 +115,10 @@ def _configs(header: Tensors) -> tuple[dict[str, dict[str, Any]], list[str]]:
         configs["unet"]["layers_per_block"] = max(blocks // len(configs["unet"]["block_out_channels"]) - 1, 1)
         down = [_count(header, rf"{re.escape(prefix)}encoder\.down\.0\.block\.(\d+)\.") for prefix in LDM_VAE_KEYS]
         configs["vae"]["layers_per_block"] = max(*down, 1)
-        text = _convert("text_encoder", header, configs["text_encoder"])
+        try:
+            text = _convert("text_encoder", header, configs["text_encoder"])
+        except ValueError as error:
+            return configs, [str(error)]
         configs["text_encoder"]["num_hidden_layers"] = _count(text, r"text_model\.encoder\.layers\.(\d+)\.")
     return configs, faults
 
@@ -120,18 +127,20 @@ def _kind(header: Tensors, expected_width: int, *, has_unet: bool) -> str:
     """What the file is if no SD 2.1 model, or nothing."""
     if any(".lora_" in key or key.startswith("lora_") for key in header):
         return "a LoRA, which --lora takes"
-    width = next((tensor.shape[-1] for key, tensor in header.items() if key.endswith("attn2.to_k.weight")), None)
+    projections = (tensor for key, tensor in header.items() if key.endswith("attn2.to_k.weight"))
+    width = next((tensor.shape[1] for tensor in projections if tensor.ndim == 2), None)
     if has_unet and width == expected_width:
         return ""
     if width in _FAMILIES:
         return _FAMILIES[width]
-    if (inferred := infer_diffusers_model_type(header)) not in (
-        "v1",
-        "v2",
-    ):  # v1 is its answer to what it does not know
+    try:
+        inferred = infer_diffusers_model_type(header)
+    except IndexError:  # it reads shapes without a look at their length
+        inferred = "v1"
+    if inferred not in ("v1", "v2"):  # v1 is its answer to what it does not know
         return f"a model of another family (diffusers calls it {inferred})"
     if has_unet:
-        return f"a UNet that reads text of width {width}, SD 2.1's is {expected_width}"
+        return f"a UNet that reads text of {f'width {width}' if width else 'no width'}, SD 2.1's is {expected_width}"
     if any(key.startswith("model_ema.") for key in header):
         return "the moving average of a training alone, without the weights themselves"
     return ""
@@ -140,7 +149,10 @@ def _kind(header: Tensors, expected_width: int, *, has_unet: bool) -> str:
 def _part_faults(component: str, part: Tensors, config: Mapping[str, Any]) -> list[str]:
     """The faults of a component's tensors, by their names in diffusers' layout. part: on the meta device."""
     label = _WORDS[component]
-    converted = _convert(component, part, config)
+    try:
+        converted = _convert(component, part, config)
+    except ValueError as error:
+        return [str(error)]
     if wrong := [name for name, tensor in converted.items() if tensor.dtype == torch.uint8]:
         return [f"{label}: {len(wrong)} tensors that are not F32, F16 or BF16: {listed(wrong)}"]
     faults = shape_faults(label, component, config, {name: tuple(tensor.shape) for name, tensor in converted.items()})
@@ -151,7 +163,16 @@ def _part_faults(component: str, part: Tensors, config: Mapping[str, Any]) -> li
 
 
 def _convert(component: str, tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """The component's tensors under diffusers' names."""
+    """The component's tensors under diffusers' names. Raises ValueError for tensors that cannot be converted."""
+    try:
+        return _by_diffusers(component, tensors, config)
+    except Exception as error:  # the converters raise whatever the tensors make them meet
+        raise ValueError(
+            f"{_WORDS[component]}: its tensors cannot be converted: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _by_diffusers(component: str, tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     if component == "unet":
         return convert_ldm_unet_checkpoint(tensors, config)
     if component == "vae":

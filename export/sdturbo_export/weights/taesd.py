@@ -21,26 +21,30 @@ from safetensors.torch import load_file, save_file
 
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError
-from sdturbo_export.weights.weight_files import PICKLES, pickle_fault
+from sdturbo_export.weights.weight_files import PICKLES, pickle_fault, variants
 from sdturbo_export.weights.written import new_weights, write_config
 
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = f"{_STEM}.safetensors"
 _KEY = re.compile(r"(\d+)\.(conv\.[024]\.|skip\.)?(weight|bias)")
 _CLAMP = {"encoder": 0, "decoder": 1}  # layers before the first convolution
 
 Tensors = dict[str, torch.Tensor]
 
 
-def decoder_directory(path: Path, folder: Path) -> Path:
-    """The directory of the AutoencoderTiny at `path`: a directory or file in diffusers' layout, or the original's.
+def decoder_directory(path: Path, folder: Path) -> tuple[Path, str | None]:
+    """The directory of the AutoencoderTiny at `path`, and the variant of its weights that a file's name chooses.
 
-    The original's files are converted once and kept in `folder`. A path to nothing is returned as it is.
+    `path` is a directory or file in diffusers' layout, or the original's, which are often side by side: a file's name says
+    which it is. The original's files are converted once and kept in `folder`. A path to nothing is returned as it is.
     Raises CheckpointError if encoder or decoder is missing or the file is no TAESD, and BuildError if the disk is full.
     """
     if path.is_file() and (path.parent / "config.json").is_file():
-        return path.parent
+        for variant, names in variants(_STEM, [file.name for file in path.parent.iterdir()]).items():
+            if path.name in names:
+                return path.parent, variant
     if not path.exists() or (path / "config.json").exists():
-        return path
+        return path, None
     files = _files(path)
     parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
     for file in files:
@@ -59,7 +63,7 @@ def decoder_directory(path: Path, folder: Path) -> Path:
     out = folder / f"decoder-{digest[:16]}" / (stem or "taesd")
     if not out.exists():
         _write(out, parts, files[0].parent)
-    return out
+    return out, None
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,8 +16,10 @@ from tokenizers import processors
 from transformers import CLIPTokenizer
 
 from sdturbo.tokenizer import MAX_LENGTH, PAD_ID
+from sdturbo_export.weights.weight_files import read_json
 
 ONE_FILE, VOCABULARY_FILES = "tokenizer.json", ("vocab.json", "merges.txt")
+SETTINGS = "tokenizer_config.json"  # may be absent, as may each token in it. Then transformers' defaults hold
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 
 
@@ -47,6 +49,15 @@ def tokenizer_faults(directory: Path, vocab_size: object) -> list[str]:
             ]
         if missing:
             return [f"tokenizer/{name} is missing" for name in missing]
+    faults: list[str] = []
+    settings = read_json(directory / SETTINGS, faults) if (directory / SETTINGS).exists() else {}
+    faults += [
+        f"tokenizer/{SETTINGS}: {name} is null, but every prompt needs this token. Expected {token!r}, as in SD-Turbo's"
+        for name, token in {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}.items()
+        if settings.get(name, token) is None
+    ]
+    if faults:
+        return faults
     try:
         tokenizer = _load(directory)
     except ValueError as error:

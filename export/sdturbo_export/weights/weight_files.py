@@ -39,10 +39,9 @@ def choose(label: str, offered: Collection[str], wanted: str | None, order: Sequ
         there = "" if wanted in offered else f"{label}: there is no variant {_quoted(wanted)}, only {_listed(offered)}"
         return wanted, there
     if preferred := [variant for variant in (*order, *offered) if variant in offered][:1]:
-        several = preferred[0] not in order and len(offered) > 1
-        return preferred[
-            0
-        ], f"{label}: choose one of its variants with --variant: {_listed(offered)}" if several else ""
+        is_unclear = preferred[0] not in order and len(offered) > 1
+        fault = f"{label}: choose one of its variants with --variant: {_listed(offered)}" if is_unclear else ""
+        return preferred[0], fault
     return "", f"{label}: there are no safetensors"
 
 
