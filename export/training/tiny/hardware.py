@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -15,6 +16,11 @@ LARGER = 8 if GPU else 1  # times as large is a batch, at nearly the same time p
 
 if GPU:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next(module.parameters()).device
 
 
 def arithmetic() -> AbstractContextManager[Any]:

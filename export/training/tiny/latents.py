@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
+from training.tiny.hardware import device_of
 from training.tiny.layout import CHANNELS, LATENTS
 from training.tiny.pixels import to_tensor
 from training.tiny.renders import Renders
@@ -37,7 +38,7 @@ class LatentFile:
             file.truncate(done * BYTES)
             for first in range(done, count, AT_ONCE):
                 pictures = list(pool.map(source.picture, range(first, min(first + AT_ONCE, count))))
-                mean = vae.encode(to_tensor(np.stack(pictures), vae.device)).latent_dist.mean
+                mean = vae.encode(to_tensor(np.stack(pictures), device_of(vae))).latent_dist.mean
                 file.write(mean.half().contiguous().cpu().numpy().tobytes())
                 file.flush()
 

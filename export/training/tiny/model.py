@@ -83,8 +83,9 @@ def load_model(file: Path) -> Model:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def load_vae(file: Path) -> AutoencoderKL:
+def load_vae(file: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
     """The finished autoencoder, for inference."""
     vae = AutoencoderKL.from_config(tiny_configs()["vae"])
     vae.load_state_dict(torch.load(file, weights_only=True))
-    return vae.to(memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
+    nn.Module.to(vae, device=device, memory_format=torch.channels_last)  # in place
+    return vae.eval().requires_grad_(requires_grad=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from training.tiny.captions import plain_caption
 from training.tiny.charts import chart
+from training.tiny.hardware import device_of
 from training.tiny.layout import noise_from_layout
 from training.tiny.model import Model
 from training.tiny.pairs import subject_weights
@@ -43,13 +44,15 @@ class Sheets:
         self._vae, rng = vae, np.random.default_rng(0)
         self._pictures, scenes = zip(*((renders.picture(i), renders.scene(i)) for i in range(COUNT)), strict=True)
         self._captions = [plain_caption(combination(scene)) for scene in scenes]
-        self._ids = torch.from_numpy(np.stack([prompts.ids(text) for text in self._captions])).to(vae.device)
+        self._ids = torch.from_numpy(np.stack([prompts.ids(text) for text in self._captions])).to(device_of(vae))
         noise = torch.from_numpy(np.stack([noise_from_layout(scene.layout, rng) for scene in scenes]))
-        self._noise = noise.to(vae.device)
+        self._noise = noise.to(device_of(vae))
         weights = torch.from_numpy(np.stack([subject_weights(scene.subject) for scene in scenes]))
-        self._weights = weights.to(vae.device)
+        self._weights = weights.to(device_of(vae))
         with torch.no_grad():
-            latents = [vae.encode(to_tensor(picture[None], vae.device)).latent_dist.mean for picture in self._pictures]
+            latents = [
+                vae.encode(to_tensor(picture[None], device_of(vae))).latent_dist.mean for picture in self._pictures
+            ]
         self._latents = torch.cat(latents)
 
     @torch.no_grad()

@@ -104,7 +104,7 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     Returns the file of the finished weights. `folder` holds the results of train_vae. Renders and their latents take more time,
     once.
     """
-    vae, prompts = load_vae(folder / "vae" / "vae.pt").to(DEVICE), Prompts()
+    vae, prompts = load_vae(folder / "vae" / "vae.pt", DEVICE), Prompts()
     renders, latents = Renders(folder / "train.rgb"), LatentFile(folder / "latents.f16")
     renders.paint_in_background(PICTURES).join()
     latents.encode(vae, renders, PICTURES)

@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d, pad
 from sdturbo_export.weights.checkpoint import open_checkpoint
 from training.tiny.charts import chart
 from training.tiny.configs import tiny_configs
-from training.tiny.hardware import DEVICE, LARGER, PARTS
+from training.tiny.hardware import DEVICE, LARGER, PARTS, device_of
 from training.tiny.latent_scale import fold_latent_scale, latent_statistics
 from training.tiny.pixels import psnr, to_pictures, to_tensor
 from training.tiny.render import sheet
@@ -133,7 +133,7 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
 @torch.no_grad()
 def reconstructed(vae: AutoencoderKL, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture through encoder and decoder, without the posterior's noise."""
-    return to_pictures(vae.decode(vae.encode(to_tensor(picture[None], vae.device)).latent_dist.mean).sample)[0]
+    return to_pictures(vae.decode(vae.encode(to_tensor(picture[None], device_of(vae))).latent_dist.mean).sample)[0]
 
 
 def look(run: Run[AutoencoderKL], tests: Renders, count: int) -> None:
