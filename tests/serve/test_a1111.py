@@ -229,6 +229,16 @@ def test_the_parts_of_automatics_own_text():
     assert settings_of("a fox: red") == {"Prompt": "a fox: red"}
 
 
+@pytest.mark.parametrize("filler", ["a", " ", "a ", 'a: "'])
+def test_a_text_without_settings_is_read_in_linear_time(filler):
+    """Names and the line are bounded, so text that looks like the start of a name costs no search from each character."""
+    megabyte = "x" + filler * (2**20 // len(filler)) + "x"
+    assert settings_of(f"a fox\nSteps: 4, {megabyte}") == {"Prompt": f"a fox\nSteps: 4, {megabyte}"}
+    assert settings_of(megabyte) == {"Prompt": megabyte}
+    below_the_bound = "x" + filler * (9000 // len(filler)) + "x"
+    assert settings_of(f"a fox\nSteps: 4, {below_the_bound}")["Steps"] == "4"
+
+
 def test_a_key_opens_it_too_and_neither_opens_the_others_rooms(bare):
     with client_of(bare, a1111=True, api_keys=("correct-horse",), api_auth=("user:pass",)) as client:
         login, key = {"Authorization": "Basic " + in_base64(b"user:pass")}, {"Authorization": "Bearer correct-horse"}

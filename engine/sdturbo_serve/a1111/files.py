@@ -17,7 +17,8 @@ from sdturbo_serve.errors import refusals_name
 from sdturbo_serve.uploads import decode_base64, open_image
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
-_SETTING = re.compile(r'\s*([\w ./-]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # `Steps: 4`, `Model: "a, b"`
+_LONGEST_LINE = 10_000  # characters. Settings of many scripts take 2000
+_SETTING = re.compile(r'\b(\w[\w ./-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # `Steps: 4`, `Model: "a, b"`
 
 
 def start_and_mask(
@@ -57,9 +58,13 @@ def text_of(data: bytes) -> str:
 
 
 def settings_of(text: str) -> dict[str, str]:
-    """The parts of a text of `text_of`: "Prompt", "Negative prompt", and the settings of its last line."""
+    """The parts of a text of `text_of`: "Prompt", "Negative prompt", and the settings of its last line.
+
+    A last line of more than 10,000 characters belongs to the prompt.
+    """
     *lines, last = text.strip().split("\n")
-    settings = {name.strip(): value.strip().strip('"') for name, value in _SETTING.findall(last)}
+    pairs = _SETTING.findall(last) if len(last) <= _LONGEST_LINE else ()
+    settings = {name.strip(): value.strip().strip('"') for name, value in pairs}
     if "Steps" not in settings:
         return {"Prompt": text.strip()} if text.strip() else {}
     prompt, mark, negative = "\n".join(lines).partition("Negative prompt:")

@@ -78,10 +78,15 @@ async def img2img(body: ImageToImage, request: HttpRequest) -> JSONResponse:
 @router.post("/png-info", response_model=PngInfo)
 async def png_info(body: Image64) -> JSONResponse:
     """The text in a picture's file, and its parts."""
+
+    def read() -> tuple[str, dict[str, str]]:
+        text = text_of(decode_base64(body.image))
+        return text, settings_of(text)
+
     with refusals_name("image"):
-        text = await run_in_threadpool(text_of, decode_base64(body.image))
+        text, settings = await run_in_threadpool(read)
     items = {"parameters": text} if text else {}
-    return JSONResponse({"info": text, "items": items, "parameters": settings_of(text)})
+    return JSONResponse({"info": text, "items": items, "parameters": settings})
 
 
 @router.get("/options")
