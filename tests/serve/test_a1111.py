@@ -239,6 +239,14 @@ def test_a_text_without_settings_is_read_in_linear_time(filler):
     assert settings_of(f"a fox\nSteps: 4, {below_the_bound}")["Steps"] == "4"
 
 
+def test_a_stranger_is_turned_away_before_the_body_is_read(bare):
+    with client_of(bare, a1111=True, api_auth=("user:pass",)) as client:
+        login, json_type = {"Authorization": "Basic " + in_base64(b"user:pass")}, {"Content-Type": "application/json"}
+        for route in (TEXT, IMAGE, "/sdapi/v1/png-info", "/sdapi/v1/options"):
+            assert client.post(route, content=b"{", headers=json_type).status_code == 401
+            assert client.post(route, content=b"{", headers=json_type | login).status_code == 400
+
+
 def test_a_key_opens_it_too_and_neither_opens_the_others_rooms(bare):
     with client_of(bare, a1111=True, api_keys=("correct-horse",), api_auth=("user:pass",)) as client:
         login, key = {"Authorization": "Basic " + in_base64(b"user:pass")}, {"Authorization": "Bearer correct-horse"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from sdturbo.request import check_seeds
@@ -26,9 +27,21 @@ from sdturbo_serve.service import Service, service_of
 from sdturbo_serve.strict import StrictRoute
 from sdturbo_serve.uploads import decode_base64
 
-router = APIRouter(
-    prefix="/sdapi/v1", dependencies=[Depends(admit_login)], responses=ERRORS, route_class=StrictRoute, tags=["a1111"]
-)
+
+class _LoginRoute(StrictRoute):
+    """A route that checks the login before it reads the body. FastAPI's dependencies run after that, and bodies are large."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: HttpRequest) -> Response:
+            admit_login(request)
+            return await handler(request)
+
+        return handle
+
+
+router = APIRouter(prefix="/sdapi/v1", responses=ERRORS, route_class=_LoginRoute, tags=["a1111"])
 _EMPTY_LISTS = (
     "face-restorers",
     "hypernetworks",
