@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import client_of, png, png_of, start_and_mask
 
 from sdturbo.errors import InvalidRequest
-from sdturbo_serve import Settings
+from sdturbo_serve import Settings, create_app
 from sdturbo_serve.a1111.bodies import ImageToImage, TextToImage
 from sdturbo_serve.a1111.files import settings_of
 from sdturbo_serve.a1111.mapping import mapped
@@ -157,6 +159,16 @@ def test_images_may_be_larger_than_other_json(a1111):
     assert len(body["init_images"][0]) > 2**20
     assert a1111.post(IMAGE, json=body).status_code == 200
     assert a1111.post(TEXT, json={"x": "y" * 17 * 2**20}).status_code == 413
+
+
+def test_images_may_be_as_large_where_another_application_mounts_the_server(bare):
+    inner = create_app(bare, Settings(a1111=True))
+    outer = FastAPI(lifespan=lambda _: inner.router.lifespan_context(inner))
+    outer.mount("/pictures", inner)
+    with TestClient(outer) as client:
+        answer = client.post("/pictures/sdapi/v1/options", json={"x": "y" * 2**21})
+        assert (answer.status_code, list(answer.json()["not_honoured"])) == (200, ["x"])
+        assert client.post("/pictures/v1/images/generations", json={"x": "y" * 2**21}).status_code == 413
 
 
 @pytest.mark.parametrize("depth", [50, 200, 900, 100_000])
