@@ -1,5 +1,6 @@
 """AUTOMATIC1111's API at /sdapi/v1: what is mapped, what is told, and what is refused."""
 
+import asyncio
 import base64
 import io
 import json
@@ -15,7 +16,9 @@ from sdturbo.errors import InvalidRequest
 from sdturbo_serve import Settings, create_app
 from sdturbo_serve.a1111.bodies import ImageToImage, TextToImage
 from sdturbo_serve.a1111.files import settings_of
+from sdturbo_serve.a1111.jobs import Job, Jobs
 from sdturbo_serve.a1111.mapping import mapped
+from sdturbo_serve.picture import QueuedPicture
 
 TEXT, IMAGE = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 SIZES = ((512, 512), (512, 768))
@@ -169,6 +172,29 @@ def test_images_may_be_as_large_where_another_application_mounts_the_server(bare
         answer = client.post("/pictures/sdapi/v1/options", json={"x": "y" * 2**21})
         assert (answer.status_code, list(answer.json()["not_honoured"])) == (200, ["x"])
         assert client.post("/pictures/v1/images/generations", json={"x": "y" * 2**21}).status_code == 413
+
+
+def test_progress_and_interrupt_use_the_event_loops_thread_and_look_once(bare):
+    """An asyncio.Event is no tool for threads, and the oldest request may end between two looks."""
+
+    class Watched(Jobs):
+        looks = 0
+
+        @property
+        def current(self):
+            asyncio.get_running_loop()  # raises in a worker thread
+            self.looks += 1
+            return super().current
+
+    with client_of(bare, a1111=True) as client:
+        client.app.state.jobs = jobs = Watched()
+        assert client.get("/sdapi/v1/progress").status_code == 200
+        assert jobs.looks == 1
+        job = Job([QueuedPicture("x", 1, 1)])
+        with jobs._under_way(job):
+            assert client.post("/sdapi/v1/interrupt").status_code == 200
+        assert jobs.looks == 2
+        assert job.interrupted.is_set()
 
 
 @pytest.mark.parametrize("depth", [50, 200, 900, 100_000])

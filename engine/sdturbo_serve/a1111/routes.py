@@ -173,7 +173,7 @@ def refresh_checkpoints() -> None:
 
 
 @router.get("/progress")
-def progress(request: HttpRequest) -> dict[str, Any]:
+async def progress(request: HttpRequest) -> dict[str, Any]:
     """How far the oldest request is, by its drawn pictures."""
     jobs: Jobs = request.app.state.jobs
     job = jobs.current
@@ -194,11 +194,11 @@ def progress(request: HttpRequest) -> dict[str, Any]:
 
 
 @router.post("/interrupt")
-def interrupt(request: HttpRequest) -> dict[str, str]:
+async def interrupt(request: HttpRequest) -> dict[str, str]:
     """End the oldest request. Its answer has the pictures that are drawn already."""
     jobs: Jobs = request.app.state.jobs
-    if jobs.current is not None:
-        jobs.current.interrupted.set()
+    if (job := jobs.current) is not None:
+        job.interrupted.set()
     return {}
 
 
