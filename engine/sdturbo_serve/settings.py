@@ -124,6 +124,15 @@ def read_keys(path: Path) -> tuple[str, ...]:
     return keys
 
 
+def check_shared_links(settings: Settings) -> None:
+    """Raise InvalidRequest for links that other replicas could not answer, because one process keeps them in memory."""
+    if settings.public_url is not None and settings.link_dir is None:
+        raise InvalidRequest(
+            "Got public_url without link_dir and link_key_file. Each replica would answer its own links alone. Give a"
+            " directory and a key file that all replicas can read, or leave public_url out."
+        )
+
+
 def check_listen(host: str, *, has_key: bool, without_key: bool) -> None:
     """Raise InvalidRequest for an address that other machines can reach, unless there is a key or `without_key`."""
     if has_key or without_key or is_loopback(host):

@@ -14,6 +14,7 @@ from sdturbo_serve import Settings
 from sdturbo_serve import links as links_module
 from sdturbo_serve.cli import cli
 from sdturbo_serve.links import DirectoryStore, MemoryStore
+from sdturbo_serve.settings import check_shared_links
 
 PUBLIC = "https://example.org/pictures/"
 LINKED = {"prompt": "a fox", "seed": 7, "response_format": "url"}
@@ -130,6 +131,13 @@ def test_the_public_host_is_answered_where_others_are_not(bare):
 def test_a_public_address_is_a_page(address):
     with pytest.raises(InvalidRequest):
         Settings(public_url=address)
+
+
+def test_replicas_do_not_make_links_that_the_others_cannot_answer(shared):
+    check_shared_links(Settings(**shared))
+    check_shared_links(Settings())
+    with pytest.raises(InvalidRequest, match="link_dir and link_key_file"):
+        check_shared_links(Settings(public_url=PUBLIC))
 
 
 def test_options_that_would_do_nothing_are_refused_before_the_model_is_loaded(tmp_path, capsys):
