@@ -15,7 +15,7 @@ from serving import client_of, png, png_of, start_and_mask
 from sdturbo.errors import InvalidRequest
 from sdturbo_serve import Settings, create_app
 from sdturbo_serve.a1111.bodies import ImageToImage, TextToImage
-from sdturbo_serve.a1111.files import settings_of
+from sdturbo_serve.a1111.files import settings_of, text_of
 from sdturbo_serve.a1111.jobs import Job, Jobs
 from sdturbo_serve.a1111.mapping import mapped
 from sdturbo_serve.picture import QueuedPicture
@@ -254,6 +254,27 @@ def test_the_text_of_every_format_is_read_back(a1111, output_format):
     assert answer["parameters"]["Prompt"] == "a fox"
     assert answer["parameters"]["Seed"] == "3"
     assert answer["items"]["parameters"] == answer["info"]
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + "a fox, größer".encode("utf-16-be"),
+        b"ASCII\0\0\0" + "a fox, größer".encode(),
+        bytes(8) + "a fox, größer".encode(),
+    ],
+)
+def test_a_comment_is_read_in_the_code_that_it_names(comment):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+    assert text_of(file.getvalue()) == "a fox, größer"
+
+
+def test_a_file_of_another_kind_is_refused_by_its_size_alone():
+    with pytest.raises(InvalidRequest) as refused:
+        text_of(b"no image")
+    assert str(refused.value) == "Got 8 bytes. Expected an image as PNG, JPEG or WEBP."
 
 
 def test_the_parts_of_automatics_own_text():

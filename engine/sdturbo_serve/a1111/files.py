@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdturbo.bundle.description import Size
 from sdturbo.errors import InvalidRequest
@@ -17,6 +17,7 @@ from sdturbo_serve.errors import refusals_name
 from sdturbo_serve.uploads import decode_base64, open_image
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_COMMENT_CODES = {b"UNICODE\0": "utf-16-be", b"JIS\0\0\0\0\0": "iso2022_jp"}  # others: ASCII, or UTF-8 without a name
 _LONGEST_LINE = 10_000  # characters. Settings of many scripts take 2000
 _SETTING = re.compile(r'\b(\w[\w ./-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # `Steps: 4`, `Model: "a, b"`
 
@@ -50,10 +51,12 @@ def text_of(data: bytes) -> str:
             if isinstance(text, str):
                 return text
             comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    except UnidentifiedImageError as error:
+        raise InvalidRequest(f"Got {len(data)} bytes. Expected an image as PNG, JPEG or WEBP.") from error
     except Exception as error:  # Pillow's parsers raise many kinds
         raise InvalidRequest(f"The image cannot be read: {error}. Is the file complete?") from error
     if isinstance(comment, bytes):
-        return comment.removeprefix(b"UNICODE\0").decode("utf-16-be", "replace") if comment[8:] else ""
+        return comment[8:].decode(_COMMENT_CODES.get(comment[:8], "utf-8"), "replace")
     return str(comment)
 
 
