@@ -109,6 +109,8 @@ def test_what_changes_nothing_is_told_and_what_is_off_is_not():
         "mask_blur",
     }
     assert told(denoising_strength=0.5, inpainting_fill=0, mask_blur=20) == {}
+    assert set(told(denoising_strength=0.5, include_init_images=True)) == {"include_init_images"}
+    assert told(denoising_strength=0.5, include_init_images=False) == {}
     assert told(override_settings={"sd_model_checkpoint": "fake"}) == {}
     assert set(told(override_settings={"sd_model_checkpoint": "dreams"})) == {"override_settings.sd_model_checkpoint"}
     assert told(prompt="a (red:1.3) fox")["prompt"] == "weights such as (red:1.3) are read as text"

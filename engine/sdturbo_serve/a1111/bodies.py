@@ -37,7 +37,6 @@ class ImageToImage(TextToImage):
     mask: str | None = None
     inpainting_mask_invert: int | None = None
     denoising_strength: Annotated[float, Field(ge=0, le=1)] | None = None
-    include_init_images: bool | None = None
 
 
 class Image64(BaseModel):
