@@ -145,7 +145,9 @@ def test_key_files(tmp_path):
         assert key not in str(refused.value)
 
 
-@pytest.mark.parametrize("arguments", [("--a1111", "--api-auth", ""), ("--a1111", "--api-auth", " , "), ("--api-auth", "")])
+@pytest.mark.parametrize(
+    "arguments", [("--a1111", "--api-auth", ""), ("--a1111", "--api-auth", " , "), ("--api-auth", "")]
+)
 def test_a_login_that_is_empty_does_not_open_the_api(capsys, monkeypatch, arguments):
     monkeypatch.setenv("SDTURBO_API_AUTH", "user:pass")
     status, words = refused_without_loading(capsys, *arguments)

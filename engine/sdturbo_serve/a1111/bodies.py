@@ -31,7 +31,7 @@ class TextToImage(BaseModel):
 
 
 class ImageToImage(TextToImage):
-    """init_images, mask: base64, with or without "data:image/…;base64," before it. White is drawn anew, or what is opaque."""
+    """init_images, mask: base64, with or without "data:image/…;base64," before it. White is drawn anew, or opaque parts."""
 
     init_images: list[str] | None = None
     mask: str | None = None

@@ -27,7 +27,8 @@ def start_and_mask(
 ) -> tuple[NDArray[np.uint8], Mask | None]:
     """(pixels, mask) of a start image and its mask in base64, as `start_image.decode_start` gives them.
 
-    The image's transparent pixels are white. Of a mask, white is drawn anew, or what is opaque if it has transparent pixels.
+    The image's transparent pixels are white. White parts of a mask are drawn anew, or its opaque parts if it has
+    transparent pixels.
     inverted: the other way round. Raises ApiError.
     """
     with refusals_name("init_images"):
