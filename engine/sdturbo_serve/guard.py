@@ -77,9 +77,7 @@ class Guard:
 
         settings = self._service.settings
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        path = scope["path"].removeprefix(
-            scope.get("root_path", "")
-        )  # of an application that is mounted in another one
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where another application mounts this one
         has_files = is_form or (settings.a1111 and path.startswith(A1111))
         body = _Body(receive, settings.max_upload_bytes if has_files else MAX_JSON, settings.body_s)
         try:

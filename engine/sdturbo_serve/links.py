@@ -82,7 +82,7 @@ class DirectoryStore:
     def put(self, name: str, data: bytes) -> None:
         part = self._directory / f"{name}.{secrets.token_hex(4)}.part"
         try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
             part.replace(self._directory / name)
             self._drop_oldest()
