@@ -88,7 +88,7 @@ def cli(
         allow_origins=allow_origin,
         allow_hosts=hosts,
         model_aliases=model_alias,
-        api_auth=find_logins(api_auth) if a1111 or api_auth else (),
+        api_auth=find_logins(api_auth) if a1111 or api_auth is not None else (),
         a1111=a1111,
         **others,
     )

@@ -77,7 +77,8 @@ class Guard:
 
         settings = self._service.settings
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        has_files = is_form or (settings.a1111 and scope["path"].startswith(A1111))
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where another application mounts this one
+        has_files = is_form or (settings.a1111 and path.startswith(A1111))
         body = _Body(receive, settings.max_upload_bytes if has_files else MAX_JSON, settings.body_s)
         try:
             with tracing.span("sdturbo.request", dict(headers.items()), path=scope["path"], request_id=request_id):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +34,9 @@ LINK_S = 600  # seconds
 MAX_FILES, MAX_BYTES = 1000, 256 * MIB  # beyond these the oldest go
 
 _NAME = re.compile(r"(\d{10,12})-[0-9a-f]{32}\.(png|jpeg|webp)")  # when it ends, by `time.time`, then the picture
+_OURS = re.compile(_NAME.pattern + r"(\.[0-9a-f]{8}\.part)?")  # a part is a picture that is being written
 
+log = logging.getLogger("sdturbo.serve")
 router = APIRouter()
 
 
@@ -65,7 +69,10 @@ class MemoryStore:
 
 
 class DirectoryStore:
-    """The files of every server that uses the directory. Files of other names in it are left alone."""
+    """The files of every server that uses the directory, for its user alone. Files of other names in it are left alone.
+
+    `put` and `get` raise ApiError if the directory fails, such as a disk that is full.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -74,19 +81,28 @@ class DirectoryStore:
 
     def put(self, name: str, data: bytes) -> None:
         part = self._directory / f"{name}.{secrets.token_hex(4)}.part"
-        part.write_bytes(data)
-        part.replace(self._directory / name)
-        self._drop_oldest()
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+            part.replace(self._directory / name)
+            self._drop_oldest()
+        except OSError as error:
+            raise _directory_failed(error) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def get(self, name: str) -> bytes | None:
         try:
             return (self._directory / name).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _directory_failed(error) from error
 
     def _drop_oldest(self) -> None:
         with os.scandir(self._directory) as entries:
-            ours = sorted((entry for entry in entries if _NAME.match(entry.name)), key=lambda entry: entry.name)
+            ours = sorted((entry for entry in entries if _OURS.fullmatch(entry.name)), key=lambda entry: entry.name)
         left = files = 0
         for entry in reversed(ours):
             try:
@@ -156,3 +172,11 @@ async def linked_picture(name: str, signature: str, request: HttpRequest) -> Res
 
 def _has_ended(name: str) -> bool:
     return int(name.partition("-")[0]) < time.time()
+
+
+def _directory_failed(error: OSError) -> ApiError:
+    """The answer to a client, which is not told the path. The log is."""
+    log.error("the directory of links failed", exc_info=error)
+    reason = error.strerror or type(error).__name__
+    text = f"The server's directory of links failed: {reason}. Try again later, or ask for response_format 'b64_json'."
+    return ApiError(503, text, code="links_failed")

@@ -21,7 +21,7 @@ from sdturbo import InvalidRequest, Pipeline
 from sdturbo_serve import logs
 from sdturbo_serve.app import create_app
 from sdturbo_serve.service import Service
-from sdturbo_serve.settings import Settings, find_keys, find_logins
+from sdturbo_serve.settings import Settings, check_shared_links, find_keys, find_logins
 
 
 class Options(BaseModel):
@@ -77,4 +77,5 @@ def build(options: Options) -> serve.Application:
             "Got no API key. Give api_key_file (or SDTURBO_API_KEYS in runtime_env). If no foreign client reaches"
             " http_options.host, say without_key: true."
         )
+    check_shared_links(options.settings)
     return Replica.bind(options)

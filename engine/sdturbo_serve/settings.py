@@ -98,9 +98,18 @@ def find_keys(path: Path | None) -> tuple[str, ...]:
 
 
 def find_logins(text: str | None = None) -> tuple[str, ...]:
-    """The names and passwords of a text, or without a text those of the variable SDTURBO_API_AUTH, separated by commas."""
-    text = os.environ.get("SDTURBO_API_AUTH", "") if text is None else text
-    return tuple(login.strip() for login in text.split(",") if login.strip())
+    """The names and passwords of a text, or without a text those of the variable SDTURBO_API_AUTH, separated by commas.
+
+    Raises InvalidRequest for a text without any, which would leave the API open.
+    """
+    given = os.environ.get("SDTURBO_API_AUTH", "") if text is None else text
+    logins = tuple(login.strip() for login in given.split(",") if login.strip())
+    if text is not None and not logins:
+        raise InvalidRequest(
+            f"Got --api-auth {text!r}, which holds no login. Expected name:password, several by commas. To take those of"
+            " SDTURBO_API_AUTH, leave the option out."
+        )
+    return logins
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -113,6 +122,15 @@ def read_keys(path: Path) -> tuple[str, ...]:
     if not keys:
         raise InvalidRequest(f"The key file {path} holds no key. Write one per line.")
     return keys
+
+
+def check_shared_links(settings: Settings) -> None:
+    """Raise InvalidRequest for links that other replicas could not answer, because one process keeps them in memory."""
+    if settings.public_url is not None and settings.link_dir is None:
+        raise InvalidRequest(
+            "Got public_url without link_dir and link_key_file. Each replica would answer its own links alone. Give a"
+            " directory and a key file that all replicas can read, or leave public_url out."
+        )
 
 
 def check_listen(host: str, *, has_key: bool, without_key: bool) -> None:

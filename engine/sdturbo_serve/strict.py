@@ -111,8 +111,10 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_duplicates(name for name, _ in pairs)
-    return dict(pairs)
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        _refuse_duplicates(name for name, _ in pairs)
+    return value
 
 
 def _refuse_duplicates(names: Iterable[str]) -> None:

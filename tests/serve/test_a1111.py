@@ -1,19 +1,24 @@
 """AUTOMATIC1111's API at /sdapi/v1: what is mapped, what is told, and what is refused."""
 
+import asyncio
 import base64
 import io
 import json
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import client_of, png, png_of, start_and_mask
 
 from sdturbo.errors import InvalidRequest
-from sdturbo_serve import Settings
+from sdturbo_serve import Settings, create_app
 from sdturbo_serve.a1111.bodies import ImageToImage, TextToImage
-from sdturbo_serve.a1111.files import settings_of
+from sdturbo_serve.a1111.files import settings_of, text_of
+from sdturbo_serve.a1111.jobs import Job, Jobs
 from sdturbo_serve.a1111.mapping import mapped
+from sdturbo_serve.picture import QueuedPicture
 
 TEXT, IMAGE = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 SIZES = ((512, 512), (512, 768))
@@ -104,6 +109,8 @@ def test_what_changes_nothing_is_told_and_what_is_off_is_not():
         "mask_blur",
     }
     assert told(denoising_strength=0.5, inpainting_fill=0, mask_blur=20) == {}
+    assert set(told(denoising_strength=0.5, include_init_images=True)) == {"include_init_images"}
+    assert told(denoising_strength=0.5, include_init_images=False) == {}
     assert told(override_settings={"sd_model_checkpoint": "fake"}) == {}
     assert set(told(override_settings={"sd_model_checkpoint": "dreams"})) == {"override_settings.sd_model_checkpoint"}
     assert told(prompt="a (red:1.3) fox")["prompt"] == "weights such as (red:1.3) are read as text"
@@ -157,6 +164,39 @@ def test_images_may_be_larger_than_other_json(a1111):
     assert len(body["init_images"][0]) > 2**20
     assert a1111.post(IMAGE, json=body).status_code == 200
     assert a1111.post(TEXT, json={"x": "y" * 17 * 2**20}).status_code == 413
+
+
+def test_images_may_be_as_large_where_another_application_mounts_the_server(bare):
+    inner = create_app(bare, Settings(a1111=True))
+    outer = FastAPI(lifespan=lambda _: inner.router.lifespan_context(inner))
+    outer.mount("/pictures", inner)
+    with TestClient(outer) as client:
+        answer = client.post("/pictures/sdapi/v1/options", json={"x": "y" * 2**21})
+        assert (answer.status_code, list(answer.json()["not_honoured"])) == (200, ["x"])
+        assert client.post("/pictures/v1/images/generations", json={"x": "y" * 2**21}).status_code == 413
+
+
+def test_progress_and_interrupt_use_the_event_loops_thread_and_look_once(bare):
+    """An asyncio.Event is no tool for threads, and the oldest request may end between two looks."""
+
+    class Watched(Jobs):
+        looks = 0
+
+        @property
+        def current(self):
+            asyncio.get_running_loop()  # raises in a worker thread
+            self.looks += 1
+            return super().current
+
+    with client_of(bare, a1111=True) as client:
+        client.app.state.jobs = jobs = Watched()
+        assert client.get("/sdapi/v1/progress").status_code == 200
+        assert jobs.looks == 1
+        job = Job([QueuedPicture("x", 1, 1)])
+        with jobs._under_way(job):
+            assert client.post("/sdapi/v1/interrupt").status_code == 200
+        assert jobs.looks == 2
+        assert job.interrupted.is_set()
 
 
 @pytest.mark.parametrize("depth", [50, 200, 900, 100_000])
@@ -218,6 +258,27 @@ def test_the_text_of_every_format_is_read_back(a1111, output_format):
     assert answer["items"]["parameters"] == answer["info"]
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + "a fox, größer".encode("utf-16-be"),
+        b"ASCII\0\0\0" + "a fox, größer".encode(),
+        bytes(8) + "a fox, größer".encode(),
+    ],
+)
+def test_a_comment_is_read_in_the_code_that_it_names(comment):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+    assert text_of(file.getvalue()) == "a fox, größer"
+
+
+def test_a_file_of_another_kind_is_refused_by_its_size_alone():
+    with pytest.raises(InvalidRequest) as refused:
+        text_of(b"no image")
+    assert str(refused.value) == "Got 8 bytes. Expected an image as PNG, JPEG or WEBP."
+
+
 def test_the_parts_of_automatics_own_text():
     text = (
         'a fox\nin snow\nNegative prompt: dogs\nSteps: 20, Sampler: DPM++ 2M, Lora hashes: "a: 1, b: 2", Size: 512x512'
@@ -227,6 +288,24 @@ def test_the_parts_of_automatics_own_text():
     assert parts["Lora hashes"] == "a: 1, b: 2"
     assert settings_of("") == {}
     assert settings_of("a fox: red") == {"Prompt": "a fox: red"}
+
+
+@pytest.mark.parametrize("filler", ["a", " ", "a ", 'a: "'])
+def test_a_text_without_settings_is_read_in_linear_time(filler):
+    """Names and the line are bounded, so text that looks like the start of a name costs no search from each character."""
+    megabyte = "x" + filler * (2**20 // len(filler)) + "x"
+    assert settings_of(f"a fox\nSteps: 4, {megabyte}") == {"Prompt": f"a fox\nSteps: 4, {megabyte}"}
+    assert settings_of(megabyte) == {"Prompt": megabyte}
+    below_the_bound = "x" + filler * (9000 // len(filler)) + "x"
+    assert settings_of(f"a fox\nSteps: 4, {below_the_bound}")["Steps"] == "4"
+
+
+def test_a_stranger_is_turned_away_before_the_body_is_read(bare):
+    with client_of(bare, a1111=True, api_auth=("user:pass",)) as client:
+        login, json_type = {"Authorization": "Basic " + in_base64(b"user:pass")}, {"Content-Type": "application/json"}
+        for route in (TEXT, IMAGE, "/sdapi/v1/png-info", "/sdapi/v1/options"):
+            assert client.post(route, content=b"{", headers=json_type).status_code == 401
+            assert client.post(route, content=b"{", headers=json_type | login).status_code == 400
 
 
 def test_a_key_opens_it_too_and_neither_opens_the_others_rooms(bare):

@@ -20,7 +20,7 @@ from sdturbo_serve import Settings, create_app
 from sdturbo_serve import cli as cli_module
 from sdturbo_serve.cli import cli
 from sdturbo_serve.server import CannotListen, bind, serve
-from sdturbo_serve.settings import answered_hosts, check_listen, is_loopback, read_keys
+from sdturbo_serve.settings import answered_hosts, check_listen, find_logins, is_loopback, read_keys
 
 SLOW = """
 import time, sdturbo.pipeline as pipeline
@@ -143,6 +143,26 @@ def test_key_files(tmp_path):
         with pytest.raises(InvalidRequest) as refused:
             Settings(api_keys=(key,))
         assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--a1111", "--api-auth", ""), ("--a1111", "--api-auth", " , "), ("--api-auth", "")]
+)
+def test_a_login_that_is_empty_does_not_open_the_api(capsys, monkeypatch, arguments):
+    monkeypatch.setenv("SDTURBO_API_AUTH", "user:pass")
+    status, words = refused_without_loading(capsys, *arguments)
+    assert (status, "holds no login" in words) == (2, True), words
+
+
+def test_logins_come_from_the_option_or_else_from_the_environment(monkeypatch):
+    monkeypatch.setenv("SDTURBO_API_AUTH", "user:pass, other:secret,")
+    assert find_logins() == ("user:pass", "other:secret")
+    assert find_logins("third:word") == ("third:word",)
+    for text in ("", ",", " , "):
+        with pytest.raises(InvalidRequest, match="SDTURBO_API_AUTH"):
+            find_logins(text)
+    monkeypatch.delenv("SDTURBO_API_AUTH")
+    assert find_logins() == ()
 
 
 def test_on_loopback_without_a_key_a_strangers_name_for_this_machine_is_not_answered(bare):

@@ -1,7 +1,9 @@
 """`response_format: "url"`: links that are signed, end after minutes, and are answered by every server with their key."""
 
 import base64
+import errno
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import openai
@@ -14,6 +16,7 @@ from sdturbo_serve import Settings
 from sdturbo_serve import links as links_module
 from sdturbo_serve.cli import cli
 from sdturbo_serve.links import DirectoryStore, MemoryStore
+from sdturbo_serve.settings import check_shared_links
 
 PUBLIC = "https://example.org/pictures/"
 LINKED = {"prompt": "a fox", "seed": 7, "response_format": "url"}
@@ -118,6 +121,35 @@ def test_a_store_holds_the_newest_and_drops_what_has_ended(tmp_path, monkeypatch
     assert len(list(tmp_path.iterdir())) == (1 if kind == "memory" else 2)
 
 
+def test_a_directory_that_fails_is_said_and_leaves_no_part(bare, shared, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with client_of(bare, **shared) as client:
+        link = local(client.post(GENERATIONS, json=LINKED).json()["data"][0]["url"])
+        for place in ("replace", "read_bytes"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, place, full)
+                answer = client.get(link) if place == "read_bytes" else client.post(GENERATIONS, json=LINKED)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (503, "links_failed")
+            assert "No space left" in error["message"]
+            assert str(shared["link_dir"]) not in answer.text
+        assert client.get(link).status_code == 200
+    assert len(list(shared["link_dir"].iterdir())) == 1
+
+
+def test_pictures_are_for_the_servers_user_alone_and_other_files_are_left(tmp_path):
+    store = DirectoryStore(tmp_path)
+    picture, late = (f"{end}-{0:032x}.png" for end in (int(time.time()) + 100, 1_000_000_000))
+    others = [f"{late}.backup", f"{late}.old.part", f"x{late}"]
+    for name in (*others, late, f"{late}.0123abcd.part"):
+        (tmp_path / name).write_bytes(b"x")
+    store.put(picture, b"data")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, picture}
+    assert (tmp_path / picture).stat().st_mode & 0o777 == 0o600
+
+
 def test_the_public_host_is_answered_where_others_are_not(bare):
     with client_of(bare, public_url=PUBLIC, allow_hosts=("testserver",)) as client:
         assert client.get("/v1/models", headers={"Host": "example.org"}).status_code == 200
@@ -130,6 +162,13 @@ def test_the_public_host_is_answered_where_others_are_not(bare):
 def test_a_public_address_is_a_page(address):
     with pytest.raises(InvalidRequest):
         Settings(public_url=address)
+
+
+def test_replicas_do_not_make_links_that_the_others_cannot_answer(shared):
+    check_shared_links(Settings(**shared))
+    check_shared_links(Settings())
+    with pytest.raises(InvalidRequest, match="link_dir and link_key_file"):
+        check_shared_links(Settings(public_url=PUBLIC))
 
 
 def test_options_that_would_do_nothing_are_refused_before_the_model_is_loaded(tmp_path, capsys):

@@ -123,6 +123,9 @@ def test_without_a_key_it_must_be_told_so(serve_bundle, tmp_path, monkeypatch):
         build(Options(bundle=serve_bundle))
     build(Options(bundle=serve_bundle, without_key=True))
     build(Options(bundle=serve_bundle, api_key_file=tmp_path / "keys.txt"))
+    with pytest.raises(InvalidRequest, match="link_dir"):
+        links = {"public_url": "https://example.org"}
+        build(Options.model_validate({"bundle": serve_bundle, "without_key": True, "settings": links}))
     with pytest.raises(ValidationError, match="max_quue"):
         Options.model_validate({"bundle": "x", "settings": {"max_quue": 3}})
     with pytest.raises(ValidationError, match="max_queue=0"):

@@ -31,13 +31,12 @@ class TextToImage(BaseModel):
 
 
 class ImageToImage(TextToImage):
-    """init_images, mask: base64, with or without "data:image/…;base64," before it. White is drawn anew, or what is opaque."""
+    """init_images, mask: base64, with or without "data:image/…;base64," before it. White is drawn anew, or opaque parts."""
 
     init_images: list[str] | None = None
     mask: str | None = None
     inpainting_mask_invert: int | None = None
     denoising_strength: Annotated[float, Field(ge=0, le=1)] | None = None
-    include_init_images: bool | None = None
 
 
 class Image64(BaseModel):

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdturbo.bundle.description import Size
 from sdturbo.errors import InvalidRequest
@@ -17,7 +17,9 @@ from sdturbo_serve.errors import refusals_name
 from sdturbo_serve.uploads import decode_base64, open_image
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
-_SETTING = re.compile(r'\s*([\w ./-]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # `Steps: 4`, `Model: "a, b"`
+_COMMENT_CODES = {b"UNICODE\0": "utf-16-be", b"JIS\0\0\0\0\0": "iso2022_jp"}  # others: ASCII, or UTF-8 without a name
+_LONGEST_LINE = 10_000  # characters. Settings of many scripts take 2000
+_SETTING = re.compile(r'\b(\w[\w ./-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # `Steps: 4`, `Model: "a, b"`
 
 
 def start_and_mask(
@@ -25,7 +27,8 @@ def start_and_mask(
 ) -> tuple[NDArray[np.uint8], Mask | None]:
     """(pixels, mask) of a start image and its mask in base64, as `start_image.decode_start` gives them.
 
-    The image's transparent pixels are white. Of a mask, white is drawn anew, or what is opaque if it has transparent pixels.
+    The image's transparent pixels are white. White parts of a mask are drawn anew, or its opaque parts if it has
+    transparent pixels.
     inverted: the other way round. Raises ApiError.
     """
     with refusals_name("init_images"):
@@ -49,17 +52,23 @@ def text_of(data: bytes) -> str:
             if isinstance(text, str):
                 return text
             comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    except UnidentifiedImageError as error:
+        raise InvalidRequest(f"Got {len(data)} bytes. Expected an image as PNG, JPEG or WEBP.") from error
     except Exception as error:  # Pillow's parsers raise many kinds
         raise InvalidRequest(f"The image cannot be read: {error}. Is the file complete?") from error
     if isinstance(comment, bytes):
-        return comment.removeprefix(b"UNICODE\0").decode("utf-16-be", "replace") if comment[8:] else ""
+        return comment[8:].decode(_COMMENT_CODES.get(comment[:8], "utf-8"), "replace")
     return str(comment)
 
 
 def settings_of(text: str) -> dict[str, str]:
-    """The parts of a text of `text_of`: "Prompt", "Negative prompt", and the settings of its last line."""
+    """The parts of a text of `text_of`: "Prompt", "Negative prompt", and the settings of its last line.
+
+    A last line of more than 10,000 characters belongs to the prompt.
+    """
     *lines, last = text.strip().split("\n")
-    settings = {name.strip(): value.strip().strip('"') for name, value in _SETTING.findall(last)}
+    pairs = _SETTING.findall(last) if len(last) <= _LONGEST_LINE else ()
+    settings = {name.strip(): value.strip().strip('"') for name, value in pairs}
     if "Steps" not in settings:
         return {"Prompt": text.strip()} if text.strip() else {}
     prompt, mark, negative = "\n".join(lines).partition("Negative prompt:")

@@ -1,4 +1,4 @@
-"""From AUTOMATIC1111's fields to what SD-Turbo has, with words for everything that cannot be honoured."""
+"""From AUTOMATIC1111's fields to SD-Turbo's own, with words for every field that cannot be honoured."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _OF_SECOND_PASS = ("hr_", "denoising_strength", "firstphase_")
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What is drawn for a request. not_honoured: per field, words for what became of it."""
+    """The drawing that a request gets. not_honoured: per field, words for its change."""
 
     steps: int
     strength: float | None
@@ -59,7 +59,7 @@ class Mapped:
 
 
 def mapped(body: TextToImage, sizes: tuple[Size, ...], model_names: tuple[str, ...]) -> Mapped:
-    """What is drawn for `body` by a bundle with pictures of `sizes`. Raises ApiError for what must not be ignored."""
+    """The drawing of `body` by a bundle with pictures of `sizes`. Raises ApiError for fields that must not be ignored."""
     if adapter := _ADAPTER.search(body.prompt or ""):
         text = (
             f"Got {adapter[0][:80]!r} in the prompt. Adapters are fused into the bundle when it is built, by"

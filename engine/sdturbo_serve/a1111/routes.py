@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from sdturbo.request import check_seeds
@@ -26,9 +27,21 @@ from sdturbo_serve.service import Service, service_of
 from sdturbo_serve.strict import StrictRoute
 from sdturbo_serve.uploads import decode_base64
 
-router = APIRouter(
-    prefix="/sdapi/v1", dependencies=[Depends(admit_login)], responses=ERRORS, route_class=StrictRoute, tags=["a1111"]
-)
+
+class _LoginRoute(StrictRoute):
+    """A route that checks the login before it reads the body. FastAPI's dependencies run after that, and bodies are large."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: HttpRequest) -> Response:
+            admit_login(request)
+            return await handler(request)
+
+        return handle
+
+
+router = APIRouter(prefix="/sdapi/v1", responses=ERRORS, route_class=_LoginRoute, tags=["a1111"])
 _EMPTY_LISTS = (
     "face-restorers",
     "hypernetworks",
@@ -78,10 +91,15 @@ async def img2img(body: ImageToImage, request: HttpRequest) -> JSONResponse:
 @router.post("/png-info", response_model=PngInfo)
 async def png_info(body: Image64) -> JSONResponse:
     """The text in a picture's file, and its parts."""
+
+    def read() -> tuple[str, dict[str, str]]:
+        text = text_of(decode_base64(body.image))
+        return text, settings_of(text)
+
     with refusals_name("image"):
-        text = await run_in_threadpool(text_of, decode_base64(body.image))
+        text, settings = await run_in_threadpool(read)
     items = {"parameters": text} if text else {}
-    return JSONResponse({"info": text, "items": items, "parameters": settings_of(text)})
+    return JSONResponse({"info": text, "items": items, "parameters": settings})
 
 
 @router.get("/options")
@@ -155,7 +173,7 @@ def refresh_checkpoints() -> None:
 
 
 @router.get("/progress")
-def progress(request: HttpRequest) -> dict[str, Any]:
+async def progress(request: HttpRequest) -> dict[str, Any]:
     """How far the oldest request is, by its drawn pictures."""
     jobs: Jobs = request.app.state.jobs
     job = jobs.current
@@ -176,11 +194,11 @@ def progress(request: HttpRequest) -> dict[str, Any]:
 
 
 @router.post("/interrupt")
-def interrupt(request: HttpRequest) -> dict[str, str]:
+async def interrupt(request: HttpRequest) -> dict[str, str]:
     """End the oldest request. Its answer has the pictures that are drawn already."""
     jobs: Jobs = request.app.state.jobs
-    if jobs.current is not None:
-        jobs.current.interrupted.set()
+    if (job := jobs.current) is not None:
+        job.interrupted.set()
     return {}
 
 
