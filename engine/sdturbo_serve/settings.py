@@ -100,14 +100,15 @@ def find_keys(path: Path | None) -> tuple[str, ...]:
 def find_logins(text: str | None = None) -> tuple[str, ...]:
     """The names and passwords of a text, or without a text those of the variable SDTURBO_API_AUTH, separated by commas.
 
-    Raises InvalidRequest for a text without any, which would leave the API open.
+    Raises InvalidRequest for a text or a variable without any, which would leave the API open.
     """
     given = os.environ.get("SDTURBO_API_AUTH", "") if text is None else text
     logins = tuple(login.strip() for login in given.split(",") if login.strip())
-    if text is not None and not logins:
+    if not logins and (given or text is not None):
+        source = "SDTURBO_API_AUTH=" if text is None else "--api-auth "
         raise InvalidRequest(
-            f"Got --api-auth {text!r}, which holds no login. Expected name:password, several by commas. To take those of"
-            " SDTURBO_API_AUTH, leave the option out."
+            f"Got {source}{given!r}, which holds no login. Expected name:password, several by commas. To take those of"
+            " SDTURBO_API_AUTH, leave the option out. To ask for none, leave both out."
         )
     return logins
 

@@ -161,6 +161,9 @@ def test_logins_come_from_the_option_or_else_from_the_environment(monkeypatch):
     for text in ("", ",", " , "):
         with pytest.raises(InvalidRequest, match="SDTURBO_API_AUTH"):
             find_logins(text)
+    monkeypatch.setenv("SDTURBO_API_AUTH", ",")
+    with pytest.raises(InvalidRequest, match="Got SDTURBO_API_AUTH=','"):
+        find_logins()
     monkeypatch.delenv("SDTURBO_API_AUTH")
     assert find_logins() == ()
 

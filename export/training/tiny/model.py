@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -87,5 +88,5 @@ def load_vae(file: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
     """The finished autoencoder, for inference."""
     vae = AutoencoderKL.from_config(tiny_configs()["vae"])
     vae.load_state_dict(torch.load(file, weights_only=True))
-    nn.Module.to(vae, device=device, memory_format=torch.channels_last)  # in place
-    return vae.eval().requires_grad_(requires_grad=False)
+    cast("nn.Module", vae).to(device)  # in place
+    return vae.to(memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
