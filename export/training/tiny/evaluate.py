@@ -108,7 +108,7 @@ def strange_prompts(count: int = STRANGE_PROMPTS) -> list[str]:
 def judge_for(vae: AutoencoderKL, out: Path) -> Classifier:
     """A new classifier. Its renders are kept in `out`."""
     renders = Renders(out / "train.rgb")
-    renders.paint_in_background(KNOWN_RENDERS).join()
+    renders.paint_by_all(KNOWN_RENDERS)
     return train_classifier(examples(renders, KNOWN_RENDERS, vae, KNOWN_RECONSTRUCTIONS), CLASSIFIER_STEPS)
 
 

@@ -51,13 +51,16 @@ class Renders:
                 file.flush()
 
     def paint_in_background(self, count: int) -> Thread:
-        """The same by processes on all cores, which give way to others and end with this one."""
-        thread = Thread(target=self._paint_by_all, args=(count,), daemon=True)
+        """`paint_by_all` beside the caller's work. It ends with this process."""
+        thread = Thread(target=self.paint_by_all, args=(count,), daemon=True)
         thread.start()
         return thread
 
-    def _paint_by_all(self, count: int) -> None:
+    def paint_by_all(self, count: int) -> None:
+        """`paint` by processes on all cores, which give way to others."""
         done = len(self)
+        if done >= count:
+            return
         with get_context("spawn").Pool(initializer=os.nice, initargs=(5,)) as pool, self.path.open("ab") as file:
             file.truncate(done * PICTURE)
             for picture in pool.imap(partial(_painted, self), range(done, count)):

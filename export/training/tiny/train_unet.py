@@ -106,7 +106,7 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     """
     vae, prompts = load_vae(folder / "vae" / "vae.pt", DEVICE), Prompts()
     renders, latents = Renders(folder / "train.rgb"), LatentFile(folder / "latents.f16")
-    renders.paint_in_background(PICTURES).join()
+    renders.paint_by_all(PICTURES)
     latents.encode(vae, renders, PICTURES)
     others = LatentFile(folder / "starts.f16")
     others.encode(vae, Starts(), START_PICTURES)
