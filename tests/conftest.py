@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -84,6 +87,37 @@ ONE_NOISE = (
     .replace("spread = Mul (posterior_noise, tenth)", "spread = Mul (noise, tenth)")
 )
 DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.UINT8: "uint8"}
+
+
+def pytest_configure():
+    """Each process of `pytest -n` has its share of the cores: threads that spin while they wait take no one else's time."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number % len(cores) :: count])
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id):
+    """once(name, make): the path `name`, which `make(path)` writes. All processes of `pytest -n` share it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    @contextmanager
+    def locked(name):
+        with (shared / f"{name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def get(name, make) -> Path:
+        done = shared / f"{name}.done"
+        with locked(name):
+            if not done.exists():
+                make(shared / name)
+                done.touch()
+        return shared / name
+
+    return get
 
 
 @pytest.fixture(scope="session", autouse=True)

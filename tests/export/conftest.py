@@ -1,9 +1,10 @@
-"""The small seeded checkpoint and its bundle, built once for all tests of the exporter."""
+"""The small seeded checkpoint and its bundles, built once for all tests of the exporter."""
 
 import shutil
 
 import pytest
 
+from sdturbo import Bundle
 from sdturbo_export.build import build
 from sdturbo_export.options import BuildOptions
 from sdturbo_export.weights.checkpoint import open_checkpoint
@@ -11,8 +12,8 @@ from sdturbo_export.weights.seeded import write_seeded
 
 
 @pytest.fixture(scope="session")
-def small_path(tmp_path_factory):
-    return write_seeded(tmp_path_factory.mktemp("checkpoints") / "small", small=True)
+def small_path(once):
+    return once("small", lambda path: write_seeded(path, small=True))
 
 
 @pytest.fixture
@@ -27,16 +28,36 @@ def small_checkpoint(small_path):
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    return tmp_path_factory.mktemp("stages")
+def built_once(small_checkpoint, once):
+    """built_once(name, options): a directory with the small model's `bundle`, and the `store` of its stages."""
+
+    def make(name, options):
+        return once(name, lambda path: build(small_checkpoint, path / "bundle", options, store=path / "store"))
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def half_bundle(small_checkpoint, store, tmp_path_factory):
-    out = tmp_path_factory.mktemp("bundles") / "half"
-    return build(small_checkpoint, out, BuildOptions(precision="fp16"), store=store)
+def small_build(built_once):
+    return built_once("built-small", BuildOptions())
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_checkpoint, store, tmp_path_factory):
-    return build(small_checkpoint, tmp_path_factory.mktemp("bundles") / "small", store=store)
+def small_bundle(small_build):
+    return Bundle.load(small_build / "bundle")
+
+
+@pytest.fixture(scope="session")
+def half_bundle(built_once):
+    return Bundle.load(built_once("built-half", BuildOptions(precision="fp16")) / "bundle")
+
+
+@pytest.fixture(scope="session")
+def batched_build(built_once):
+    return built_once("built-batched", BuildOptions(batch_sizes=(1, 2)))
+
+
+@pytest.fixture(scope="session")
+def store(small_build, tmp_path_factory):
+    """A store of this process with the stages of the small bundle."""
+    return shutil.copytree(small_build / "store", tmp_path_factory.mktemp("stages") / "store")

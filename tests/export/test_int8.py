@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -262,9 +263,15 @@ def little_work():
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(small_checkpoint, store, little_work, tmp_path_factory):
+def fp32_stages(batched_build, tmp_path_factory):
+    """A store with the stages that are made into int8."""
+    return shutil.copytree(batched_build / "store", tmp_path_factory.mktemp("stages") / "store")
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(small_checkpoint, fp32_stages, little_work, tmp_path_factory):
     out = tmp_path_factory.mktemp("int8") / "small"
-    return build(small_checkpoint, out, INT8, store=store)
+    return build(small_checkpoint, out, INT8, store=fp32_stages)
 
 
 def test_bundle_says_how_it_was_quantised(int8_bundle):
@@ -313,17 +320,18 @@ def test_fp32_is_not_drawn_in_int8(small_bundle, backend):
         Pipeline.load(small_bundle.path, backend, precision="int8")
 
 
-def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, store, tmp_path, monkeypatch):
+def test_a_build_again_measures_nothing(int8_bundle, small_checkpoint, fp32_stages, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("measured again")
 
     for name in ("measure_ranges", "measure_damage", "trajectory"):
         monkeypatch.setattr(recipe, name, refuse)
-    again = build(small_checkpoint, tmp_path / "again", INT8, store=store)
+    again = build(small_checkpoint, tmp_path / "again", INT8, store=fp32_stages)
     assert again.bundle_id == int8_bundle.bundle_id
     monkeypatch.setattr(quality, "MIN_PSNR", 98.0)
     with pytest.raises(QualityError, match="No bundle was written"):
-        build(small_checkpoint, tmp_path / "refused", dataclasses.replace(INT8, allow_low_quality=False), store=store)
+        options = dataclasses.replace(INT8, allow_low_quality=False)
+        build(small_checkpoint, tmp_path / "refused", options, store=fp32_stages)
     assert not (tmp_path / "refused").exists()
 
 

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdturbo import Pipeline, backends
+from sdturbo import Bundle, Pipeline, backends
 from sdturbo.errors import BackendUnavailable
 from sdturbo.golden import difference
-from sdturbo_export.build import build
-from sdturbo_export.options import BuildOptions
 from sdturbo_export.proof.diffusers_reference import Asked, draw
 from sdturbo_export.verify import verify_bundle
 from sdturbo_export.weights.lora_files import Lora
@@ -26,11 +24,9 @@ def pipes(small_bundle):
 
 
 @pytest.fixture(scope="module")
-def batched(small_checkpoint, store, tmp_path_factory):
+def batched(batched_build):
     """A bundle that holds batch sizes 1 and 2."""
-    return build(
-        small_checkpoint, tmp_path_factory.mktemp("batched") / "b", BuildOptions(batch_sizes=(1, 2)), store=store
-    )
+    return Bundle.load(batched_build / "bundle")
 
 
 def test_verify_passes_on_every_backend_stage_and_request(small_bundle, small_checkpoint):

@@ -12,26 +12,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 from training.tiny.layout import LATENTS
 
 SIGMAS = (0.69, 0.93, 1.61, 2.92, 4.08)  # of the schedule's rows after the first
-WIDTHS = (0.5, 0.8, 1.75, 4.0, 8.0)  # in latents: finer forms than these are the prompt's
-SUBJECTS = (0.1, 0.3, 0.9, 1.0, 1.0)  # how much of the prompt's subject stands before the start picture
+WIDTHS = (0.5, 0.9, 2.5, 6.0, 12.0)  # in latents: finer forms than these are the prompt's
+SUBJECTS = (0.1, 0.5, 1.0, 1.0, 1.0)  # how much of the prompt's subject stands before the start picture
+AROUND = 3  # latents around the subject that are the prompt's too: on another ground its outline is hard to see
 FLAT, PATCHED = 0.15, 0.15  # of start pictures are one colour, or hold a patch of another
 
 
 def followed(start: Tensor, drawn: Tensor, subjects: Tensor, sigma: float) -> Tensor:
     """The latents to learn, (n, 4, h, w).
 
-    low(start) + drawn - low(drawn), and in the subject's place, by its share, `drawn`. low is a Gaussian mean.
+    low(start) + drawn - low(drawn), and in the subject's place and a little around it, by its share, `drawn`. low is a
+    Gaussian mean.
 
     start: latents of the start picture. drawn: of the prompt's picture. subjects: (n, 1, h, w), 0 … 1.
     """
     width = math.exp(_between(sigma, [math.log(width) for width in WIDTHS]))
     mixed = drawn + low(start - drawn, width)
-    return torch.lerp(mixed, drawn, subjects * _between(sigma, SUBJECTS))
+    places = low(max_pool2d(subjects, 2 * AROUND + 1, stride=1, padding=AROUND), AROUND / 3)
+    return torch.lerp(mixed, drawn, places * _between(sigma, SUBJECTS))
 
 
 def low(x: Tensor, width: float) -> Tensor:

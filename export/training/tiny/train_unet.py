@@ -40,6 +40,7 @@ OWN_FROM, OWN = 0.6, 0.15  # of the time, and of the lessons: from the model's o
 RENDERS = 0.1  # of the lessons: from the prompt's own render under noise. The others are from start pictures.
 KEEP = 0.995  # of the mean weights, in each step
 MUON_LR, ADAMW_LR = 0.02, 2e-3
+FURTHER = 0.1  # of these rates for weights that are trained further: more would undo what larger batches taught
 LOOK_SECONDS = 300
 ROWS = schedule_rows()
 LATER = tuple(row for row in ROWS if row.index > 0)
@@ -118,8 +119,8 @@ def train(folder: Path, minutes: float, weights: Path | None = None) -> Path:
     if weights is not None:
         take_text_encoder(model, weights, torch.from_numpy(prompts.plurals()))
         take_unet(model, weights)
-    last = 0.0 if weights is None else max(OWN_FROM, FIRST[0][0])
-    run = Run(folder / "unet", model, 60 * minutes, muon_lr=MUON_LR, adamw_lr=ADAMW_LR, keep=KEEP)
+    last, rate = (0.0, 1.0) if weights is None else (max(OWN_FROM, FIRST[0][0]), FURTHER)
+    run = Run(folder / "unet", model, 60 * minutes, muon_lr=rate * MUON_LR, adamw_lr=rate * ADAMW_LR, keep=KEEP)
     while not run.clock.over:
         batches = [pairs.draw(LESSON, run.rng).to(DEVICE) for _ in range(LARGER * BATCH // LESSON)]
         progress = max(last, run.clock.progress)
