@@ -17,7 +17,7 @@ class BackendChoice:
     """The choice of a caller. None leaves a field to the backend.
 
     backend: a registered name, or "auto". device: "cpu", "cuda:0", …, and "cuda" is "cuda:0". precision: one of `PRECISIONS`.
-    num_threads: CPU threads, at most the number of CPUs. None means all.
+    num_threads: CPU threads, at most the number of CPUs. None means all that may be used.
     Raises InvalidRequest for another type, or for more threads than this machine has.
     """
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from sdturbo.backends.choice import BackendChoice, Offer, first_running, fitting, refuse_all
+from sdturbo.cpu import threads_of_quota
 from sdturbo.errors import BackendUnavailable, InvalidRequest, NotOffered
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _accept(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Bac
     if offer.refusal is not None:
         raise offer.refusal
     try:
-        return _module(offer.backend).connect(offer, num_threads, bundle)
+        return _module(offer.backend).connect(offer, num_threads or threads_of_quota(), bundle)
     except BROKEN as error:
         raise _does_not_load(offer.backend, error) from error
 

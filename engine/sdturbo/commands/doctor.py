@@ -13,7 +13,7 @@ import sdturbo
 from sdturbo import backends
 from sdturbo.backends import PRECISIONS, BackendChoice
 from sdturbo.backends.choice import first_running, fitting
-from sdturbo.cpu import available_cpus, cpu_features, cpu_name
+from sdturbo.cpu import available_cpus, cpu_features, cpu_name, cpu_quota
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13"),
@@ -27,7 +27,7 @@ def report() -> dict[str, Any]:
         "sdturbo": sdturbo.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": {"name": cpu_name(), "count": available_cpus(), "features": cpu_features()},
+        "cpu": {"name": cpu_name(), "count": available_cpus(), "quota": cpu_quota(), "features": cpu_features()},
         "memory_gb": _memory_gb(),
         "nvidia_driver": shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists(),
         "packages": {name: _version(name) for name in PACKAGES},
