@@ -82,7 +82,7 @@ def write_image(
     else:
         options["quality"] = QUALITY[output_format] if quality is None else quality
         options |= {"exif": _exif(parameters), "method": 0}  # method: of WebP alone
-    image.save(file, output_format, **with_mark(options))
+    image.save(file, format=output_format, **with_mark(options))
 
 
 def parameters_of(image: Image.Image) -> str:
