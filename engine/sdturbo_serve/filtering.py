@@ -6,10 +6,13 @@ import asyncio
 import importlib
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeVar, cast
 
 from PIL import Image
@@ -46,12 +49,17 @@ def load_filter(name: str) -> Filter:
 
 
 class FilterThreads:
-    """A filter with its threads. `deadline_s` is also its own: an answer that takes longer is none."""
+    """A filter with its threads. `deadline_s` is also its own: an answer that takes longer is none.
+
+    The threads are daemons, which those of an executor are not. So a filter that hangs does not hold up the end of the server.
+    """
 
     def __init__(self, filter: Filter, deadline_s: float) -> None:
         self._filter = filter
         self._deadline_s = deadline_s
-        self._threads = ThreadPoolExecutor(THREADS, "sdturbo-filter")
+        self._questions: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
+        for number in range(THREADS):
+            threading.Thread(target=self._answer, name=f"sdturbo-filter-{number}", daemon=True).start()
 
     async def pass_prompts(self, prompts: Iterable[str]) -> None:
         """Returns if all pass. Raises Refused, FilterFailed, and ApiError at the deadline."""
@@ -62,17 +70,31 @@ class FilterThreads:
         await self._ask(pass_pictures, pictures)
 
     def stop(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for _ in range(THREADS):
+            self._questions.put(None)
 
     async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T]) -> None:
-        asked = asyncio.get_running_loop().run_in_executor(self._threads, question, self._filter, subjects)
+        verdict: Future[None] = Future()
+        self._questions.put((verdict, partial(question, self._filter, subjects)))
         try:
-            await asyncio.wait_for(asked, self._deadline_s)
+            await asyncio.wait_for(asyncio.wrap_future(verdict), self._deadline_s)
         except TimeoutError as error:
             raise deadline_exceeded(self._deadline_s) from error
         except FilterFailed as error:
             _tell(error)
             raise
+
+    def _answer(self) -> None:
+        while (asked := self._questions.get()) is not None:
+            verdict, question = asked
+            if not verdict.set_running_or_notify_cancel():  # the deadline has passed
+                continue
+            try:
+                question()
+            except Exception as error:
+                verdict.set_exception(error)
+            else:
+                verdict.set_result(None)
 
 
 def _tell(error: FilterFailed) -> None:
