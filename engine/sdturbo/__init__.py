@@ -1,8 +1,8 @@
 """sdturbo: a compiled inference engine for SD-Turbo.
 
-    from sdturbo import Pipeline
+    from sdturbo import Pipeline, save_image
     pipe = Pipeline.load("build/sd-turbo")
-    pipe("a photo of a cat").images[0].save("cat.png")
+    save_image(pipe("a photo of a cat").images[0], "cat.png")
 
 Importing this package loads no backend and no numpy. A class or module is imported when it is first named.
 """
@@ -12,14 +12,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sdturbo.errors import BackendUnavailable, BundleError, Cancelled, InvalidRequest, OutputError, SDTurboError
+from sdturbo.errors import (
+    BackendUnavailable,
+    BundleError,
+    Cancelled,
+    FilterFailed,
+    InvalidRequest,
+    OutputError,
+    Refused,
+    SDTurboError,
+)
 
 if TYPE_CHECKING:
     from sdturbo import blend
     from sdturbo.bundle import Bundle
-    from sdturbo.image import save_png
+    from sdturbo.image import ContentCredentials, save_image, save_png
     from sdturbo.pipeline import Pipeline
-    from sdturbo.request import Request
+    from sdturbo.request import Filter, Request
     from sdturbo.result import Result
 
 __version__ = "0.1.0"
@@ -28,17 +37,31 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "ContentCredentials",
+    "Filter",
+    "FilterFailed",
     "InvalidRequest",
     "OutputError",
     "Pipeline",
+    "Refused",
     "Request",
     "Result",
     "SDTurboError",
     "blend",
+    "save_image",
     "save_png",
 ]
 
-_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "result", "save_png": "image"}
+_LAZY = {
+    "Bundle": "bundle",
+    "ContentCredentials": "image",
+    "Filter": "request",
+    "Pipeline": "pipeline",
+    "Request": "request",
+    "Result": "result",
+    "save_image": "image",
+    "save_png": "image",
+}
 
 
 def __getattr__(name: str) -> Any:

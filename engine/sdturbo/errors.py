@@ -55,6 +55,22 @@ class OutputError(SDTurboError):
     exit_code = 5
 
 
+class SigningFailed(SDTurboError):
+    """A picture could not be signed, for example because the certificate has ended. No file was written."""
+
+
+class Refused(SDTurboError):
+    """The caller's filter refused a prompt or a picture. `reason`: in the filter's words. No picture is given."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The filter refused this request: {reason}")
+
+
+class FilterFailed(SDTurboError):
+    """The caller's filter raised an error or gave no verdict, so the request was refused. No picture is given."""
+
+
 class Cancelled(SDTurboError):
     """The caller's cancellation was honoured between two stages. No picture was made."""
 

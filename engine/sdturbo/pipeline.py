@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.backends.keep import InpaintingRun
@@ -31,11 +32,15 @@ from sdturbo.request import (
     DEFAULT_OUTPUT,
     DEFAULT_SEED,
     DEFAULT_STEPS,
+    Filter,
     Job,
     Request,
     Seeds,
     accept,
+    check_filter,
     check_prompts,
+    pass_pictures,
+    pass_prompts,
 )
 from sdturbo.result import Result, finish, require_finite, require_pictures
 from sdturbo.tokenizer import PromptTokenizer, Tokens
@@ -63,6 +68,7 @@ class Pipeline:
         num_threads: int | None = None,
         image_to_image: bool = True,
         trust_unchanged: bool = True,
+        filter: Filter | None = None,
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
@@ -73,15 +79,23 @@ class Pipeline:
         num_threads: CPU threads. None takes all. image_to_image: False leaves the encoder out and saves its memory.
         trust_unchanged: a large file of the bundle or of the cache is not hashed again for a week while it is unchanged.
         False hashes everything.
+        filter: the caller's own, which looks at every prompt and every picture. What it refuses raises Refused.
         Raises BundleError, BackendUnavailable, InvalidRequest.
         """
         choice = BackendChoice(backend, device, precision, num_threads)
         bundle = Bundle.load(path, trust_unchanged=trust_unchanged)
-        return load_first(choice, bundle, lambda chosen: cls(bundle, chosen, image_to_image=image_to_image))
+        return load_first(
+            choice, bundle, lambda chosen: cls(bundle, chosen, image_to_image=image_to_image, filter=filter)
+        )
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, image_to_image: bool = True, filter: Filter | None = None
+    ) -> None:
+        if filter is not None:
+            check_filter(filter)
         self.bundle = bundle
         self.backend = backend
+        self._filter = filter
         try:
             self._tokenizer = PromptTokenizer((bundle.path / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # the Rust library raises bare Exception
@@ -159,7 +173,7 @@ class Pipeline:
         cancel: a token that is looked at between stages. A device that records the whole request looks before each batch.
         others: of diffusers' arguments a fresh `generator` of the CPU gives its seed, and values that change nothing, such as
         `guidance_scale=0`, are taken. Others are refused with the reason.
-        Raises InvalidRequest, Cancelled, OutputError.
+        Raises InvalidRequest, Cancelled, OutputError. With a filter also Refused and FilterFailed.
         """
         job = self._start(
             {
@@ -189,10 +203,12 @@ class Pipeline:
 
         A call with them draws, bit for bit, what it draws with the prompts. Where a backend joins the stages of a plain call,
         its rounding may differ. Text beyond 77 tokens is not seen, as in a call.
-        Raises InvalidRequest, OutputError.
+        Raises InvalidRequest, OutputError. With a filter also Refused and FilterFailed.
         """
-        embeds = self._embeds([self._tokenizer(text) for text in check_prompts(prompt)])
-        return np.stack(embeds)
+        prompts = check_prompts(prompt)
+        if self._filter is not None:
+            pass_prompts(self._filter, prompts)
+        return np.stack(self._embeds([self._tokenizer(text) for text in prompts]))
 
     def dropped_text(self, prompt: str | Sequence[str]) -> list[str]:
         """Per prompt, its end beyond 77 tokens, which `encode_prompt` does not see ("" if it sees all). As `Result.dropped`.
@@ -237,6 +253,8 @@ class Pipeline:
             raise InvalidRequest("Got an image, but the pipeline was loaded with image_to_image=False.")
         if stop is not None:
             job.clock.cancel = Either(stop, job.clock.cancel)
+        if self._filter is not None:
+            self._check_request(job, self._filter)
         if not job.prompt_embeds:
             with job.clock.part("tokenizer"):
                 job.tokens = [self._tokenizer(text) for text in job.prompts]
@@ -255,6 +273,16 @@ class Pipeline:
         if job.inpainting is not None:
             job.inpainting.pixels, job.inpainting.noise = pixels[0], noises["noise"]
         return job
+
+    def _check_request(self, job: Job, filter: Filter) -> None:
+        """Raise Refused for a prompt. Prompts behind prompt_embeds were seen by `encode_prompt`."""
+        if not job.ends_in_pictures:
+            raise InvalidRequest(
+                "Got output_type='latent', but the pipeline's filter sees pictures. Take 'np' or 'pil'."
+            )
+        if not job.prompt_embeds:
+            with job.clock.part("filter"):
+                pass_prompts(filter, job.prompts)
 
     def _encode_image(self, job: Job) -> Job:
         """The image, if there is one, as latents with the noise of the first step added."""
@@ -313,7 +341,7 @@ class Pipeline:
                 require_pictures(job.images, self.backend.precision)
                 if job.inpainting is not None:
                     job.images = job.inpainting.finished(job.images)
-        return finish(job, self.bundle, self.backend, self.lost_recordings)
+        return self._finish(job)
 
     def _draw(self, job: Job, programs: Sequence[Program]) -> Result:
         """All stages at once, batch by batch, where the backend keeps tensors on its device. programs: one per batch."""
@@ -333,6 +361,12 @@ class Pipeline:
         if job.inpainting is not None:
             with job.clock.part("paste"):
                 job.images = job.inpainting.finished(job.images)
+        return self._finish(job)
+
+    def _finish(self, job: Job) -> Result:
+        if self._filter is not None:
+            with job.clock.part("filter"):
+                pass_pictures(self._filter, (Image.fromarray(pixels) for pixels in job.images))
         return finish(job, self.bundle, self.backend, self.lost_recordings)
 
     def _programs_for(self, job: Job) -> list[Program] | None:

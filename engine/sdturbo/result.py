@@ -13,6 +13,7 @@ from PIL import Image
 from sdturbo.backends import Backend
 from sdturbo.bundle import Bundle
 from sdturbo.errors import OutputError
+from sdturbo.image import MarkedImage
 from sdturbo.noise import F32
 from sdturbo.request import Job
 
@@ -70,12 +71,12 @@ def origin(bundle: Bundle, backend: Backend) -> dict[str, str]:
     }
 
 
-def _to_pil(job: Job, i: int, bundle: Bundle) -> Image.Image:
+def _to_pil(job: Job, i: int, bundle: Bundle) -> MarkedImage:
     """Image i for PIL. Its `info["parameters"]` says how it was made, in AUTOMATIC1111's form.
 
     Its first line is the prompt. The line is empty if the request gave prompt_embeds.
     """
-    picture = Image.fromarray(job.images[i])
+    picture = MarkedImage(Image.fromarray(job.images[i]))
     denoising = f", Denoising strength: {job.strength:g}" if job.strength is not None else ""
     vae = f", VAE: {bundle.decoder}" if bundle.decoder != "AutoencoderKL" else ""
     seeded = f", Seed: {job.seeds[i]}" if job.latents is None else ""

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from sdturbo import Pipeline, __version__
+from sdturbo import ContentCredentials, Filter, Pipeline, __version__
 from sdturbo_serve import errors, images, links, live
 from sdturbo_serve.a1111 import routes as a1111
 from sdturbo_serve.a1111.jobs import Jobs
@@ -27,13 +27,21 @@ POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'self'
 probes = APIRouter()
 
 
-def create_app(pipeline: Pipeline, settings: Settings | None = None) -> FastAPI:
+def create_app(
+    pipeline: Pipeline,
+    settings: Settings | None = None,
+    *,
+    credentials: ContentCredentials | None = None,
+    filter: Filter | None = None,
+) -> FastAPI:
     """The server's application around a loaded pipeline. Its lifespan starts and stops the engine's thread.
+
+    credentials: they sign every picture. filter: it looks at every prompt and every picture, on threads of its own.
 
     A FastAPI application that mounts it runs only its own lifespan, so enter `app.router.lifespan_context(app)` there.
     engine/examples/fastapi_app.py shows how.
     """
-    service = Service(pipeline, settings or Settings())
+    service = Service(pipeline, settings or Settings(), credentials, filter)
     app = FastAPI(
         title="sdturbo", version=__version__, lifespan=lambda _: service.running(), docs_url=None, redoc_url=None
     )

@@ -11,7 +11,15 @@ import click
 
 from sdturbo import __version__
 from sdturbo.backends import BackendChoice
-from sdturbo.commands.cli import backend_options, bundle_option, load_pipeline
+from sdturbo.commands.cli import (
+    WITHOUT_METADATA,
+    backend_options,
+    bundle_option,
+    credentials_option,
+    load_credentials,
+    load_pipeline,
+    metadata_option,
+)
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries, run
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys, find_logins
 
@@ -61,6 +69,13 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
     "--api-auth",
     help="name:password, several by commas. They open AUTOMATIC1111's API. [env: SDTURBO_API_AUTH]",
 )
+@metadata_option
+@credentials_option
+@click.option(
+    "--filter",
+    metavar="PACKAGE.MODULE:NAME",
+    help="Your own filter of prompts and pictures, an object or a class. engine/examples/own_filter.py shows one.",
+)
 @backend_options
 @click.version_option(__version__)
 def cli(
@@ -75,6 +90,8 @@ def cli(
     a1111: bool,
     api_auth: str | None,
     drain: int,
+    content_credentials: tuple[Path, Path] | None,
+    filter: str | None,
     choice: BackendChoice,
     **others: Any,
 ) -> None:
@@ -95,17 +112,23 @@ def cli(
 
     from sdturbo_serve import logs
     from sdturbo_serve.app import create_app
+    from sdturbo_serve.filtering import load_filter
     from sdturbo_serve.links import open_links
     from sdturbo_serve.server import bind, serve
 
     open_links(settings)  # a directory or key that cannot be used is said before the model is loaded
+    credentials = load_credentials(content_credentials)
+    own_filter = None if filter is None else load_filter(filter)
     sockets = bind(host, port)
     logs.configure()
     pipeline = load_pipeline(bundle, choice)
     backend = pipeline.backend
     fields = {"backend": backend.name, "precision": backend.precision, "bundle": str(pipeline.bundle.path)}
-    logging.getLogger("sdturbo.serve").info("loaded", extra={"fields": fields})
-    serve(create_app(pipeline, settings), sockets, drain_s=drain)
+    log = logging.getLogger("sdturbo.serve")
+    log.info("loaded", extra={"fields": fields})
+    if not settings.metadata:
+        log.info(WITHOUT_METADATA)
+    serve(create_app(pipeline, settings, credentials=credentials, filter=own_filter), sockets, drain_s=drain)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from sdturbo.errors import Cancelled, InvalidRequest, SDTurboError
+from sdturbo.errors import Cancelled, FilterFailed, InvalidRequest, Refused, SDTurboError, SigningFailed
 from sdturbo_serve.worker import EngineEnded
 
 log = logging.getLogger("sdturbo.serve")
@@ -80,6 +80,15 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError:
         return _from_validation(error.errors())
     if isinstance(error, InvalidRequest):
         return ApiError(400, str(error), param=param, code="invalid_value")
+    if isinstance(error, Refused):  # as OpenAI answers. A filter may repeat halves of characters, which no UTF-8 has
+        text = str(error).encode("utf-8", "replace").decode()
+        return ApiError(400, text, code="content_policy_violation")
+    if isinstance(error, FilterFailed):  # its text is the operator's
+        return ApiError(
+            500, "The filter of this server failed, so nothing is given. Its log says why.", code="filter_failed"
+        )
+    if isinstance(error, SigningFailed):
+        return ApiError(500, str(error), code="signing_failed")
     if isinstance(error, Cancelled):
         return ApiError(503, str(error), code="stopping")
     if isinstance(error, EngineEnded):

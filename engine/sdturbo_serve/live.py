@@ -136,6 +136,7 @@ class LiveConnection:
         self._arrived.clear()
         try:
             frame = _Frame(number, request, await self._picture(request))
+            await self._service.pass_prompts([frame.picture])
         except (ApiError, SDTurboError) as error:
             await self._send_error(number, error)
             return None

@@ -18,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from sdturbo import InvalidRequest, Pipeline
+from sdturbo.commands.cli import load_credentials
 from sdturbo_serve import logs
 from sdturbo_serve.app import create_app
+from sdturbo_serve.filtering import load_filter
 from sdturbo_serve.service import Service
 from sdturbo_serve.settings import Settings, check_shared_links, find_keys, find_logins
 
@@ -28,7 +30,8 @@ class Options(BaseModel):
     """`args` of the config file. Paths are those of the replica's machine.
 
     threads: CPU threads per engine. None takes the replica's CPUs from `ray_actor_options`. without_key: serve without a
-    key to every client that reaches the proxies. settings: limits, as those of `sdturbo-serve`.
+    key to every client that reaches the proxies. content_credentials: certificate and key that sign pictures. filter: the
+    operator's, `package.module:name`. settings: limits, as those of `sdturbo-serve`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,6 +43,8 @@ class Options(BaseModel):
     threads: int | None = Field(None, ge=1)
     api_key_file: Path | None = None
     without_key: bool = False
+    content_credentials: tuple[Path, Path] | None = None
+    filter: str | None = None
     settings: Settings = Field(default_factory=Settings)
 
 
@@ -54,11 +59,13 @@ class Replica:
         keys = options.settings.api_keys or find_keys(options.api_key_file)
         logins = options.settings.api_auth or (find_logins() if options.settings.a1111 else ())
         settings = dataclasses.replace(options.settings, api_keys=keys, api_auth=logins)
+        credentials = load_credentials(options.content_credentials)
+        own_filter = None if options.filter is None else load_filter(options.filter)
         threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         pipeline = Pipeline.load(
             options.bundle, options.backend, device=options.device, precision=options.precision, num_threads=threads
         )
-        self._application = create_app(pipeline, settings)
+        self._application = create_app(pipeline, settings, credentials=credentials, filter=own_filter)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._application

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from starlette.requests import HTTPConnection
 from sdturbo import Pipeline, SDTurboError
 from sdturbo.bundle.description import Size
 from sdturbo.golden import golden_distance
-from sdturbo.image import Mask
+from sdturbo.image import ContentCredentials, Mask
+from sdturbo.request import Filter
 from sdturbo.result import origin
 from sdturbo_serve import tracing
 from sdturbo_serve.encoding import Format, encode
 from sdturbo_serve.errors import ApiError, deadline_exceeded
+from sdturbo_serve.filtering import FilterThreads
 from sdturbo_serve.links import open_links
 from sdturbo_serve.metrics import Metrics
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture, size_text
@@ -39,9 +42,17 @@ class NotReady(SDTurboError):
 class Service:
     """not_ready: the reason to refuse requests, or None once the engine has drawn the bundle's golden picture."""
 
-    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: Settings,
+        credentials: ContentCredentials | None = None,
+        filter: Filter | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.settings = settings
+        self._credentials = credentials
+        self._filter = None if filter is None else FilterThreads(filter, settings.deadline_s)
         self.links = open_links(settings)
         self.metrics = Metrics()
         self.metrics.lost_recordings.set_function(lambda: len(pipeline.lost_recordings))
@@ -68,6 +79,8 @@ class Service:
         self._warm_up = asyncio.create_task(self._draw_golden_picture())
         yield
         self._warm_up.cancel()
+        if self._filter is not None:
+            self._filter.stop()
         await asyncio.to_thread(self.worker.stop)
 
     async def check(self) -> None:
@@ -124,11 +137,19 @@ class Service:
             headers = {"Retry-After": str(error.retry_after)}
             raise ApiError(429, str(error), code="queue_full", headers=headers) from error
 
+    async def pass_prompts(self, pictures: Sequence[QueuedPicture]) -> None:
+        """Ask the operator's filter, before anything is drawn. Raises Refused, FilterFailed, ApiError."""
+        if self._filter is not None:
+            await self._filter.pass_prompts(dict.fromkeys(text for queued in pictures for text in queued.prompts))
+            for queued in pictures:
+                queued.arrived = time.perf_counter()  # the wait in the queue begins now
+
     async def draw(self, pictures: Sequence[QueuedPicture], request: HttpRequest) -> list[DrawnPicture]:
         """Queue pictures and wait for all of them. They are given up at the deadline, or when the client disconnects.
 
-        Raises ApiError, and the engine's own errors.
+        Raises ApiError, and the errors of the engine and of the filter.
         """
+        await self.pass_prompts(pictures)
         self.submit(pictures)
         drawing = asyncio.create_task(_all_drawn(pictures))
         leaving = asyncio.create_task(_disconnected(request))
@@ -154,9 +175,15 @@ class Service:
     async def encode(
         self, drawn: Sequence[DrawnPicture], output_format: Format, quality: int | None = None
     ) -> tuple[list[bytes], dict[str, Any]]:
-        """(files, `schemas.Report`) of a request's pictures. quality: 0 to 100, for JPEG and WebP."""
+        """(files, `schemas.Report`) of a request's pictures, signed if the server signs. quality: 0 to 100, for JPEG and WebP.
+
+        Raises Refused, FilterFailed and ApiError if the filter does not let all of them pass, and SigningFailed.
+        """
+        if self._filter is not None:
+            await self._filter.pass_pictures([each.picture for each in drawn])
         start = time.perf_counter()
-        files = [await asyncio.to_thread(encode, each.picture, output_format, quality) for each in drawn]
+        write = partial(encode, metadata=self.settings.metadata, credentials=self._credentials)
+        files = [await asyncio.to_thread(write, each.picture, output_format, quality) for each in drawn]
         seconds = time.perf_counter() - start
         self.metrics.encoding.labels(output_format).observe(seconds / len(files))
         slowest = max((each.batch for each in drawn), key=lambda batch: batch.timings["total"])

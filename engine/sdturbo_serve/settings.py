@@ -32,6 +32,8 @@ class Settings:
     link_key_file: a directory and a key that several servers share, so that each answers the links of all.
 
     a1111: answer AUTOMATIC1111's API too. api_auth: "name:password", each of which opens it in the place of a key.
+
+    metadata: whether files of pictures say how they were made. All say that a model drew them.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a config file gives them
@@ -52,6 +54,7 @@ class Settings:
     link_key_file: Path | None = None
     a1111: bool = False
     api_auth: tuple[str, ...] = ()
+    metadata: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "deadline_s", "body_s", "max_upload_bytes", "max_image_pixels", "max_live"):

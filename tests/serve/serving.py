@@ -62,19 +62,19 @@ class Gate:
 
 
 @contextmanager
-def client_of(pipeline, **settings):
+def client_of(pipeline, *, credentials=None, filter=None, **settings):
     """A client in process, once the server is ready."""
-    app = create_app(pipeline, Settings(**settings))
+    app = create_app(pipeline, Settings(**settings), credentials=credentials, filter=filter)
     with TestClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client
 
 
 @contextmanager
-def listening(pipeline, **settings):
+def listening(pipeline, *, credentials=None, filter=None, **settings):
     """The address of a real server on a free loopback port, in a thread of this process."""
     config = uvicorn.Config(
-        create_app(pipeline, Settings(**settings)),
+        create_app(pipeline, Settings(**settings), credentials=credentials, filter=filter),
         port=0,
         http=TimedProtocol,
         ws=LiveProtocol,

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import encoders
+from sdturbo.image.provenance import XMP
 from sdturbo_serve.encoding import encode
 
 
@@ -32,7 +33,8 @@ def test_a_png_is_whole_and_read_back_identical(size, kind, parameters):
     read = Image.open(io.BytesIO(file))
     assert read.mode == "RGB"
     assert np.array_equal(np.asarray(read), np.asarray(drawn))
-    assert read.text == {"parameters": parameters.replace("\0", "\N{REPLACEMENT CHARACTER}")}
+    text = parameters.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    assert read.text == {"parameters": text, "XML:com.adobe.xmp": XMP.decode()}
 
 
 def test_zlib_itself_reads_the_compressed_rows():

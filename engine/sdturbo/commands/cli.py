@@ -19,7 +19,12 @@ from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sdturbo.bundle.description import Size
+    from sdturbo.image import ContentCredentials
     from sdturbo.pipeline import Pipeline
+
+WITHOUT_METADATA = (
+    "--no-metadata: the files do not say prompt, seed, steps and bundle id. They do say that a model drew them."
+)
 
 bundle_option = click.option(
     "--bundle",
@@ -33,6 +38,21 @@ size_option = click.option(
     "--size",
     callback=size_or_none,
     help="Width x height of the pictures, such as 768x512. `sdturbo info` lists those of the bundle. Default: the first.",
+)
+
+metadata_option = click.option(
+    "--no-metadata",
+    "metadata",
+    flag_value=False,
+    default=True,
+    help="Leave prompt, seed, steps and bundle id out of the files. The mark that a model drew them stays in.",
+)
+credentials_option = click.option(
+    "--content-credentials",
+    type=FILE,
+    nargs=2,
+    metavar="CERT KEY",
+    help="Sign every picture with C2PA. Two PEM files: the certificate with those of its issuers, and its private key.",
 )
 
 
@@ -102,6 +122,8 @@ def cli() -> None:
     type=float,
     help="How much of --image is drawn anew, up to 1. Default: 0.5, or 1 with one step or --mask.",
 )
+@metadata_option
+@credentials_option
 @size_option
 @backend_options
 @json_option
@@ -116,13 +138,15 @@ def generate(
     image: Path | None,
     mask: Path | None,
     strength: float | None,
+    metadata: bool,
+    content_credentials: tuple[Path, Path] | None,
     size: Size | tuple[None, None],
     choice: BackendChoice,
     as_json: bool,
 ) -> None:
     """Draw a prompt as files.
 
-    Each file carries prompt, seed, steps and bundle id.
+    Each file carries prompt, seed, steps and bundle id, and the mark that a model drew it.
     """
     from sdturbo.commands.generate import STANDARD, check_out, entry, prompts_of, report, write
     from sdturbo.image import read_image
@@ -137,6 +161,7 @@ def generate(
         raise InvalidRequest("Got --json and --out -. Both write to standard output. Name a file.")
     if mask is not None and image is None:
         raise InvalidRequest("Got --mask without --image. A mask says which part of an image is drawn anew.")
+    credentials = _open_marks(metadata, content_credentials)
     start, mask_image = (None if file is None else read_image(file) for file in (image, mask))
     pipe = load_pipeline(bundle, choice, image_to_image=start is not None)
     written: list[dict[str, Any]] = []
@@ -153,7 +178,8 @@ def generate(
                     num_inference_steps=steps,
                     seed=seeds[i],
                 )
-                path = write(result.images[0], out, len(written), pictures)
+                (picture,) = result.images
+                path = write(picture, out, len(written), pictures, metadata=metadata, credentials=credentials)
                 written.append(entry(path, text, result))
                 tick()
     report(pipe, written, as_json=as_json, to_error=out == STANDARD)
@@ -173,6 +199,8 @@ def generate(
     "--seed", default="0", metavar="INTEGER|random", callback=seed_or_none, help="Seed of the first frame, or `random`."
 )
 @click.option("--to-seed", type=int, help="Seed of the last frame. Default: that of the first.")
+@metadata_option
+@credentials_option
 @size_option
 @backend_options
 @json_option
@@ -185,6 +213,8 @@ def walk(
     steps: int,
     seed: int | None,
     to_seed: int | None,
+    metadata: bool,
+    content_credentials: tuple[Path, Path] | None,
     size: Size | tuple[None, None],
     choice: BackendChoice,
     as_json: bool,
@@ -201,12 +231,13 @@ def walk(
     (first_seed,) = check_seeds(seed, 1)
     (last_seed,) = check_seeds(first_seed if to_seed is None else to_seed, 1)
     check_directory(out)
+    credentials = _open_marks(metadata, content_credentials)
     pipe = load_pipeline(bundle, choice, image_to_image=False)
     start, end = (prompt, first_seed), (to_prompt, last_seed)
     written: list[dict[str, Any]] = []
     with _bar(frames, "frames", as_json) as tick:
         options = {"num_inference_steps": steps, "height": size[0], "width": size[1]}
-        for frame in draw(pipe, start, end, frames, out, **options):
+        for frame in draw(pipe, start, end, frames, out, metadata=metadata, credentials=credentials, **options):
             written.append(frame)
             tick()
     report(pipe, written, as_json=as_json)
@@ -322,10 +353,24 @@ def bundle_path(bundle: Path | None) -> Path:
     return bundle or EMBEDDED
 
 
+def load_credentials(files: tuple[Path, Path] | None) -> ContentCredentials | None:
+    """The credentials of `--content-credentials`, if it was given."""
+    from sdturbo.image import ContentCredentials
+
+    return None if files is None else ContentCredentials.load(*files)
+
+
 def load_pipeline(bundle: Path | None, choice: BackendChoice, *, image_to_image: bool = True) -> Pipeline:
     from sdturbo.pipeline import Pipeline
 
     return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice), image_to_image=image_to_image)
+
+
+def _open_marks(metadata: bool, files: tuple[Path, Path] | None) -> ContentCredentials | None:
+    """The credentials of a command. Says what `--no-metadata` leaves out."""
+    if not metadata:
+        click.echo(WITHOUT_METADATA, err=True)
+    return load_credentials(files)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from sdturbo.errors import InvalidRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sdturbo.image import ContentCredentials
     from sdturbo.pipeline import Pipeline
     from sdturbo.result import Result
 
@@ -59,18 +60,23 @@ def check_out(out: Path, pictures: int) -> None:
     format_of(out)
 
 
-def write(picture: Image, out: Path, number: int, pictures: int) -> Path:
-    """Write picture `number` of so many. Returns its path, `out` with the number in it if there are several."""
+def write(
+    picture: Image, out: Path, number: int, pictures: int, *, metadata: bool, credentials: ContentCredentials | None
+) -> Path:
+    """Write picture `number` of so many. Returns its path, `out` with the number in it if there are several.
+
+    metadata, credentials: as of `save_image`.
+    """
     from sdturbo.image import save_image, write_image
 
     if out == STANDARD:
         whole = io.BytesIO()
-        write_image(picture, whole, "png")
+        write_image(picture, whole, "png", metadata=metadata, credentials=credentials)
         sys.stdout.buffer.write(whole.getvalue())
         sys.stdout.buffer.flush()
         return out
     path = out if pictures == 1 else out.with_stem(f"{out.stem}-{number}")
-    save_image(picture, path)
+    save_image(picture, path, metadata=metadata, credentials=credentials)
     return path
 
 

@@ -12,7 +12,7 @@ import click
 from sdturbo.blend import walk
 from sdturbo.commands.console import print_json
 from sdturbo.errors import InvalidRequest
-from sdturbo.image import save_png
+from sdturbo.image import ContentCredentials, save_png
 from sdturbo.result import origin
 
 if TYPE_CHECKING:
@@ -26,9 +26,17 @@ def check_directory(out: Path) -> None:
 
 
 def draw(
-    pipe: Pipeline, start: tuple[str, int], end: tuple[str, int], frames: int, out: Path, **options: Any
+    pipe: Pipeline,
+    start: tuple[str, int],
+    end: tuple[str, int],
+    frames: int,
+    out: Path,
+    *,
+    metadata: bool,
+    credentials: ContentCredentials | None,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Write frame after frame, and tell of each. start, end: (prompt, seed). options: as of `walk`.
+    """Write frame after frame, and tell of each. start, end: (prompt, seed). options: as of `blend.walk`.
 
     The first line of a frame's text is its prompt. Between the ends it names both ends and the frame's place.
     """
@@ -39,7 +47,7 @@ def draw(
         if not result.seeds:
             picture.info["parameters"] = f"Frame {i} of {frames - 1} from {ends}{picture.info['parameters']}"
         path = out / f"{i:0{digits}}.png"
-        save_png(picture, path)
+        save_png(picture, path, metadata=metadata, credentials=credentials)
         yield {"path": str(path), "timings_ms": result.timings, "dropped": result.dropped[0]}
 
 

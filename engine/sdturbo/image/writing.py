@@ -1,15 +1,18 @@
-"""Files of pictures that say how their picture was made: PNG, JPEG or WebP, by the suffix of their name."""
+"""Files of pictures that say how their picture was made, and that a model drew it: PNG, JPEG or WebP."""
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from PIL import Image, PngImagePlugin
 
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import atomic_write
+from sdturbo.image.credentials import ContentCredentials
+from sdturbo.image.provenance import with_mark
 
 Format = Literal["png", "jpeg", "webp"]
 SUFFIXES: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -25,34 +28,61 @@ def format_of(path: Path) -> Format:
     return SUFFIXES.get(suffix, "png")
 
 
-def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write a PIL image in the format of the path's suffix (`format_of`). The file appears whole or not at all.
+def save_image(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    *,
+    metadata: bool = True,
+    credentials: ContentCredentials | None = None,
+) -> None:
+    """Write a drawn PIL image in the format of the path's suffix (`format_of`). The file appears whole or not at all.
 
-    Raises InvalidRequest if `image` is no PIL image, or if the path cannot be written.
+    It carries the mark that a model drew it (XMP, `DigitalSourceType`), whatever the arguments.
+    metadata: False leaves out how the picture was made, its `info["parameters"]`. credentials: they sign the file.
+    Raises InvalidRequest if `image` is no PIL image, or if the path cannot be written, and SDTurboError if it cannot be signed.
     """
-    _save(image, Path(path), format_of(Path(path)))
+    _save(image, Path(path), format_of(Path(path)), metadata, credentials)
 
 
-def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write `image` as PNG with its `info["parameters"]`, if any, as text. The file appears whole or not at all.
+def save_png(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    *,
+    metadata: bool = True,
+    credentials: ContentCredentials | None = None,
+) -> None:
+    """As `save_image`, as PNG whatever the path's suffix.
 
-    AUTOMATIC1111's web UI writes the text chunk `parameters` too, and most viewers and catalogues read it.
-    Raises InvalidRequest if `image` is no PIL image, or if the path cannot be written.
+    The `info["parameters"]` become the text chunk `parameters`. AUTOMATIC1111's web UI writes it too, and most viewers and
+    catalogues read it.
     """
-    _save(image, Path(path), "png")
+    _save(image, Path(path), "png", metadata, credentials)
 
 
-def write_image(image: Image.Image, file: BinaryIO, output_format: Format, quality: int | None = None) -> None:
-    """Write `image` with its parameters into an open file. quality: 0 to 100, of JPEG and WebP."""
-    parameters = parameters_of(image)
-    if output_format == "png":
-        text = PngImagePlugin.PngInfo()
-        if parameters:
-            text.add_text("parameters", parameters)
-        image.save(file, format="PNG", pnginfo=text)
+def write_image(
+    image: Image.Image,
+    file: BinaryIO,
+    output_format: Format,
+    quality: int | None = None,
+    *,
+    metadata: bool = True,
+    credentials: ContentCredentials | None = None,
+) -> None:
+    """Write `image` into an open file, as `save_image` does. quality: 0 to 100, of JPEG and WebP."""
+    if credentials is not None:
+        unsigned = io.BytesIO()
+        write_image(image, unsigned, output_format, quality, metadata=metadata)
+        file.write(credentials.sign(unsigned.getvalue(), output_format))
         return
-    chosen = QUALITY[output_format] if quality is None else quality
-    image.save(file, output_format, quality=chosen, exif=_exif(parameters), method=0)  # method: of WebP alone
+    parameters, options = parameters_of(image) if metadata else "", dict[str, Any]()
+    if output_format == "png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        if parameters:
+            options["pnginfo"].add_text("parameters", parameters)
+    else:
+        options["quality"] = QUALITY[output_format] if quality is None else quality
+        options |= {"exif": _exif(parameters), "method": 0}  # method: of WebP alone
+    image.save(file, format=output_format, **with_mark(options))
 
 
 def parameters_of(image: Image.Image) -> str:
@@ -60,12 +90,14 @@ def parameters_of(image: Image.Image) -> str:
     return str(image.info.get("parameters") or "").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _save(image: Image.Image, path: Path, output_format: Format) -> None:
+def _save(
+    image: Image.Image, path: Path, output_format: Format, metadata: bool, credentials: ContentCredentials | None
+) -> None:
     if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidRequest(f"Got an image of type {type(image).__name__}, expected a PIL image (output_type='pil').")
     try:
         with atomic_write(path) as file:
-            write_image(image, file, output_format)
+            write_image(image, file, output_format, metadata=metadata, credentials=credentials)
     except (OSError, ValueError) as error:  # ValueError: a path without a name, a picture without pixels
         raise InvalidRequest(f"Cannot write {path}: {error}. Choose another output path or free some space.") from error
 

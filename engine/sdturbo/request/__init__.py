@@ -22,6 +22,7 @@ from sdturbo.request.checks import (
     first_step,
     random_seed,
 )
+from sdturbo.request.filtering import Filter, check_filter, pass_pictures, pass_prompts
 
 __all__ = [
     "DEFAULT_IMAGES",
@@ -29,11 +30,13 @@ __all__ = [
     "DEFAULT_SEED",
     "DEFAULT_STEPS",
     "MAX_SEED",
+    "Filter",
     "Job",
     "Request",
     "Seeds",
     "accept",
     "check_count",
+    "check_filter",
     "check_prompts",
     "check_seeds",
     "check_share",
@@ -41,5 +44,7 @@ __all__ = [
     "check_strength",
     "first_step",
     "mask_of",
+    "pass_pictures",
+    "pass_prompts",
     "random_seed",
 ]

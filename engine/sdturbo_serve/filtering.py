@@ -1,0 +1,106 @@
+"""The operator's filter in the server: found by its name, and asked on threads of its own, so that the engine does not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar, cast
+
+from PIL import Image
+
+from sdturbo.errors import FilterFailed, InvalidRequest
+from sdturbo.request import Filter, check_filter, pass_pictures, pass_prompts
+from sdturbo_serve.errors import deadline_exceeded
+
+T = TypeVar("T")
+THREADS = 8  # requests that are looked at together
+
+log = logging.getLogger("sdturbo.serve")
+
+
+def load_filter(name: str) -> Filter:
+    """The filter `package.module:name`: an object with the two methods of `Filter`, or a class or function that makes one.
+
+    Modules are looked for where Python finds them, and then in the current directory. Raises InvalidRequest.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise InvalidRequest(f"Got --filter {name!r}. Expected package.module:name.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+        if isinstance(found, type) or not hasattr(found, "check_prompt"):
+            found = found()
+    except (Exception, SystemExit) as error:  # the operator's code may raise anything
+        raise InvalidRequest(f"Cannot load the filter {name!r}: {type(error).__name__}: {error}.") from error
+    check_filter(found)
+    return cast(Filter, found)
+
+
+class FilterThreads:
+    """A filter with its threads. `deadline_s` is also its own: an answer that takes longer is none.
+
+    The threads are daemons, which those of an executor are not. So a filter that hangs does not hold up the end of the server.
+    """
+
+    def __init__(self, filter: Filter, deadline_s: float) -> None:
+        self._filter = filter
+        self._deadline_s = deadline_s
+        self._questions: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
+        for number in range(THREADS):
+            threading.Thread(target=self._answer, name=f"sdturbo-filter-{number}", daemon=True).start()
+
+    async def pass_prompts(self, prompts: Iterable[str]) -> None:
+        """Returns if all pass. Raises Refused, FilterFailed, and ApiError at the deadline."""
+        await self._ask(pass_prompts, prompts)
+
+    async def pass_pictures(self, pictures: Iterable[Image.Image]) -> None:
+        """As `pass_prompts`."""
+        await self._ask(pass_pictures, pictures)
+
+    def stop(self) -> None:
+        for _ in range(THREADS):
+            self._questions.put(None)
+
+    async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T]) -> None:
+        verdict: Future[None] = Future()
+        self._questions.put((verdict, partial(question, self._filter, subjects)))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(verdict), self._deadline_s)
+        except TimeoutError as error:
+            raise deadline_exceeded(self._deadline_s) from error
+        except FilterFailed as error:
+            _tell(error)
+            raise
+
+    def _answer(self) -> None:
+        while (asked := self._questions.get()) is not None:
+            verdict, question = asked
+            if not verdict.set_running_or_notify_cancel():  # the deadline has passed
+                continue
+            try:
+                question()
+            except Exception as error:
+                verdict.set_exception(error)
+            else:
+                verdict.set_result(None)
+
+
+def _tell(error: FilterFailed) -> None:
+    """Log the place of the fault. Its own text stays out, because it may repeat a prompt."""
+    fields = {"reason": str(error)}
+    if cause := error.__cause__:
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        fields["at"] = f"{last.filename}:{last.lineno}, {last.name}"
+    log.error("the filter failed", extra={"fields": fields})
