@@ -71,6 +71,7 @@ def cli() -> None:
     """Make a bundle from a checkpoint, and prove that both draw the same."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the Hub is then told no versions of libraries
 
 
 @cli.command(

@@ -22,6 +22,7 @@ from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
 from sdturbo.backends.protocols import Session, Tensors
+from sdturbo.backends.telemetry import telemetry_off
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import PLAIN, Stage
 from sdturbo.cache.compiled import CompiledCache, cache_key
@@ -43,14 +44,16 @@ log = logging.getLogger("sdturbo")
 def offers(bundle: Bundle | None) -> list[Offer]:
     if refusal := not_installed(NAME, "openvino", "openvino"):
         return refuse_all(NAME, refusal)
-    import openvino
+    with telemetry_off():
+        import openvino
 
     core = openvino.Core()
     return [offer for device in DEVICES for offer in _offers_of(device, core, bundle)]
 
 
 def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OpenVinoBackend:
-    import openvino
+    with telemetry_off():
+        import openvino
 
     core = openvino.Core()
     device = next(device for device in DEVICES if device.name == offer.device)
