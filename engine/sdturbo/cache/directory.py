@@ -11,13 +11,15 @@ import stat
 import sys
 from pathlib import Path
 
+from sdturbo.files import expanded
+
 log = logging.getLogger("sdturbo")
 
 
 def cache_directory() -> Path:
     """$SDTURBO_CACHE_DIR, or else `sdturbo` in $XDG_CACHE_HOME or ~/.cache. Raises RuntimeError if there is no home."""
     if chosen := os.environ.get("SDTURBO_CACHE_DIR"):
-        return Path(chosen)
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     # the XDG specification: a relative path is to be ignored
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "sdturbo"  # noqa: PTH117
