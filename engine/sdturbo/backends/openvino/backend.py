@@ -109,6 +109,7 @@ class OpenVinoBackend:
         self._core = core
         self._config = config
         self._bundle = bundle
+        self._cache = CompiledCache(trust_unchanged=bundle.trust_unchanged) if bundle is not None else None
         self._place = device.openvino_name
         self.device, self.precision, self.version = device.name, precision, version
 
@@ -141,8 +142,8 @@ class OpenVinoBackend:
 
     def _cached(self, graph: Path, key: str) -> tuple[CompiledModel, NDArray[Any] | None]:
         """(Compiled graph, memory that it lies in). It is compiled into the cache first. No memory if it cannot be kept."""
-        assert self._bundle is not None
-        cache = CompiledCache(trust_unchanged=self._bundle.trust_unchanged)
+        cache = self._cache
+        assert cache is not None
         if (imported := self._imported(cache, graph, key)) is not None:
             return imported
         compiled = self._compile(graph)
