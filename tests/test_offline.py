@@ -51,10 +51,9 @@ def test_a_server_that_draws_connects_to_nothing(tmp_path):
 
 
 @pytest.mark.offline
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_an_export_connects_to_nothing(tmp_path, precision):
+def test_an_export_connects_to_nothing(tmp_path):
     line = [sys.executable, "-m", "sdturbo_export", "build", "--model", "small", "--out", "bundle"]
-    done, trace = offline([*line, "--precision", precision, "--allow-low-quality"], tmp_path / "run", timeout=1800)
+    done, trace = offline(line, tmp_path / "run", timeout=1800)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/out/bundle/bundle.json").exists()
     assert_silent(trace, tmp_path / "run", "/dev/shm")  # shared memory, whose names go at once
