@@ -65,13 +65,13 @@ class Trace:
 
 
 def offline(line, folder, *, timeout=300, **environment):
-    """(process, trace) of a command in the new `folder`, without a network. Home, cache and temporary files lie in it."""
+    """(process, trace) of a command in `folder`, without a network. Home, cache and temporary files lie in it."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed, which follows system calls (apt-get install strace)")
     _require_namespace("-rn")
     trace = folder.parent / f"{folder.name}.trace"
     for name in ("home", "cache", "tmp", "out"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     places = {"HOME": folder / "home", "SDTURBO_CACHE_DIR": folder / "cache", "TMPDIR": folder / "tmp"}
     strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "4096", "-e", f"trace={CALLS}", "-e", "signal=none"]
     done = subprocess.run(
