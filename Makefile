@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-page test-javascript test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help chromium test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-offline test-page test-javascript test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -103,10 +103,15 @@ serve: $(VENV)/.export  ## Serve the engines of MODEL on http://127.0.0.1:8000: 
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	$(BIN)/sdturbo-serve --bundle "$(BUNDLE)"
 
+# a home of its own: Ray asks no cloud where it runs if it finds this file there, and writes its token beside it
+RAY_HOME := build/ray-home
 serve-ray: $(VENV)/.ray  ## The same on Ray Serve, by engine/examples/ray.yaml: two replicas and more
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
 	sed 's#bundle: build/tiny#bundle: $(abspath $(BUNDLE))#' engine/examples/ray.yaml > build/ray.yaml
-	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sdturbo_serve.ray_proxy.middlewares $(BIN)/serve run build/ray.yaml
+	mkdir -p $(RAY_HOME) && echo '{}' > $(RAY_HOME)/ray_bootstrap_config.yaml
+	SDTURBO_CACHE_DIR="$${SDTURBO_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sdturbo}" HOME="$(abspath $(RAY_HOME))" \
+	  RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sdturbo_serve.ray_proxy.middlewares \
+	  $(BIN)/serve run build/ray.yaml
 
 serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput, live connection, drain (LOAD_S=600 for the long run)
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
@@ -115,6 +120,10 @@ serve-load: $(VENV)/.dev  ## Load the server: overhead, 2x capacity, throughput,
 # two processes, which share what is built once. A file's tests stay together, and those of the exporter, the longest, come first
 test: $(VENV)/.dev  ## The tests (no network, no GPU; minutes)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
+
+test-offline: $(VENV)/.dev  ## That an export opens no connection: its system calls followed by strace, which is installed if missing
+	command -v strace >/dev/null || (apt-get update && apt-get install -y --no-install-recommends strace)
+	$(BIN)/pytest -m offline tests
 
 test-page: $(VENV)/.dev  ## The page in Debian's chromium, which is installed if missing; screenshots in build/page
 	$(MAKE) --no-print-directory chromium

@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-import imitation
 import numpy as np
 import onnx
 import onnx.parser
@@ -21,6 +21,12 @@ from hypothesis import settings
 from sdturbo import Pipeline
 from sdturbo.bundle.description import identity
 from sdturbo_export.weights.tokenizer_files import tokenizer_json, write_tokenizer
+
+# tests import libraries themselves, and have them report nothing either
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+sys.modules["openvino_telemetry"] = None
+
+import imitation  # noqa: E402 (it imports onnxruntime)
 
 settings.register_profile("sdturbo", deadline=None, max_examples=50, database=None)
 settings.load_profile("sdturbo")

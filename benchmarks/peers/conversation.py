@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.peers.environments import PeerUnavailable
 
 FOLDER = Path(__file__).parent
+_QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 class Worker:
@@ -31,7 +32,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **counts, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, **counts, **_QUIET},
             )
 
     def __enter__(self) -> Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,4 +31,5 @@ class GenAi:
 
 
 if __name__ == "__main__":
+    sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] (hidden, so that OpenVINO reports nothing)
     answer_lines(GenAi())

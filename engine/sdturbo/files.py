@@ -1,7 +1,8 @@
-"""Hashing files and writing them whole or not at all. Standard library only."""
+"""Hashing files, reading texts, and writing files whole or not at all. Standard library only."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import os
@@ -16,6 +17,28 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with a `~` at its beginning read as the home. No shell reads settings of services, or --out=~/cat.png.
+
+    Where there is no home it stays as it is.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises where there is no home)
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file that a user has written, as `decode_text` reads it. Raises OSError, ValueError."""
+    return decode_text(path.read_bytes())
+
+
+def decode_text(data: bytes) -> str:
+    """UTF-8 without its byte order mark, or UTF-16 with one, as editors and PowerShell on Windows write it.
+
+    Raises ValueError for bytes that are neither.
+    """
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # which no UTF-8 begins with
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from sdturbo import __version__
 from sdturbo.backends import BackendChoice
+from sdturbo.commands import console
 from sdturbo.commands.cli import (
     WITHOUT_METADATA,
     backend_options,
@@ -20,7 +20,8 @@ from sdturbo.commands.cli import (
     load_pipeline,
     metadata_option,
 )
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries, run
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries
+from sdturbo_serve.names import listen_host_of
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys, find_logins
 
 LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart", "prometheus_client", "isal")
@@ -97,7 +98,7 @@ def cli(
 ) -> None:
     """Serve a bundle over HTTP: OpenAI's images API, live connections and a page."""
     require_libraries("sdturbo-serve", LIBRARIES, "serve")
-    keys = find_keys(api_key_file)
+    keys, host = find_keys(api_key_file), listen_host_of(host)
     check_listen(host, has_key=bool(keys), without_key=without_key)
     hosts = answered_hosts(host, allow_host, has_key=bool(keys))
     settings = Settings(
@@ -133,4 +134,4 @@ def cli(
 
 def main() -> None:
     """Entry point of the command `sdturbo-serve`."""
-    sys.exit(run(cli, "sdturbo-serve"))
+    console.main(cli, "sdturbo-serve")

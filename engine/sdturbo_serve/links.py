@@ -25,6 +25,7 @@ from fastapi import Request as HttpRequest
 from starlette.concurrency import run_in_threadpool
 
 from sdturbo.errors import InvalidRequest
+from sdturbo.files import expanded
 from sdturbo_serve.encoding import Format
 from sdturbo_serve.errors import ApiError
 from sdturbo_serve.schemas import ERRORS
@@ -151,10 +152,10 @@ def open_links(settings: Settings) -> Links | None:
         return None
     if settings.link_dir is None or settings.link_key_file is None:
         return Links(settings.public_url, secrets.token_bytes(32), MemoryStore())
-    key = read_keys(settings.link_key_file)[0]
+    key = read_keys(expanded(settings.link_key_file))[0]
     if len(key) < 16:
         raise InvalidRequest(f"The key in {settings.link_key_file} is too short. Expected 16 or more characters.")
-    return Links(settings.public_url, key.encode(), DirectoryStore(settings.link_dir))
+    return Links(settings.public_url, key.encode(), DirectoryStore(expanded(settings.link_dir)))
 
 
 @router.get(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from sdturbo.errors import InvalidRequest
@@ -71,6 +73,18 @@ def host_name_of(text: str) -> str:
     if "@" in given:
         raise InvalidRequest(f"{what} Expected a name such as example.org.")
     return _host(parts.hostname or "", what)
+
+
+def listen_host_of(text: str) -> str:
+    """The host to listen on, of `text` as an operator writes it: IPv6 with or without the brackets that links need."""
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else ""
+    return inside if ":" in inside else text
+
+
+def url_of(address: Sequence[Any]) -> str:
+    """The link to a server on a socket's address, (host, port) or longer."""
+    host, port, *_ = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _split(text: str, what: str) -> SplitResult:

@@ -19,6 +19,7 @@ from ray import serve
 
 from sdturbo import InvalidRequest, Pipeline
 from sdturbo.commands.cli import load_credentials
+from sdturbo.files import expanded
 from sdturbo_serve import logs
 from sdturbo_serve.app import create_app
 from sdturbo_serve.filtering import load_filter
@@ -56,14 +57,18 @@ class Replica:
     def __init__(self, options: Options) -> None:
         logs.configure()
         # not in `build`, because Ray stores what `build` binds, and keys must not be stored
-        keys = options.settings.api_keys or find_keys(options.api_key_file)
+        keys = options.settings.api_keys or find_keys(options.api_key_file and expanded(options.api_key_file))
         logins = options.settings.api_auth or (find_logins() if options.settings.a1111 else ())
         settings = dataclasses.replace(options.settings, api_keys=keys, api_auth=logins)
         credentials = load_credentials(options.content_credentials)
         own_filter = None if options.filter is None else load_filter(options.filter)
         threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         pipeline = Pipeline.load(
-            options.bundle, options.backend, device=options.device, precision=options.precision, num_threads=threads
+            expanded(options.bundle),
+            options.backend,
+            device=options.device,
+            precision=options.precision,
+            num_threads=threads,
         )
         self._application = create_app(pipeline, settings, credentials=credentials, filter=own_filter)
 

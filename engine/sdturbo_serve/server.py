@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import resource
 import signal
 import socket
@@ -14,6 +15,9 @@ from fastapi import FastAPI
 
 from sdturbo.errors import SDTurboError
 from sdturbo_serve.connection import LIVE_MESSAGE, LiveProtocol, TimedProtocol
+from sdturbo_serve.names import url_of
+
+log = logging.getLogger("sdturbo.serve")
 
 KEEP_ALIVE_S = 30
 BACKLOG = 2048  # connections that wait to be accepted, as many as uvicorn's own
@@ -30,8 +34,6 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
     Raises CannotListen. So a port in use is known before a model is loaded.
     """
-    if host.startswith("[") and host.endswith("]"):
-        raise CannotListen(f"Got --host {host}. Brackets belong to addresses in links. Write --host {host[1:-1]}.")
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:
@@ -67,6 +69,8 @@ def serve(app: FastAPI, sockets: Sequence[socket.socket], *, drain_s: int) -> No
         except OSError as error:  # another program was bound to the port too, and began to listen first
             host, port, *_ = bound.getsockname()
             raise _cannot_listen(host, port, error) from error
+    urls = [url_of(bound.getsockname()) for bound in sockets]
+    log.info("listening", extra={"fields": {"urls": urls}})
     config = uvicorn.Config(
         app,
         http=TimedProtocol,

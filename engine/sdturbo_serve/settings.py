@@ -11,6 +11,7 @@ from typing import ClassVar
 from urllib.parse import urlsplit
 
 from sdturbo.errors import InvalidRequest
+from sdturbo.files import read_text
 from sdturbo_serve.names import host_name_of, origin_of, public_url_of
 
 MIB = 2**20
@@ -119,7 +120,7 @@ def find_logins(text: str | None = None) -> tuple[str, ...]:
 def read_keys(path: Path) -> tuple[str, ...]:
     """The API keys of a file, one per line. Empty lines and lines that start with # are skipped."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"The key file {path} cannot be read: {error}.") from error
     keys = tuple(line for line in lines if line and not line.startswith("#"))

@@ -14,7 +14,8 @@ from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import WEIGHT_FORMATS, parse_size
 from sdturbo.bundle.plans import HARDWARE, LIBRARIES
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, require_libraries, run
+from sdturbo.commands import console
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, UserPath, json_option, print_json, require_libraries
 from sdturbo.errors import InvalidRequest, OutputError
 from sdturbo_export.options import PRECISIONS, BuildOptions
 from sdturbo_export.rewrites import rewrite_names
@@ -55,7 +56,7 @@ without_option = click.option(
 )
 workspace_option = click.option(
     "--workspace",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(path_type=Path, file_okay=False),
     default=Path("build"),
     help="Directory that keeps generated checkpoints and finished stages.",
 )
@@ -71,6 +72,7 @@ def cli() -> None:
     """Make a bundle from a checkpoint, and prove that both draw the same."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the Hub is then told no versions of libraries
 
 
 @cli.command(
@@ -302,4 +304,4 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Entry point of the command `sdturbo-export`."""
-    sys.exit(run(cli, "sdturbo-export"))
+    console.main(cli, "sdturbo-export")

@@ -200,6 +200,12 @@ def test_prompts_that_judge_do_not_calibrate(small_checkpoint):
     assert prompts_for(small_checkpoint, None) == prompts._general()
 
 
+def test_a_file_of_prompts_may_begin_with_a_byte_order_mark(small_checkpoint, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a fox\na cat\n", encoding="utf-8-sig")
+    assert prompts_for(small_checkpoint, file).calibration == ("a fox", "a cat")
+
+
 def test_prompts_go_round_the_steps_and_have_seeds_of_their_own():
     assert seeded(["a", "b"], 7, least=5) == [SeededPrompt("ababa"[i], 7 + i, (1, 2, 3, 4, 1)[i]) for i in range(5)]
 

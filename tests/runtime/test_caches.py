@@ -56,6 +56,9 @@ def weights(tmp_path):
 def test_the_variable_overrules_xdg_overrules_home(directory, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_directory() == directory
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SDTURBO_CACHE_DIR", "~/mine")
+    assert cache_directory() == tmp_path / "home/mine"
     monkeypatch.delenv("SDTURBO_CACHE_DIR")
     assert cache_directory() == tmp_path / "xdg" / "sdturbo"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -267,7 +270,8 @@ def test_without_a_usable_cache_all_is_compiled_and_said_once_a_load(bundle_dir,
     caplog.set_level(logging.WARNING)
     assert np.array_equal(picture(bundle_dir), picture(bundle_dir))
     assert len(compiled) == 8
-    assert "the cache of compiled is not used" in caplog.text
+    assert caplog.text.count(f"the cache of compiled is not used: {directory}") == 2
+    assert "set SDTURBO_CACHE_DIR to a directory of this user's own" in caplog.text
 
 
 def test_float16_weights_stay_float16_in_what_is_kept(tmp_path):

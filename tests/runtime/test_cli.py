@@ -76,11 +76,14 @@ def test_a_picture_on_standard_output_is_alone_there(bundle_dir, tmp_path):
         assert words in done.stderr
 
 
-def test_prompts_come_from_a_file_or_from_standard_input(sdturbo, bundle_dir, tmp_path):
+def test_prompts_come_from_a_file_or_from_standard_input(sdturbo, bundle_dir, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     file.write_text("\N{BYTE ORDER MARK}a fox\n\n  a blue cat \n", encoding="utf-8")
     arguments = ["--count", 2, "--seed", 5, "--backend", "null", "--json"]
-    status, stdout, _ = sdturbo("generate", "--prompts", file, "--out", tmp_path / "x.webp", *arguments)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, stdout, _ = sdturbo(
+        "generate", "--prompts=~/prompts.txt", "--out=~/x.webp", *arguments
+    )  # as shells leave it
     assert status == 0
     written = [(Path(each["path"]).name, each["prompt"], each["seed"]) for each in json.loads(stdout)["images"]]
     fox, cat = "a fox", "a blue cat"

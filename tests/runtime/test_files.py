@@ -1,16 +1,45 @@
+import codecs
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sdturbo.files import atomic_write, sha256_file
+from sdturbo.files import atomic_write, expanded, read_text, sha256_file
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):
     data = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "schlüssel\n".encode(),
+        codecs.BOM_UTF8 + "schlüssel\n".encode(),  # Notepad, Excel
+        codecs.BOM_UTF16_LE + "schlüssel\n".encode("utf-16-le"),  # PowerShell's >
+        codecs.BOM_UTF16_BE + "schlüssel\n".encode("utf-16-be"),
+    ],
+)
+def test_a_text_is_read_without_its_byte_order_mark(tmp_path, data):
+    (tmp_path / "text").write_bytes(data)
+    assert read_text(tmp_path / "text") == "schlüssel\n"
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"caf\xe9", codecs.BOM_UTF16_LE + b"x", codecs.BOM_UTF8 + b"\x80"])
+def test_bytes_that_are_no_text_are_refused(tmp_path, data):
+    (tmp_path / "text").write_bytes(data)
+    with pytest.raises(ValueError, match="codec can't decode"):
+        read_text(tmp_path / "text")
+
+
+def test_a_tilde_is_the_home_at_the_beginning_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/x") == tmp_path / "x"
+    for other in ("-", "a/~/x", "./~", "~no-such-user/x"):
+        assert str(expanded(other)) == other.removeprefix("./")
 
 
 def test_a_file_appears_only_when_the_block_ends(tmp_path):

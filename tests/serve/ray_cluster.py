@@ -74,6 +74,7 @@ def cluster(directory, *paths):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # where `ray start` says that reports are off
     }
     with (directory / "ray.log").open("w") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx2
 import pytest
@@ -19,6 +20,7 @@ from sdturbo.errors import BackendUnavailable, InvalidRequest
 from sdturbo_serve import Settings, create_app
 from sdturbo_serve import cli as cli_module
 from sdturbo_serve.cli import cli
+from sdturbo_serve.names import listen_host_of, url_of
 from sdturbo_serve.server import CannotListen, bind, serve
 from sdturbo_serve.settings import answered_hosts, check_listen, find_logins, is_loopback, read_keys
 
@@ -136,6 +138,8 @@ def test_key_files(tmp_path):
     file = tmp_path / "keys.txt"
     file.write_text("# ours\ncorrect-horse\n\n battery-staple \n")
     assert read_keys(file) == ("correct-horse", "battery-staple")
+    file.write_text("correct-horse\n", encoding="utf-8-sig")
+    assert read_keys(file) == ("correct-horse",)
     file.write_text("# none\n")
     with pytest.raises(InvalidRequest, match="holds no key"):
         read_keys(file)
@@ -210,7 +214,6 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("[::1]", "Write --host ::1."),
         ("203.0.113.7", "no address 203.0.113.7"),
         ("no-such-machine.invalid", "which has no address"),
         ("a..b", "which has no address"),
@@ -219,6 +222,36 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
 def test_a_host_that_cannot_be_listened_on_is_said_before_the_model_is_loaded(capsys, host, words):
     status, said = refused_without_loading(capsys, "--host", host, "--without-key", "--port", 0)
     assert (status, words in said) == (6, True), said
+
+
+def test_an_ipv6_address_may_stand_in_brackets_and_the_link_has_them(serve_bundle):
+    require_ipv6()
+    for host in ("[::1]", "::1"):
+        with command(serve_bundle, "--host", host) as (process, url):
+            port = url.rpartition(":")[2]
+            line = next(each for each in map(json.loads, process.stderr) if each["message"] == "listening")
+            assert line["urls"] == [f"http://[::1]:{port}"]
+            wait_until(partial(is_up, f"http://[::1]:{port}"))
+            assert not is_up(url)  # IPv4
+
+
+def require_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"this machine has no ::1: {error}")
+
+
+def test_links_have_brackets_around_ipv6_alone():
+    assert [url_of(address) for address in [("::1", 8000, 0, 0), ("127.0.0.1", 1), ("0.0.0.0", 80)]] == [
+        "http://[::1]:8000",
+        "http://127.0.0.1:1",
+        "http://0.0.0.0:80",
+    ]
+    assert [listen_host_of(text) for text in ("[::1]", "::1", "[a]", "localhost", "[", "")] == [
+        *("::1", "::1", "[a]", "localhost", "[", "")
+    ]
 
 
 def test_a_missing_extra_is_said_before_the_model_is_loaded(capsys, monkeypatch):

@@ -15,7 +15,7 @@ from sdturbo.errors import InvalidRequest
 from sdturbo_serve import Settings
 from sdturbo_serve import links as links_module
 from sdturbo_serve.cli import cli
-from sdturbo_serve.links import DirectoryStore, MemoryStore
+from sdturbo_serve.links import DirectoryStore, MemoryStore, open_links
 from sdturbo_serve.settings import check_shared_links
 
 PUBLIC = "https://example.org/pictures/"
@@ -34,6 +34,15 @@ def local(url):
     """The path of a link as it arrives behind a proxy that takes /pictures away."""
     assert url.startswith("https://example.org/pictures/links/")
     return url.removeprefix("https://example.org/pictures")
+
+
+def test_directory_and_key_may_lie_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "key.txt").write_text("a key of 16 letters".replace(" ", "-"), encoding="utf-8-sig")
+    links = open_links(Settings(public_url=PUBLIC, link_dir=Path("~/links"), link_key_file=Path("~/key.txt")))
+    links.add(b"picture", "png")
+    assert [file.read_bytes() for file in (tmp_path / "links").iterdir()] == [b"picture"]
 
 
 def test_a_link_leads_to_the_picture_and_needs_no_key(bare):

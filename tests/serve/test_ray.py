@@ -5,14 +5,20 @@
 
 import os
 import signal
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
-from ray_cluster import Load, cluster, outcome, settle
-from serving import GENERATIONS, load, wait_until
+import yaml
+from isolation import HERE, offline
+from ray_cluster import CONFIG, MIDDLEWARES, Load, cluster, outcome, settle
+from serving import BACKEND, GENERATIONS, load, wait_until
 
 from sdturbo import InvalidRequest
+from sdturbo.bundle import EMBEDDED
 
 pytestmark = pytest.mark.ray
 
@@ -111,6 +117,33 @@ def test_a_replica_whose_engine_ended_answers_at_once_and_is_replaced(ray):
     assert (ended.status_code, ended.json()["error"]["code"]) == (503, "engine_ended")
     assert len(ended.headers.get_list("x-request-id")) == 1
     wait_until(lambda: len(ray.pids() & before) == 1 and len(ray.pids()) == 2, 300)
+
+
+@pytest.fixture
+def near():
+    """A directory with a short path: sockets have at most 107 bytes of it, and Ray's lie seven folders down."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        yield Path(folder)
+
+
+def test_ray_connects_to_nothing_and_writes_where_it_was_told(near):
+    """With what the server's page names, and `make serve-ray` sets."""
+    config = yaml.safe_load(CONFIG.read_text())
+    config["applications"][0]["args"] |= {"bundle": str(EMBEDDED), "backend": BACKEND}
+    config["applications"][0]["deployments"][0]["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+    (near / "ray.yaml").write_text(yaml.safe_dump(config))
+    home = near / "run/home"
+    home.mkdir(parents=True)
+    (home / "ray_bootstrap_config.yaml").write_text("{}")
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES}
+    line = [sys.executable, HERE / "ray_served.py", near / "ray.yaml", "http://127.0.0.1:8000"]
+    done, trace = offline(line, near / "run", timeout=900, **settings)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 1000, "no picture"
+    assert trace.connections() == []
+    named = (near / "run" / name for name in ("cache", "tmp", "out", "home/.ray"))
+    shared_memory, priorities = "/dev/shm", "/proc"
+    assert trace.written_outside(*named, shared_memory, priorities) == []
 
 
 def test_without_a_key_it_must_be_told_so(serve_bundle, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from sdturbo.backends.checks import by_graph, check_tensors, copy_inputs, graph_
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.protocols import Session, Tensors
+from sdturbo.backends.telemetry import telemetry_off
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import PLAIN, Stage
 from sdturbo.errors import BackendUnavailable
@@ -33,7 +34,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 def offers(bundle: Bundle | None) -> list[Offer]:
     if refusal := not_installed(NAME, "onnxruntime", "cpu"):
         return refuse_all(NAME, refusal)
-    importlib.import_module("onnxruntime")  # a broken installation raises here
+    with telemetry_off():
+        importlib.import_module("onnxruntime")  # a broken installation raises here
     return [
         Offer(NAME, "cpu", precision, graph_refusal(NAME, precision, PRECISIONS, bundle))
         for precision in by_graph(PRECISIONS, bundle)
@@ -48,7 +50,8 @@ class OrtBackend:
     name, device, form = NAME, "cpu", PLAIN
 
     def __init__(self, num_threads: int | None, precision: str) -> None:
-        import onnxruntime
+        with telemetry_off():
+            import onnxruntime
 
         self.precision = precision
         self._ort = onnxruntime

@@ -11,13 +11,17 @@ import stat
 import sys
 from pathlib import Path
 
+from sdturbo.files import expanded
+
+_REMEDY = "To load in less time, set SDTURBO_CACHE_DIR to a directory of this user's own."
+
 log = logging.getLogger("sdturbo")
 
 
 def cache_directory() -> Path:
     """$SDTURBO_CACHE_DIR, or else `sdturbo` in $XDG_CACHE_HOME or ~/.cache. Raises RuntimeError if there is no home."""
     if chosen := os.environ.get("SDTURBO_CACHE_DIR"):
-        return Path(chosen)
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     # the XDG specification: a relative path is to be ignored
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "sdturbo"  # noqa: PTH117
@@ -32,10 +36,12 @@ def private_directory(name: str) -> Path | None:
         directory = cache_directory() / name
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fault = _fault(directory.parent) or _fault(directory)
-    except (OSError, RuntimeError, ValueError) as error:
-        directory, fault = None, str(error)
+    except OSError as error:
+        directory, fault = None, f"{error.filename}: {error.strerror}"
+    except (RuntimeError, ValueError) as error:
+        directory, fault = None, str(error).rstrip(".")
     if fault is not None:
-        log.warning("the cache of %s is not used: %s", name, fault)
+        log.warning("the cache of %s is not used: %s. %s", name, fault, _REMEDY)
         return None
     return directory
 

@@ -14,7 +14,8 @@ import click
 
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run, seed_or_none, size_or_none
+from sdturbo.commands import console
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, seed_or_none, size_or_none
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -385,4 +386,4 @@ def _bar(length: int, label: str, hidden: bool) -> Generator[Callable[[], None]]
 
 def main() -> None:
     """Entry point of the command `sdturbo`."""
-    sys.exit(run(cli, "sdturbo"))
+    console.main(cli, "sdturbo")

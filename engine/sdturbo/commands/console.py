@@ -5,18 +5,36 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
 from sdturbo.bundle.description import Size, parse_size
 from sdturbo.errors import BackendUnavailable, Cancelled, SDTurboError
+from sdturbo.files import expanded
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
-FILE = click.Path(path_type=Path)
+
+
+class UserPath(click.Path):
+    """A path as a user writes it, which `expanded` reads."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        return super().convert(expanded(value), param, ctx)
+
+
+class _Terminated(BaseException):
+    """SIGTERM. As with KeyboardInterrupt, whatever is under way ends, and takes its unfinished files away."""
+
+
+FILE = UserPath(path_type=Path)
 SHOW_DEFAULTS = {"show_default": True}  # settings of a command line
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for machines.")
 
@@ -34,6 +52,19 @@ def seed_or_none(context: click.Context, parameter: click.Parameter, value: str)
         return int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither a whole number nor the word random.") from None
+
+
+def main(command: click.Command, name: str) -> NoReturn:
+    """Run a command line and end the process with its exit status. SIGTERM ends it too, once no unfinished file is left."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a parent may have it ignored
+        signal.signal(signal.SIGTERM, _unwind)
+    try:
+        status = run(command, name)
+    except _Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    sys.exit(status)
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +105,11 @@ def require_libraries(command: str, libraries: Sequence[str], extra: str) -> Non
 def print_json(document: Any) -> None:
     """One JSON document on one line of standard output."""
     click.echo(json.dumps(document, ensure_ascii=True))
+
+
+def _unwind(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the tidying
+    raise _Terminated
 
 
 def _fail(name: str, error: Exception, status: int, *, as_json: bool) -> int:

@@ -12,6 +12,7 @@ import click
 
 from sdturbo.commands.console import print_json
 from sdturbo.errors import InvalidRequest
+from sdturbo.files import decode_text, read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,11 +36,10 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     if file is None:
         return [prompt or ""]
     try:
-        text = sys.stdin.read() if file == STANDARD else file.read_text(encoding="utf-8")
+        text = decode_text(sys.stdin.buffer.read()) if file == STANDARD else read_text(file)
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"Cannot read the prompts of {file}: {error}. Expected a text file in UTF-8.") from error
-    lines = text.removeprefix("\N{BYTE ORDER MARK}").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise InvalidRequest(f"The file {file} holds no prompt. Expected one per line.")
     return prompts

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sdturbo.errors import InvalidRequest
+from sdturbo.files import read_text
 from sdturbo_export.int8.quality import LEAST_PROMPTS
 from sdturbo_export.weights.checkpoint import Checkpoint
 from sdturbo_export.weights.resolve import TINY
@@ -36,7 +37,7 @@ def prompts_for(checkpoint: Checkpoint, calibration: Path | None) -> Prompts:
 
 def _read(file: Path, judging: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, ValueError) as error:
         raise InvalidRequest(
             f"The calibration prompts cannot be read from {file}: {error}. Expected a text file in UTF-8 with one"

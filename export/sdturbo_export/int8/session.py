@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
+from sdturbo.backends.telemetry import telemetry_off
 from sdturbo_export.proof.walk import Arrays
 
 
@@ -19,6 +19,9 @@ class GraphSession:
     """
 
     def __init__(self, model: ir.Model, folder: Path, *, fuse: bool) -> None:
+        with telemetry_off():
+            import onnxruntime
+
         options = onnxruntime.SessionOptions()
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if fuse else levels.ORT_DISABLE_ALL

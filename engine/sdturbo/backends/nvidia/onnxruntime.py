@@ -27,6 +27,7 @@ from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_miss
 from sdturbo.backends.nvidia.keep_graph import keep_graph
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
+from sdturbo.backends.telemetry import telemetry_off
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import ONNXRUNTIME_CUDA, PLAIN, Size, Stage
 from sdturbo.errors import BackendUnavailable
@@ -49,7 +50,8 @@ def offers(bundle: Bundle | None) -> list[Offer]:
 
 def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None, provider: str = CUDA) -> OrtGpuBackend:
     """The offered backend. Raises BackendUnavailable if its GPU is full."""
-    import onnxruntime
+    with telemetry_off():
+        import onnxruntime
 
     onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, from their Python packages
     index = device_index(offer.device)
@@ -76,7 +78,8 @@ def provider_offers(name: str, provider: str, bundle: Bundle | None) -> list[Off
     """The offers of the backend `name`, which uses a GPU provider of ONNX Runtime and comes with the extra of its name."""
     if refusal := libraries_missing(name, "onnxruntime", name, package="onnxruntime-gpu"):
         return refuse_all(name, refusal)
-    import onnxruntime
+    with telemetry_off():
+        import onnxruntime
 
     if provider not in onnxruntime.get_available_providers():
         refusal = BackendUnavailable(

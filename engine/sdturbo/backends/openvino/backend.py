@@ -22,6 +22,7 @@ from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
 from sdturbo.backends.protocols import Session, Tensors
+from sdturbo.backends.telemetry import telemetry_off
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import PLAIN, Stage
 from sdturbo.cache.compiled import CompiledCache, cache_key
@@ -43,14 +44,16 @@ log = logging.getLogger("sdturbo")
 def offers(bundle: Bundle | None) -> list[Offer]:
     if refusal := not_installed(NAME, "openvino", "openvino"):
         return refuse_all(NAME, refusal)
-    import openvino
+    with telemetry_off():
+        import openvino
 
     core = openvino.Core()
     return [offer for device in DEVICES for offer in _offers_of(device, core, bundle)]
 
 
 def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> OpenVinoBackend:
-    import openvino
+    with telemetry_off():
+        import openvino
 
     core = openvino.Core()
     device = next(device for device in DEVICES if device.name == offer.device)
@@ -106,6 +109,7 @@ class OpenVinoBackend:
         self._core = core
         self._config = config
         self._bundle = bundle
+        self._cache = CompiledCache(trust_unchanged=bundle.trust_unchanged) if bundle is not None else None
         self._place = device.openvino_name
         self.device, self.precision, self.version = device.name, precision, version
 
@@ -138,8 +142,8 @@ class OpenVinoBackend:
 
     def _cached(self, graph: Path, key: str) -> tuple[CompiledModel, NDArray[Any] | None]:
         """(Compiled graph, memory that it lies in). It is compiled into the cache first. No memory if it cannot be kept."""
-        assert self._bundle is not None
-        cache = CompiledCache(trust_unchanged=self._bundle.trust_unchanged)
+        cache = self._cache
+        assert cache is not None
         if (imported := self._imported(cache, graph, key)) is not None:
             return imported
         compiled = self._compile(graph)
