@@ -19,6 +19,7 @@ from sdturbo.backends.checks import check_tensors, copy_inputs, graph_refusal, n
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.openvino.devices import DEVICES, Device
+from sdturbo.backends.openvino.plain_files import plain_files
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
 from sdturbo.backends.protocols import Session, Tensors
@@ -163,7 +164,8 @@ class OpenVinoBackend:
             return None
 
     def _compile(self, graph: Path) -> CompiledModel:
-        model = self._core.read_model(str(graph))
+        with plain_files(graph) as file:
+            model = self._core.read_model(str(file))
         transposed_upsampling(model)
         keep_half_weights(model)
         if self._config["INFERENCE_PRECISION_HINT"] == "bf16":
