@@ -55,6 +55,12 @@ class OutputError(SDTurboError):
     exit_code = 5
 
 
+class HubError(SDTurboError):
+    """The Hugging Face Hub gave or took nothing: no such repository or revision, no access, no network, a full disk."""
+
+    exit_code = 7
+
+
 class Cancelled(SDTurboError):
     """The caller's cancellation was honoured between two stages. No picture was made."""
 

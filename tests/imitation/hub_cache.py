@@ -22,3 +22,17 @@ def cached(bundle: Path, cache: Path, *, repo_id="someone/model", commit=COMMIT,
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
     return snapshot / folder
+
+
+def share(snapshot: Path) -> Path:
+    """Move the blobs to the store that all repositories of the cache share, as huggingface_hub 2 does. Returns the store."""
+    repository = next(folder.parent for folder in snapshot.parents if folder.name == "snapshots")
+    store = repository.parent / "blobs"
+    store.mkdir()
+    (store / ".huggingface-shared-blobs").write_text("1\n")
+    for blob in list((repository / "blobs").iterdir()):
+        name = hashlib.sha256(f"xet {blob.name}".encode()).hexdigest()
+        (store / name[:2]).mkdir(exist_ok=True)
+        blob.rename(store / name[:2] / name).chmod(0o444)
+        blob.symlink_to(os.path.relpath(store / name[:2] / name, blob.parent))
+    return store

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from imitation.hub_cache import COMMIT, cached
+from imitation.hub_cache import COMMIT, cached, share
 
 from sdturbo import BackendUnavailable, Bundle, BundleError, Pipeline
-from sdturbo.backends.openvino.plain_files import plain_files
+from sdturbo.backends.ort import readable
+from sdturbo.backends.plain_files import plain_files
 from sdturbo.bundle import EMBEDDED
 from sdturbo.golden import golden_distance
 
@@ -163,8 +164,25 @@ def test_a_repository_stands_for_its_main_branch_or_its_only_snapshot(bundle_dir
     assert Bundle.load(repository).path == other
 
 
+def test_blobs_in_the_store_of_the_cache_are_taken(bundle_dir, snapshot, tmp_path):
+    store = share(snapshot)
+    for path in (snapshot, snapshot.parents[1]):
+        assert Bundle.load(path).bundle_id == Bundle.load(bundle_dir).bundle_id
+    mark = store / ".huggingface-shared-blobs"
+    mark.rename(tmp_path / "mark")  # any directory may be called blobs
+    assert all("leads out of the bundle" in fault for fault in faults_of(snapshot)[:-1])
+    (tmp_path / "mark").rename(mark)
+    stored = store / "tokenizer.json"
+    blob_of(snapshot).rename(stored)
+    fault, _ = faults_of(relinked(snapshot, stored))  # not named after its hash
+    assert "leads out of the bundle" in fault
+
+
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_both_cpu_backends_draw_the_same_from_links(bundle_dir, snapshot, backend, tmp_path, monkeypatch):
+def test_both_cpu_backends_draw_the_same_from_links(bundle_dir, snapshot, backend, shared, tmp_path, monkeypatch):
+    if shared:
+        share(snapshot)
     monkeypatch.setenv("SDTURBO_CACHE_DIR", str(tmp_path / "own cache"))
     linked = Pipeline.load(snapshot, backend=backend)("a cat", output_type="np").images
     monkeypatch.setenv("SDTURBO_CACHE_DIR", str(tmp_path / "other cache"))
@@ -178,13 +196,21 @@ def test_tiny_draws_its_golden_picture_from_links(cache, backend):
     assert golden_distance(pipe) > pipe.bundle.golden.min_psnr
 
 
+@pytest.mark.parametrize(
+    ("version", "plain"), [("1.23.2", False), ("1.24.4", True), ("1.31.0", True), ("1.32.0", False)]
+)
+def test_versions_of_onnxruntime_that_follow_no_links_get_plain_files(snapshot, version, plain):
+    with readable(snapshot / "onnx" / "text_encoder.1.onnx", version) as graph:
+        assert graph.is_symlink() != plain
+
+
 def no_links(*_args, **_options):
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
 def test_weights_on_another_disk_are_copied(snapshot, monkeypatch):
     monkeypatch.setattr(os, "link", no_links)
-    with plain_files(snapshot / "onnx" / "text_encoder.1.onnx") as graph:
+    with plain_files(snapshot / "onnx" / "text_encoder.1.onnx", "a library") as graph:
         assert [path.is_symlink() for path in (graph, graph.parent / "weights.data")] == [False, False]
         assert (graph.parent / "weights.data").read_bytes() == (snapshot / "onnx" / "weights.data").read_bytes()
     assert not graph.parent.exists()
@@ -202,5 +228,5 @@ def test_without_room_for_a_copy_the_refusal_says_what_to_do(snapshot, monkeypat
 
 def test_a_graph_without_links_is_read_where_it_is(bundle_dir):
     graph = bundle_dir / "onnx" / "text_encoder.1.onnx"
-    with plain_files(graph) as path:
+    with plain_files(graph, "a library") as path:
         assert path == graph

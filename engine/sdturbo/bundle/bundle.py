@@ -15,7 +15,7 @@ from typing import Any
 
 from sdturbo.bundle.description import MANIFEST, PLAIN, Golden, GraphName, ScheduleRow, Stage, rows_of
 from sdturbo.bundle.external_data import external_locations
-from sdturbo.bundle.hub_cache import repository_id, repository_of, snapshot_in
+from sdturbo.bundle.hub_cache import is_inside, repository_id, repository_of, snapshot_in
 from sdturbo.bundle.manifest import parse_manifest, read_manifest
 from sdturbo.cache.hashes import HashMemory
 from sdturbo.errors import BundleError, InvalidRequest
@@ -142,7 +142,7 @@ class Bundle:
         faults: list[str] = []
         present: list[str] = []
         repository = repository_of(self.path)
-        home = (repository or self.path).resolve()  # links may lead to blobs of the same repository
+        root = self.path.resolve()
         for name, (_, size) in self.files.items():
             if name not in names:
                 continue
@@ -154,7 +154,7 @@ class Bundle:
                 continue
             if is_missing:
                 faults.append(f"{name} is missing")
-            elif not file.resolve().is_relative_to(home):
+            elif not (file.resolve().is_relative_to(root) or (repository and is_inside(repository, file))):
                 faults.append(f"{name} leads out of the bundle, to {file.resolve()}")
             elif file.stat().st_size != size:
                 faults.append(f"{name} has {file.stat().st_size} bytes, expected {size}: truncated or replaced")

@@ -1,7 +1,8 @@
 """The cache of huggingface_hub: `models--owner--name` with `blobs`, `refs` and `snapshots`. Standard library only.
 
 A snapshot is a directory named after its commit. Its files are links to blobs. Where a file system has no links, they are
-plain files. Source: huggingface.co/docs/huggingface_hub/guides/manage-cache.
+plain files. Since version 2 a blob may be a link too, to a store that all repositories of a cache share.
+Source: huggingface.co/docs/huggingface_hub/guides/manage-cache, and its `utils/_shared_blobs.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 REPOSITORY = "models--"  # begins the name of a repository's directory, models--owner--name
 BLOBS, REFS, SNAPSHOTS = "blobs", "refs", "snapshots"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_STORE_MARK, _STORED = ".huggingface-shared-blobs", re.compile(r"[0-9a-f]{64}")
 
 
 def repository_of(path: Path) -> Path | None:
@@ -33,6 +35,18 @@ def repository_of(path: Path) -> Path | None:
             ):
                 return repository
     return None
+
+
+def is_inside(repository: Path, file: Path) -> bool:
+    """Whether `file`, once its links are followed, lies in the repository or in the store of blobs that its cache shares."""
+    blob, store = file.resolve(), (repository.parent / BLOBS).resolve()
+    is_stored = (
+        blob.parent.parent == store
+        and _STORED.fullmatch(blob.name) is not None
+        and blob.parent.name == blob.name[:2]
+        and (store / _STORE_MARK).is_file()
+    )
+    return is_stored or blob.is_relative_to(repository.resolve())
 
 
 def repository_id(repository: Path) -> str:

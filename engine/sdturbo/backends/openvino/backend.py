@@ -19,9 +19,9 @@ from sdturbo.backends.checks import check_tensors, copy_inputs, graph_refusal, n
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.openvino.devices import DEVICES, Device
-from sdturbo.backends.openvino.plain_files import plain_files
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
+from sdturbo.backends.plain_files import plain_files
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import PLAIN, Stage
@@ -164,7 +164,7 @@ class OpenVinoBackend:
             return None
 
     def _compile(self, graph: Path) -> CompiledModel:
-        with plain_files(graph) as file:
+        with plain_files(graph, f"openvino {self.version}") as file:
             model = self._core.read_model(str(file))
         transposed_upsampling(model)
         keep_half_weights(model)

@@ -1,7 +1,7 @@
-"""A graph and its weights without links, as OpenVINO wants them.
+"""A graph and its weights without links, for libraries that read no weights outside the graph's directory.
 
-The cache of huggingface_hub keeps every file as a link to a blob, and OpenVINO reads no weights outside the graph's directory.
-So it gets hard links to the blobs, which take no room, or copies where the file system has none.
+The cache of huggingface_hub keeps every file as a link to a blob. The library gets hard links to the blobs, which take no room,
+or copies where the file system has none.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from sdturbo.errors import BackendUnavailable
 
 
 @contextmanager
-def plain_files(graph: Path) -> Generator[Path]:
+def plain_files(graph: Path, library: str) -> Generator[Path]:
     """The ONNX file `graph`, beside its weights. If one of them is a link, another file with the same bytes for a while.
 
-    Raises BackendUnavailable if there is no room for it.
+    A hard link changes a file's ctime, so that its hash is computed again at the next load.
+    library: that reads the file, for texts. Raises BackendUnavailable if there is no room for the copy.
     """
     names = [graph.name, *external_locations(graph)]
     if not any((graph.parent / name).is_symlink() for name in names):
         yield graph
         return
-    with _copied(graph.parent, names) as directory:
+    with _copied(graph.parent, names, library) as directory:
         yield directory / graph.name
 
 
 @contextmanager
-def _copied(source: Path, names: Sequence[str]) -> Generator[Path]:
+def _copied(source: Path, names: Sequence[str], library: str) -> Generator[Path]:
     """A directory with those files of `source`: in the user's cache, or else among the temporary ones."""
     reasons: list[str] = []
     for place in (private_directory("graphs"), None):
@@ -52,9 +53,8 @@ def _copied(source: Path, names: Sequence[str]) -> Generator[Path]:
             yield Path(path)
             return
     raise BackendUnavailable(
-        f"OpenVINO reads no weights through links, as {source} has them, and they cannot be copied for it"
-        f" ({'. '.join(reasons)}). Free some space or set SDTURBO_CACHE_DIR, copy the bundle with `cp -rL`, or use the backend"
-        " 'onnxruntime'."
+        f"{library} reads no weights through links, as {source} has them, and they cannot be copied for it"
+        f" ({'. '.join(reasons)}). Free some space, set SDTURBO_CACHE_DIR, or copy the bundle with `cp -rL`."
     )
 
 
