@@ -12,7 +12,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sdturbo.errors import BackendUnavailable, BundleError, Cancelled, InvalidRequest, OutputError, SDTurboError
+from sdturbo.errors import (
+    BackendUnavailable,
+    BundleError,
+    Cancelled,
+    HubError,
+    InvalidRequest,
+    OutputError,
+    SDTurboError,
+)
 
 if TYPE_CHECKING:
     from sdturbo import blend
@@ -28,6 +36,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "HubError",
     "InvalidRequest",
     "OutputError",
     "Pipeline",

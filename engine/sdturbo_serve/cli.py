@@ -11,7 +11,8 @@ import click
 
 from sdturbo import __version__
 from sdturbo.backends import BackendChoice
-from sdturbo.commands.cli import backend_options, bundle_option, load_pipeline
+from sdturbo.commands.bundles import BundleChoice, bundle_options, load_pipeline
+from sdturbo.commands.cli import backend_options
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries, run
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys, find_logins
 
@@ -23,7 +24,7 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
     epilog="Examples:\n\n  sdturbo-serve --bundle build/sd-turbo --port 9000\n\n"
     "  sdturbo-serve --bundle build/sd-turbo --host 0.0.0.0 --api-key-file keys.txt",
 )
-@bundle_option
+@bundle_options
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on.")
 @click.option(
@@ -64,7 +65,7 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 @backend_options
 @click.version_option(__version__)
 def cli(
-    bundle: Path | None,
+    bundle: BundleChoice,
     host: str,
     port: int,
     api_key_file: Path | None,

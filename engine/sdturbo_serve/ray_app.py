@@ -33,7 +33,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bundle: Path
+    bundle: str
+    revision: str | None = None
     backend: str = "auto"
     device: str | None = None
     precision: str | None = None
@@ -56,7 +57,12 @@ class Replica:
         settings = dataclasses.replace(options.settings, api_keys=keys, api_auth=logins)
         threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         pipeline = Pipeline.load(
-            options.bundle, options.backend, device=options.device, precision=options.precision, num_threads=threads
+            options.bundle,
+            options.backend,
+            revision=options.revision,
+            device=options.device,
+            precision=options.precision,
+            num_threads=threads,
         )
         self._application = create_app(pipeline, settings)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from sdturbo.errors import BackendUnavailable, HubError, InvalidRequest
+from sdturbo.errors import BackendUnavailable, HubError, InvalidRequest, SDTurboError
 
 
 def require_hub(purpose: str) -> None:
@@ -38,6 +38,8 @@ def hub_errors(doing: str) -> Generator[None]:
 
     try:
         yield
+    except SDTurboError:  # InvalidRequest is a ValueError
+        raise
     except HFValidationError as error:
         raise InvalidRequest(f"{error} Expected owner/name of a repository on the Hub, or a directory.") from error
     except (

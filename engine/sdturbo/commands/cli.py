@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Generator
@@ -14,20 +13,12 @@ import click
 
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
+from sdturbo.commands.bundles import BundleChoice, bundle_options, load_bundle, load_pipeline
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, run, seed_or_none, size_or_none
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sdturbo.bundle.description import Size
-    from sdturbo.pipeline import Pipeline
-
-bundle_option = click.option(
-    "--bundle",
-    type=FILE,
-    envvar="SDTURBO_BUNDLE",
-    help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
-)
-
 
 size_option = click.option(
     "--size",
@@ -74,7 +65,7 @@ def cli() -> None:
 )
 @click.argument("prompt", required=False)
 @click.option("--prompts", type=FILE, help="A text file with a prompt per line, or - for standard input.")
-@bundle_option
+@bundle_options
 @click.option(
     "--out",
     type=FILE,
@@ -108,7 +99,7 @@ def cli() -> None:
 def generate(
     prompt: str | None,
     prompts: Path | None,
-    bundle: Path | None,
+    bundle: BundleChoice,
     out: Path,
     steps: int,
     seed: int | None,
@@ -165,7 +156,7 @@ def generate(
 )
 @click.argument("prompt")
 @click.argument("to_prompt")
-@bundle_option
+@bundle_options
 @click.option("--out", type=FILE, default="frames", help="Directory for the frames: 0000.png, 0001.png and so on.")
 @click.option("--frames", type=int, default=24, help="Number of pictures, 2 or more.")
 @click.option("--steps", type=int, default=1, help="num_inference_steps, 1 to 4.")
@@ -179,7 +170,7 @@ def generate(
 def walk(
     prompt: str,
     to_prompt: str,
-    bundle: Path | None,
+    bundle: BundleChoice,
     out: Path,
     frames: int,
     steps: int,
@@ -213,13 +204,11 @@ def walk(
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")
-@bundle_option
+@bundle_options
 @json_option
-def info(bundle: Path | None, as_json: bool) -> None:
+def info(bundle: BundleChoice, as_json: bool) -> None:
     """Validate a bundle, hashes included, and describe it."""
-    from sdturbo.bundle import Bundle
-
-    loaded = Bundle.load(bundle_path(bundle))
+    loaded = load_bundle(bundle)
     size = sum(size for _, size in loaded.files.values())
     document = {
         "path": str(loaded.path),
@@ -289,13 +278,13 @@ def doctor(as_json: bool) -> int:
 
 
 @cli.command(epilog="Example:\n\n  sdturbo bench --bundle build/sd-turbo --runs 20 --backend onnxruntime")
-@bundle_option
+@bundle_options
 @click.option("--runs", type=click.IntRange(1), default=10, help="Pictures to time.")
 @click.option("--steps", type=click.IntRange(1, 4), default=1, help="num_inference_steps.")
 @click.option("--throughput", is_flag=True, help="Also pictures per second, called one by one and streamed.")
 @backend_options
 @json_option
-def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, choice: BackendChoice, as_json: bool) -> None:
+def bench(bundle: BundleChoice, runs: int, steps: int, throughput: bool, choice: BackendChoice, as_json: bool) -> None:
     """Time whole requests and their parts on this machine."""
     from sdturbo.commands.bench import measure
 
@@ -311,21 +300,6 @@ def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, choice: 
         for name, rate in figures.get("pictures_per_second", {}).items():
             click.echo(f"{name:>16}  {rate:9.2f} pictures/s")
     print_json(figures)
-
-
-def bundle_path(bundle: Path | None) -> Path:
-    from sdturbo.bundle import EMBEDDED
-
-    if bundle is None:
-        note = "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo. `make engines MODEL=…` builds others."
-        click.echo(note, err=True)
-    return bundle or EMBEDDED
-
-
-def load_pipeline(bundle: Path | None, choice: BackendChoice, *, image_to_image: bool = True) -> Pipeline:
-    from sdturbo.pipeline import Pipeline
-
-    return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice), image_to_image=image_to_image)
 
 
 @contextmanager
