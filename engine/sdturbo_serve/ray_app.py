@@ -33,7 +33,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bundle: str
+    bundle: str | Path
     revision: str | None = None
     backend: str = "auto"
     device: str | None = None

@@ -1,6 +1,6 @@
-"""A bundle from the Hugging Face Hub, into the cache of huggingface_hub: first its description, then the files that are needed.
+"""A bundle from the Hugging Face Hub, into the cache of huggingface_hub: its description, then the files that are needed.
 
-huggingface_hub is imported when it is used, and reads its own settings: HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and more.
+huggingface_hub is imported when it is used. It reads settings of its own: HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, ….
 """
 
 from __future__ import annotations

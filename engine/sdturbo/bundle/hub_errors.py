@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from sdturbo.errors import BackendUnavailable, HubError, InvalidRequest, SDTurboError
+
+_TOKEN = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+")
 
 
 def require_hub(purpose: str) -> None:
@@ -87,8 +90,5 @@ def reason(error: Exception) -> str:
 
 
 def without_token(text: str) -> str:
-    """The text without the user's token, which a library may quote."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return text.replace(token, "(token)") if token else text
+    """The text without tokens, which a library may quote."""
+    return _TOKEN.sub("(token)", text)
