@@ -256,3 +256,11 @@ def test_without_huggingface_hub_the_extra_is_named(push, monkeypatch):
     absent(monkeypatch, "huggingface_hub")
     status, document = push()
     assert (status, "pip install '.[hub]'" in message(document)) == (4, True)
+
+
+def test_plans_are_not_written_into_the_cache(bundle, tmp_path, capsys):
+    snapshot = cached(bundle, tmp_path / "cache")
+    blobs = {path: path.stat() for path in snapshot.parents[1].glob("blobs/*")}
+    assert run(cli, "sdturbo-export", ["trt", str(snapshot)]) == 2
+    assert "Copy it with `cp -rL`" in capsys.readouterr().err
+    assert {path: path.stat() for path in snapshot.parents[1].glob("blobs/*")} == blobs
