@@ -201,7 +201,9 @@ def test_a_bundle_without_the_plans_of_others_is_read_and_the_rest_can_follow(hu
 )
 def test_a_refusal_of_the_hub_says_what_to_do(hub, repository, refusal, words):
     hub.refusal = refusal
-    with pytest.raises(HubError, match=r"The bundle someone/model@v2 cannot be fetched: ") as caught:
+    with pytest.raises(
+        HubError, match=r"no directory someone/model, and the bundle someone/model@v2 cannot be fetched"
+    ) as caught:
         load(revision="v2")
     assert [word for word in words if word not in str(caught.value)] == []
 

@@ -50,12 +50,17 @@ def fetch(repo_id: str, revision: str | None, needed: Callable[[Bundle], Collect
     revision: None is the branch main. needed: the files of a bundle, of which the manifest alone is there.
     Raises BundleError if the repository holds no bundle, HubError with the reason, BackendUnavailable without the library.
     """
-    require_hub(f"There is no directory {repo_id}. To fetch the bundle of that name from the Hub, sdturbo")
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    absent = f"There is no directory {repo_id}"
+    require_hub(f"{absent}. To fetch the bundle of that name from the Hub, sdturbo")
+    from huggingface_hub import (
+        HfApi,
+        hf_hub_download,  # pyright: ignore[reportUnknownVariableType] (of its progress bars)
+        snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+    )
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     name = repo_id if revision is None else f"{repo_id}@{revision}"
-    with hub_errors(f"The bundle {name} cannot be fetched"):
+    with hub_errors(f"{absent}, and the bundle {name} cannot be fetched from the Hub"):
         try:
             manifest = hf_hub_download(repo_id, MANIFEST, revision=revision)
         except RemoteEntryNotFoundError as error:

@@ -33,8 +33,8 @@ def add_plans_of(
     """
     if repository_of(bundle.path):
         raise InvalidRequest(
-            f"{bundle.path} lies in the cache of huggingface_hub, whose files are not changed. Copy it with `cp -rL` and compile"
-            " the copy's plans."
+            f"{bundle.path} lies in the cache of huggingface_hub, whose files are not changed. Copy it with `cp -rL` and"
+            " compile the plans of the copy."
         )
     library = _library(library_name, given["capabilities"])
     workspace_bytes = None if given["workspace_gb"] is None else int(given["workspace_gb"] * 2**30)
