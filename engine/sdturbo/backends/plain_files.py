@@ -25,7 +25,10 @@ def plain_files(graph: Path, library: str) -> Generator[Path]:
     A hard link changes a file's ctime, so that its hash is computed again at the next load.
     library: that reads the file, for texts. Raises BackendUnavailable if there is no room for the copy.
     """
-    names = [graph.name, *external_locations(graph)]
+    try:
+        names = [graph.name, *external_locations(graph)]
+    except (OSError, ValueError):  # the library says what is wrong with the file
+        names = []
     if not any((graph.parent / name).is_symlink() for name in names):
         yield graph
         return
