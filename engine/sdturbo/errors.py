@@ -71,6 +71,12 @@ class FilterFailed(SDTurboError):
     """The caller's filter raised an error or gave no verdict, so the request was refused. No picture is given."""
 
 
+class HubError(SDTurboError):
+    """The Hugging Face Hub gave or took nothing: no such repository or revision, no access, no network, a full disk."""
+
+    exit_code = 7
+
+
 class Cancelled(SDTurboError):
     """The caller's cancellation was honoured between two stages. No picture was made."""
 

@@ -19,6 +19,7 @@ from PIL import Image
 from sdturbo.backends import Backend, BackendChoice, Program, Session, load_first
 from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.later import Kind, LaterPrograms
+from sdturbo.backends.opening import open_bundle
 from sdturbo.backends.protocols import Recorded
 from sdturbo.bundle import EMBEDDED, Bundle
 from sdturbo.bundle.description import MAX_STEPS, NOISES, TOKENIZER, Size
@@ -63,6 +64,7 @@ class Pipeline:
         path: str | Path = EMBEDDED,
         backend: str = "auto",
         *,
+        revision: str | None = None,
         device: str | None = None,
         precision: str | None = None,
         num_threads: int | None = None,
@@ -72,7 +74,8 @@ class Pipeline:
     ) -> Pipeline:
         """Validate the bundle at `path`, choose the backend and compile every stage.
 
-        path: a bundle's directory. The default is `tiny`, the toy model of this package.
+        path: a bundle's directory, or owner/name on the Hugging Face Hub. The default is `tiny`, the toy model of this package.
+        revision: branch, tag or commit on the Hub. None is main. A commit that was fetched before needs no network.
         backend: a name of `backends.names()`, or "auto" for the first that runs the bundle.
         device: one that the backend offers, such as "cpu" or "cuda:0". None takes the first that runs.
         precision: one of `backends.PRECISIONS`. None takes the fastest that the device makes of the bundle's graphs.
@@ -80,10 +83,10 @@ class Pipeline:
         trust_unchanged: a large file of the bundle or of the cache is not hashed again for a week while it is unchanged.
         False hashes everything.
         filter: the caller's own, which looks at every prompt and every picture. What it refuses raises Refused.
-        Raises BundleError, BackendUnavailable, InvalidRequest.
+        Raises BundleError, BackendUnavailable, HubError, InvalidRequest.
         """
         choice = BackendChoice(backend, device, precision, num_threads)
-        bundle = Bundle.load(path, trust_unchanged=trust_unchanged)
+        bundle = open_bundle(path, revision, backend=choice.backend, trust_unchanged=trust_unchanged)
         return load_first(
             choice, bundle, lambda chosen: cls(bundle, chosen, image_to_image=image_to_image, filter=filter)
         )

@@ -11,13 +11,12 @@ import click
 from sdturbo import __version__
 from sdturbo.backends import BackendChoice
 from sdturbo.commands import console
+from sdturbo.commands.bundles import BundleChoice, bundle_options, load_pipeline
 from sdturbo.commands.cli import (
     WITHOUT_METADATA,
     backend_options,
-    bundle_option,
     credentials_option,
     load_credentials,
-    load_pipeline,
     metadata_option,
 )
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries
@@ -32,7 +31,7 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
     epilog="Examples:\n\n  sdturbo-serve --bundle build/sd-turbo --port 9000\n\n"
     "  sdturbo-serve --bundle build/sd-turbo --host 0.0.0.0 --api-key-file keys.txt",
 )
-@bundle_option
+@bundle_options
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on.")
 @click.option(
@@ -80,7 +79,7 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "websockets", "python_multipart"
 @backend_options
 @click.version_option(__version__)
 def cli(
-    bundle: Path | None,
+    bundle: BundleChoice,
     host: str,
     port: int,
     api_key_file: Path | None,

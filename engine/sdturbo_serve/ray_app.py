@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from sdturbo import InvalidRequest, Pipeline
+from sdturbo.commands.bundles import where
 from sdturbo.commands.cli import load_credentials
 from sdturbo.files import expanded
 from sdturbo_serve import logs
@@ -37,7 +38,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bundle: Path
+    bundle: str | Path
+    revision: str | None = None
     backend: str = "auto"
     device: str | None = None
     precision: str | None = None
@@ -64,8 +66,9 @@ class Replica:
         own_filter = None if options.filter is None else load_filter(options.filter)
         threads = options.threads or max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         pipeline = Pipeline.load(
-            expanded(options.bundle),
+            where(options.bundle),
             options.backend,
+            revision=options.revision,
             device=options.device,
             precision=options.precision,
             num_threads=threads,

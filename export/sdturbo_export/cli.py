@@ -1,4 +1,4 @@
-"""The command `sdturbo-export`: build, checkpoint, optimum, verify, trt. Only commands that need torch load it."""
+"""The command `sdturbo-export`: build, checkpoint, optimum, verify, trt, push. Only commands that need torch load it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sdturbo.bundle.plans import HARDWARE, LIBRARIES
 from sdturbo.commands import console
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, UserPath, json_option, print_json, require_libraries
 from sdturbo.errors import InvalidRequest, OutputError
+from sdturbo_export.errors import listed
 from sdturbo_export.options import PRECISIONS, BuildOptions
 from sdturbo_export.rewrites import rewrite_names
 
@@ -171,7 +172,7 @@ def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> No
 def optimum(model: str, out: Path, without: Sequence[str], workspace: Path, as_json: bool, **source: Any) -> None:
     """Write a model as a directory that ORTStableDiffusionPipeline of optimum-onnx loads."""
     _require_torch("optimum")
-    from sdturbo_export.optimum_writer import write_optimum
+    from sdturbo_export.publish.optimum import write_optimum
 
     checkpoint = _resolve(model, workspace, **source)
     write_optimum(checkpoint, out, without=without, say=_say)
@@ -278,6 +279,32 @@ def trt(bundle: Path, library_name: str | None, workspace: Path, as_json: bool, 
     plans = read_plans(compiled)
     document = {"path": str(bundle), "bundle_id": compiled.bundle_id, "plans": [plan.to_json() for plan in plans]}
     _print(as_json, document, f"{bundle}: bundle {compiled.bundle_id}, {len(plans)} plans{line}")
+
+
+@cli.command(
+    epilog="Examples:\n\n  sdturbo-export push build/sd-turbo me/sd-turbo-onnx --private\n\n"
+    "  sdturbo-export push build/int8 me/sd-turbo-onnx --revision int8 --message 'int8 for CPUs'"
+)
+@click.argument("bundle", type=FILE)
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository private if it is new. A public one is refused.")
+@click.option("--revision", "branch", show_default="main", help="Branch to push to. It is made if it is missing.")
+@click.option("--message", help="Of the commit. Default: the bundle's id.")
+@json_option
+def push(bundle: Path, repository: str, private: bool, branch: str | None, message: str | None, as_json: bool) -> None:
+    """Push BUNDLE to the Hugging Face Hub as one commit, its licence, notice and a model card with it.
+
+    Every hash is checked first. The token is that of `hf auth login`, or HF_TOKEN. Prints the commit to load.
+    """
+    from sdturbo_export.publish.hub import push as push_bundle
+    from sdturbo_export.publish.hub import unlisted
+
+    loaded = Bundle.load(bundle)
+    if others := unlisted(loaded):
+        _say(f"not pushed, because the bundle does not list them: {listed(others)}")
+    pushed = push_bundle(loaded, repository, private=private, branch=branch, message=message, say=_say)
+    document = {"url": pushed.url, "repository": pushed.repo_id, "revision": pushed.commit, "files": pushed.files}
+    _print(as_json, document, f'{pushed.url}\nPipeline.load("{pushed.repo_id}", revision="{pushed.commit}")')
 
 
 def _resolve(model: str, workspace: Path, loras: Sequence[str] = (), **source: Any) -> Checkpoint:

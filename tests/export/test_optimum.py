@@ -13,7 +13,7 @@ from PIL import Image
 from sdturbo import Pipeline
 from sdturbo.errors import InvalidRequest
 from sdturbo.golden import difference
-from sdturbo_export.optimum_writer import write_optimum
+from sdturbo_export.publish.optimum import write_optimum
 
 ROOT = Path(__file__).parents[2]
 # part -> inputs, outputs; small's text is 64 wide

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sdturbo.backends.checks import by_graph, check_tensors, copy_inputs, graph_refusal, not_installed
 from sdturbo.backends.choice import Offer, refuse_all
 from sdturbo.backends.keep import InpaintingRun
+from sdturbo.backends.plain_files import plain_files
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.backends.telemetry import telemetry_off
 from sdturbo.bundle import Bundle
@@ -46,6 +48,16 @@ def connect(offer: Offer, num_threads: int | None, bundle: Bundle | None) -> Ort
     return OrtBackend(num_threads, offer.precision)
 
 
+def readable(graph: Path, version: str) -> AbstractContextManager[Path]:
+    """The ONNX file as onnxruntime of that version reads it.
+
+    From 1.24 to 1.31 it reads weights in the graph's directory alone, where every file of huggingface_hub's cache is a link.
+    Source: github.com/microsoft/onnxruntime, issue 27353.
+    """
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    return plain_files(graph, f"onnxruntime {version}") if (1, 24) <= numbers < (1, 32) else nullcontext(graph)
+
+
 class OrtBackend:
     name, device, form = NAME, "cpu", PLAIN
 
@@ -62,7 +74,10 @@ class OrtBackend:
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> OrtSession:
         try:
-            compiled = self._ort.InferenceSession(str(graph), self._options, providers=[PROVIDER])
+            with readable(graph, self.version) as file:
+                compiled = self._ort.InferenceSession(str(file), self._options, providers=[PROVIDER])
+        except BackendUnavailable:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendUnavailable(f"onnxruntime {self.version} refuses {graph.name}: {error}") from error
         shapes = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}

@@ -7,7 +7,7 @@ engine/README.md, "The bundle", lists the fields.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from typing import Any
 
 from sdturbo.bundle.description import MANIFEST, PLAIN, Golden, GraphName, ScheduleRow, Stage, rows_of
 from sdturbo.bundle.external_data import external_locations
+from sdturbo.bundle.hub_cache import is_inside, repository_id, repository_of, snapshot_in
 from sdturbo.bundle.manifest import parse_manifest, read_manifest
 from sdturbo.cache.hashes import HashMemory
 from sdturbo.errors import BundleError, InvalidRequest
@@ -49,15 +50,31 @@ class Bundle:
     trust_unchanged: bool = False
 
     @classmethod
-    def load(cls, path: str | Path, *, trust_unchanged: bool = False) -> Bundle:
+    def load(cls, path: str | Path, *, trust_unchanged: bool = False, only: Collection[str] | None = None) -> Bundle:
         """Read and validate the bundle at `path`. Raises BundleError with all faults.
 
+        path: its directory, or a repository's directory in the cache of huggingface_hub.
         trust_unchanged: a large file is not hashed again for a week while it is unchanged (`HashMemory`).
+        only: names of the files to look at, all graphs among them. Others may be missing. None looks at all.
         """
+        bundle = cls.described(path, trust_unchanged=trust_unchanged)
+        faults = bundle._file_faults(bundle.files if only is None else only) or bundle._graph_faults()
+        if faults:
+            raise BundleError(bundle.path, faults)
+        return bundle
+
+    @classmethod
+    def described(cls, path: str | Path, *, trust_unchanged: bool = False) -> Bundle:
+        """The bundle as its manifest describes it. No other file is looked at. Arguments and errors are those of `load`."""
         if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest(f"Got a bundle path of type {type(path).__name__}, expected a directory's path.")
 
-        root = Path(path)
+        try:
+            root, fault = snapshot_in(Path(path), MANIFEST)
+        except OSError as error:
+            raise BundleError(path, [f"it cannot be opened: {error}"]) from error
+        if fault is not None:
+            raise BundleError(root, [fault])
         faults: list[str] = []
         try:
             fields = parse_manifest(read_manifest(root), faults)
@@ -65,13 +82,7 @@ class Bundle:
             raise BundleError(root, [f"{MANIFEST} cannot be read: it is nested too deeply"]) from error
         if fields is None:
             raise BundleError(root, faults)
-        bundle = cls(path=root, trust_unchanged=trust_unchanged, **fields)
-        faults += bundle._file_faults()
-        if not faults:
-            faults += bundle._graph_faults()
-        if faults:
-            raise BundleError(root, faults)
-        return bundle
+        return cls(path=root, trust_unchanged=trust_unchanged, **fields)
 
     @property
     def decoder(self) -> str:
@@ -127,11 +138,14 @@ class Bundle:
         text = "\n".join(self.files[name][0] for name in names)
         return hashlib.sha256(text.encode()).hexdigest() if names else None
 
-    def _file_faults(self) -> list[str]:
+    def _file_faults(self, names: Collection[str]) -> list[str]:
         faults: list[str] = []
         present: list[str] = []
+        repository = repository_of(self.path)
         root = self.path.resolve()
         for name, (_, size) in self.files.items():
+            if name not in names:
+                continue
             file = self.path / name
             try:
                 is_missing = not file.is_file()
@@ -140,7 +154,7 @@ class Bundle:
                 continue
             if is_missing:
                 faults.append(f"{name} is missing")
-            elif not file.resolve().is_relative_to(root):
+            elif not (file.resolve().is_relative_to(root) or (repository and is_inside(repository, file))):
                 faults.append(f"{name} leads out of the bundle, to {file.resolve()}")
             elif file.stat().st_size != size:
                 faults.append(f"{name} has {file.stat().st_size} bytes, expected {size}: truncated or replaced")
@@ -155,7 +169,12 @@ class Bundle:
         for name, digest in zip(present, digests, strict=True):
             if digest != self.files[name][0]:
                 faults.append(f"{name} was altered: sha256 {digest[:16]}…, expected {self.files[name][0][:16]}…")
-        if faults:
+        if faults and repository is not None:
+            faults.append(
+                f"name it by its Hub id, {repository_id(repository)}, to fetch what is missing. If a file was altered, delete"
+                f" {repository} first"
+            )
+        elif faults:
             faults.append("build the bundle again (`sdturbo-export build`) or copy it again, whole")
         return faults
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Generator
@@ -15,23 +14,16 @@ import click
 from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
 from sdturbo.commands import console
+from sdturbo.commands.bundles import BundleChoice, bundle_options, load_bundle, load_pipeline
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, seed_or_none, size_or_none
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sdturbo.bundle.description import Size
     from sdturbo.image import ContentCredentials
-    from sdturbo.pipeline import Pipeline
 
 WITHOUT_METADATA = (
     "--no-metadata: the files do not say prompt, seed, steps and bundle id. They do say that a model drew them."
-)
-
-bundle_option = click.option(
-    "--bundle",
-    type=FILE,
-    envvar="SDTURBO_BUNDLE",
-    help="Bundle directory. Default: tiny, the toy model that comes with sdturbo. [env: SDTURBO_BUNDLE]",
 )
 
 
@@ -95,7 +87,7 @@ def cli() -> None:
 )
 @click.argument("prompt", required=False)
 @click.option("--prompts", type=FILE, help="A text file with a prompt per line, or - for standard input.")
-@bundle_option
+@bundle_options
 @click.option(
     "--out",
     type=FILE,
@@ -131,7 +123,7 @@ def cli() -> None:
 def generate(
     prompt: str | None,
     prompts: Path | None,
-    bundle: Path | None,
+    bundle: BundleChoice,
     out: Path,
     steps: int,
     seed: int | None,
@@ -192,7 +184,7 @@ def generate(
 )
 @click.argument("prompt")
 @click.argument("to_prompt")
-@bundle_option
+@bundle_options
 @click.option("--out", type=FILE, default="frames", help="Directory for the frames: 0000.png, 0001.png and so on.")
 @click.option("--frames", type=int, default=24, help="Number of pictures, 2 or more.")
 @click.option("--steps", type=int, default=1, help="num_inference_steps, 1 to 4.")
@@ -208,7 +200,7 @@ def generate(
 def walk(
     prompt: str,
     to_prompt: str,
-    bundle: Path | None,
+    bundle: BundleChoice,
     out: Path,
     frames: int,
     steps: int,
@@ -245,13 +237,11 @@ def walk(
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")
-@bundle_option
+@bundle_options
 @json_option
-def info(bundle: Path | None, as_json: bool) -> None:
+def info(bundle: BundleChoice, as_json: bool) -> None:
     """Validate a bundle, hashes included, and describe it."""
-    from sdturbo.bundle import Bundle
-
-    loaded = Bundle.load(bundle_path(bundle))
+    loaded = load_bundle(bundle)
     size = sum(size for _, size in loaded.files.values())
     document = {
         "path": str(loaded.path),
@@ -321,13 +311,13 @@ def doctor(as_json: bool) -> int:
 
 
 @cli.command(epilog="Example:\n\n  sdturbo bench --bundle build/sd-turbo --runs 20 --backend onnxruntime")
-@bundle_option
+@bundle_options
 @click.option("--runs", type=click.IntRange(1), default=10, help="Pictures to time.")
 @click.option("--steps", type=click.IntRange(1, 4), default=1, help="num_inference_steps.")
 @click.option("--throughput", is_flag=True, help="Also pictures per second, called one by one and streamed.")
 @backend_options
 @json_option
-def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, choice: BackendChoice, as_json: bool) -> None:
+def bench(bundle: BundleChoice, runs: int, steps: int, throughput: bool, choice: BackendChoice, as_json: bool) -> None:
     """Time whole requests and their parts on this machine."""
     from sdturbo.commands.bench import measure
 
@@ -345,26 +335,11 @@ def bench(bundle: Path | None, runs: int, steps: int, throughput: bool, choice: 
     print_json(figures)
 
 
-def bundle_path(bundle: Path | None) -> Path:
-    from sdturbo.bundle import EMBEDDED
-
-    if bundle is None:
-        note = "No --bundle: this is the embedded toy model `tiny`, not SD-Turbo. `make engines MODEL=…` builds others."
-        click.echo(note, err=True)
-    return bundle or EMBEDDED
-
-
 def load_credentials(files: tuple[Path, Path] | None) -> ContentCredentials | None:
     """The credentials of `--content-credentials`, if it was given."""
     from sdturbo.image import ContentCredentials
 
     return None if files is None else ContentCredentials.load(*files)
-
-
-def load_pipeline(bundle: Path | None, choice: BackendChoice, *, image_to_image: bool = True) -> Pipeline:
-    from sdturbo.pipeline import Pipeline
-
-    return Pipeline.load(bundle_path(bundle), **dataclasses.asdict(choice), image_to_image=image_to_image)
 
 
 def _open_marks(metadata: bool, files: tuple[Path, Path] | None) -> ContentCredentials | None:

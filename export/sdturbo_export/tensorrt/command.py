@@ -8,6 +8,7 @@ from typing import Any
 
 from sdturbo.backends.nvidia.library import LIBRARIES, RTX, TENSORRT, Library, installed_library
 from sdturbo.bundle import Bundle
+from sdturbo.bundle.hub_cache import repository_of
 from sdturbo.errors import InvalidRequest
 from sdturbo_export.tensorrt.ahead import compile_ahead
 from sdturbo_export.tensorrt.trt_from_onnx import PlanOptions
@@ -30,6 +31,11 @@ def add_plans_of(
     library_name: None for the installed one. given: the other options by name, None where one was left out. Raises
     InvalidRequest for options that do not fit the library, and the errors of `compile_plans` and `compile_ahead`.
     """
+    if repository_of(bundle.path):
+        raise InvalidRequest(
+            f"{bundle.path} lies in the cache of huggingface_hub, whose files are not changed. Copy it with `cp -rL` and"
+            " compile the plans of the copy."
+        )
     library = _library(library_name, given["capabilities"])
     workspace_bytes = None if given["workspace_gb"] is None else int(given["workspace_gb"] * 2**30)
     options = PlanOptions(

@@ -10,15 +10,13 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] (httpx's, or httpx2's in newer versions)
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
+from sdturbo.bundle.hub_errors import reason
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import BuildError, CheckpointError, LicenceNotAccepted
@@ -79,9 +77,7 @@ def download(
         except (OSError, HTTPError, RuntimeError) as error:  # hf_xet, the Hub's transfer library, raises RuntimeError
             _, faults = _wanted(_files(path), variant)
             if faults:
-                raise BuildError(
-                    f"{repo_id}@{revision} cannot be downloaded: {_reason(error)} {_OTHER_WAYS}"
-                ) from error
+                raise BuildError(f"{repo_id}@{revision} cannot be downloaded: {reason(error)} {_OTHER_WAYS}") from error
     if not faults and (repo_id, revision) == (SD_TURBO, SD_TURBO_REVISION) and variant in (None, "fp16"):
         faults = _altered(path)
     if faults:
@@ -159,25 +155,6 @@ def _check_licence(repo_id: str, accept_license: bool, ask: Callable[[str], bool
         terms = f"{repo_id} is under its own licence: read https://huggingface.co/{repo_id}."
     if ask is None or not ask(f"{terms} Do you accept this licence?"):
         raise LicenceNotAccepted(f"{terms} Nothing was downloaded. To accept the licence, pass --accept-license.")
-
-
-def _reason(error: Exception) -> str:
-    """The cause in words, and the remedy."""
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    if isinstance(cause, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set and the Hub's cache does not hold all its files. Unset it."
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-    if status in (401, 403):
-        return (
-            f"the Hub answered {status}: the name is wrong, or the repository is private or gated. Check the name. If"
-            " it is gated, ask for access on its page and log in with `hf auth login`."
-        )
-    if status == 404:
-        return "the Hub answered 404: there is no such repository, or no such revision in it. Check both."
-    return (
-        f"{type(cause).__name__}: {cause}. Check the connection and the free disk space, then try again: finished files"
-        " are kept."
-    )
 
 
 def _altered(path: Path) -> list[str]:

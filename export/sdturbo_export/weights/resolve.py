@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sdturbo.bundle.hub_cache import COMMIT, REPOSITORY, SNAPSHOTS, repository_id, snapshot_in
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError
@@ -22,9 +23,7 @@ from sdturbo_export.weights.weight_files import HALF_FIRST, PICKLES, WHOLE_FIRST
 TINY, TINY_CHECKPOINT = "tiny", Path(__file__).parents[1] / "tiny" / "checkpoint"
 _SEEDED = re.compile(r"(small|seeded)(?::(\d+))?")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 LICENCES = ("LICENSE*", "NOTICE")  # of a directory
-_CACHED = "models--"  # begins a repository's directory in the Hub's cache, models--owner--name
 
 
 def resolve(
@@ -60,7 +59,10 @@ def resolve(
             write_seeded(path, seed=seed, small=kind == "small")
         checkpoint = open_checkpoint(path, name=kind, source=f"{kind}:{seed}", variant=variant)
     elif os.path.isdir(model):  # noqa: PTH112 (False where Path raises: a name that is too long)
-        checkpoint = _local(_snapshot(Path(model)), checkpoints, variant)
+        snapshot, fault = snapshot_in(Path(model), "model_index.json")
+        if fault is not None:
+            raise CheckpointError(model, [fault])
+        checkpoint = _local(snapshot, checkpoints, variant)
     elif os.path.isfile(model):  # noqa: PTH113
         checkpoint = _converted(Path(model), checkpoints, variant)
     elif _HUB_ID.fullmatch(model) and not model.startswith("."):
@@ -85,10 +87,10 @@ def resolve(
 def _local(path: Path, checkpoints: Path, variant: str | None) -> Checkpoint:
     """The checkpoint in a directory. One in the Hub's cache is that of its repository and commit."""
     path = path.absolute()
-    repository, is_cached = path.parent.parent.name, path.parent.name == "snapshots"
+    repository, is_cached = path.parent.parent, path.parent.name == SNAPSHOTS
     named: dict[str, str | None] = {"name": _name(path)}
-    if is_cached and repository.startswith(_CACHED):
-        source = repository.removeprefix(_CACHED).replace("--", "/")
+    if is_cached and repository.name.startswith(REPOSITORY):
+        source = repository_id(repository)
         named = {"name": source.rpartition("/")[2], "source": source, "revision": path.name}
     if file := single_file(path):
         return _converted(file, checkpoints, variant, licence=path, **named)
@@ -98,31 +100,9 @@ def _local(path: Path, checkpoints: Path, variant: str | None) -> Checkpoint:
 
 def _name(path: Path) -> str:
     """The directory's name, or that of the first directory above it that is no commit."""
-    names = [part for part in (path.resolve(), *path.resolve().parents) if not _COMMIT.fullmatch(part.name)]
-    name = next((part.name for part in names if part.name not in ("", "snapshots")), path.name)
-    return name.rpartition("--")[2] if name.startswith(_CACHED) else name
-
-
-def _snapshot(path: Path) -> Path:
-    """The directory itself, or the snapshot in it if it is a repository's in the Hub's cache.
-
-    Raises CheckpointError if it is not clear which snapshot is meant.
-    """
-    snapshots = path / "snapshots"
-    if not snapshots.is_dir() or (path / "model_index.json").exists():
-        return path
-    commits = sorted(folder for folder in snapshots.iterdir() if folder.is_dir())
-    main = path / "refs" / "main"
-    named = [folder for folder in commits if main.is_file() and folder.name == main.read_text().strip()]
-    if len(commits) != 1 and not named:
-        places = ", ".join(map(str, commits)) or "none"
-        raise CheckpointError(
-            path,
-            [
-                f"this is a repository in the Hub's cache with {len(commits)} snapshots: name the one you mean ({places})"
-            ],
-        )
-    return (named or commits)[0]
+    names = [part for part in (path.resolve(), *path.resolve().parents) if not COMMIT.fullmatch(part.name)]
+    name = next((part.name for part in names if part.name not in ("", SNAPSHOTS)), path.name)
+    return name.rpartition("--")[2] if name.startswith(REPOSITORY) else name
 
 
 def _converted(

@@ -25,6 +25,7 @@ from sdturbo.backends.device import DeviceProgram, DeviceSession, Keeping, devic
 from sdturbo.backends.keep import KEEP, InpaintingRun
 from sdturbo.backends.nvidia.gpus import free_memory, gpu_offers, libraries_missing
 from sdturbo.backends.nvidia.keep_graph import keep_graph
+from sdturbo.backends.ort import readable
 from sdturbo.backends.protocols import Program
 from sdturbo.backends.recording import Buffer, Work
 from sdturbo.backends.telemetry import telemetry_off
@@ -159,7 +160,8 @@ class OrtGpuBackend:
         self._keeps: dict[tuple[int, Size], OrtGpuEngine] = {}  # made with the first recording of inpainting
 
     def session(self, graph: Path, stage: Stage, batch_size: int) -> DeviceSession:
-        compiled, recordable = self._compile(str(graph), graph.name, self._providers)
+        with readable(graph, self.version) as file:
+            compiled, recordable = self._compile(str(file), graph.name, self._providers)
         self._require_provider(compiled, graph)
         shapes = {value.name: value.shape for value in (*compiled.get_inputs(), *compiled.get_outputs())}
         check_tensors(graph, stage, batch_size, shapes)

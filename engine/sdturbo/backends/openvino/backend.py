@@ -21,6 +21,7 @@ from sdturbo.backends.keep import InpaintingRun
 from sdturbo.backends.openvino.devices import DEVICES, Device
 from sdturbo.backends.openvino.upsample import transposed_upsampling
 from sdturbo.backends.openvino.weights import keep_half_weights, round_weights
+from sdturbo.backends.plain_files import plain_files
 from sdturbo.backends.protocols import Session, Tensors
 from sdturbo.backends.telemetry import telemetry_off
 from sdturbo.bundle import Bundle
@@ -167,7 +168,8 @@ class OpenVinoBackend:
             return None
 
     def _compile(self, graph: Path) -> CompiledModel:
-        model = self._core.read_model(str(graph))
+        with plain_files(graph, f"openvino {self.version}") as file:
+            model = self._core.read_model(str(file))
         transposed_upsampling(model)
         keep_half_weights(model)
         if self._config["INFERENCE_PRECISION_HINT"] == "bf16":

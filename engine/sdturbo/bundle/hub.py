@@ -1,0 +1,88 @@
+"""A bundle from the Hugging Face Hub, into the cache of huggingface_hub: its description, then the files that are needed.
+
+huggingface_hub is imported when it is used. It reads settings of its own: HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, ….
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from sdturbo.bundle.bundle import Bundle
+from sdturbo.bundle.description import MANIFEST
+from sdturbo.bundle.hub_errors import hub_errors, require_hub
+from sdturbo.errors import BundleError, InvalidRequest
+
+_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]*")  # it becomes a path in the cache
+
+
+def hub_id(path: str | Path, revision: str | None) -> str | None:
+    """The id of the repository on the Hub that `path` names, None for a directory.
+
+    Whatever is on the disk under that name wins. Without a revision, so does a path into a folder that is there.
+    Raises InvalidRequest for a revision of something else, BundleError for such a path that leads nowhere.
+    """
+    if revision is not None and not _is_revision(revision):
+        raise InvalidRequest(
+            f"Got revision {revision!r}. Expected a branch, a tag or a commit (40 hex digits) of the Hub."
+        )
+    if not isinstance(path, str) or os.path.lexists(path) or not _ID.fullmatch(path):
+        if revision is not None:
+            raise InvalidRequest(
+                f"Got revision {revision!r} for {path}. A directory has none: leave it out, or name owner/name on the Hub."
+            )
+        return None
+    owner = path.partition("/")[0]
+    if revision is None and os.path.isdir(owner):  # noqa: PTH112 (False where Path raises)
+        fault = f"there is no such directory in {owner}. For the repository {path} on the Hub, give a revision, such as main"
+        raise BundleError(path, [fault])
+    return path
+
+
+def fetch(repo_id: str, revision: str | None, needed: Callable[[Bundle], Collection[str]]) -> tuple[Path, list[str]]:
+    """(The bundle's directory in the cache, the names of the files that were needed and asked for).
+
+    Nothing is requested for a commit whose files are there. Without a connection, the cached state of a branch is taken.
+    revision: None is the branch main. needed: the files of a bundle, of which the manifest alone is there.
+    Raises BundleError if the repository holds no bundle, HubError with the reason, BackendUnavailable without the library.
+    """
+    absent = f"There is no directory {repo_id}"
+    require_hub(f"{absent}. To fetch the bundle of that name from the Hub, sdturbo")
+    from huggingface_hub import (
+        HfApi,
+        hf_hub_download,  # pyright: ignore[reportUnknownVariableType] (of its progress bars)
+        snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+    )
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    name = repo_id if revision is None else f"{repo_id}@{revision}"
+    with hub_errors(f"{absent}, and the bundle {name} cannot be fetched from the Hub"):
+        try:
+            manifest = hf_hub_download(repo_id, MANIFEST, revision=revision)
+        except RemoteEntryNotFoundError as error:
+            files = HfApi().list_repo_files(repo_id, revision=revision)
+            raise BundleError(name, [_other_content(repo_id, files)]) from error
+        root = Path(manifest).parent
+        names = sorted(needed(Bundle.described(root)))
+        if missing := [name for name in names if not (root / name).is_file()]:
+            snapshot_download(repo_id, revision=root.name, allow_patterns=[glob.escape(name) for name in missing])
+    return root, names
+
+
+def _other_content(repo_id: str, files: Collection[str]) -> str:
+    """The fault of a repository that holds something else."""
+    is_checkpoint = any(name == "model_index.json" or name.endswith(".safetensors") for name in files)
+    if is_checkpoint:
+        return (
+            f"it holds a checkpoint, not a bundle. `sdturbo-export build --model {repo_id} --out DIRECTORY` makes a bundle of"
+            " it"
+        )
+    return f"it holds no {MANIFEST}. Name a repository that `sdturbo-export push` wrote"
+
+
+def _is_revision(value: object) -> bool:
+    return isinstance(value, str) and _REVISION.fullmatch(value) is not None
