@@ -171,10 +171,11 @@ tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place 
 tiny-eval: $(VENV)/.export  ## Measure the embedded model on what it was not trained on: figures and contact sheets (minutes)
 	$(TRAIN).evaluate build/tiny-eval
 
-lint: $(VENV)/.dev  ## ruff, pyright (strict on engine/, basic on export/ and benchmarks/), import boundaries
+lint: $(VENV)/.dev  ## ruff, pyright (strict on engine/, which is read as on Windows too, basic on export/), import boundaries
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --pythonplatform Windows engine
 	$(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typings/tensorrt10.json
 	$(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typings/export.json
 	$(BIN)/lint-imports
