@@ -12,7 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help chromium test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-offline test-page test-javascript test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
+.PHONY: help dist test-dist container chromium test-tensorrt engines engines-cpu gpu-acceptance gpu-smoke tensorrt-layers image verify bench bench-peers bench-quality roofline figures serve serve-ray serve-load test test-offline test-page test-javascript test-ray test-gpu-refusals test-tensorrt-bindings test-peers test-full tiny tiny-eval lint format clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -162,6 +162,18 @@ test-peers: $(VENV)/.dev  ## What optimum-onnx draws of our export, in its own e
 test-full: $(VENV)/.dev  ## The tests of the full-size model (16 GB of disk, 16 GB of memory, half an hour)
 	$(BIN)/pytest -m full -s
 
+dist: $(VENV)/.release  ## Wheel, sources, SBOM and SHA256SUMS of the last commit in dist/, the same bytes on every machine
+	$(BIN)/python -m release.dist dist
+
+test-dist: $(VENV)/.release  ## What `make dist` makes, and installs from it in empty environments (2 GB, minutes)
+	$(BIN)/pytest -m dist tests/release
+
+# as root, on Debian: the base image comes from Debian's mirror, and the packages from pip's index
+CONTAINER_TOOLS := podman buildah runc debootstrap iproute2
+container: $(VENV)/.release  ## Build the container images and run them with Debian's podman, which is installed if missing (3 GB)
+	dpkg --status $(CONTAINER_TOOLS) >/dev/null 2>&1 || (apt-get update && apt-get install -y --no-install-recommends $(CONTAINER_TOOLS))
+	$(BIN)/pytest -s -m container tests/container
+
 # where the embedded model lives, and where it is trained: renders, states, charts and sheets
 CHECKPOINT := export/sdturbo_export/tiny/checkpoint
 EMBEDDED   := engine/sdturbo/bundles/tiny
@@ -184,10 +196,11 @@ tiny: $(VENV)/.export  ## Train the embedded model anew and put it in its place 
 tiny-eval: $(VENV)/.export  ## Measure the embedded model on what it was not trained on: figures and contact sheets (minutes)
 	$(TRAIN).evaluate build/tiny-eval
 
-lint: $(VENV)/.dev  ## ruff, pyright (strict on engine/, basic on export/ and benchmarks/), import boundaries
+lint: $(VENV)/.dev  ## ruff, pyright (strict on engine/, which is read as on Windows too, basic on export/), import boundaries
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --pythonplatform Windows engine
 	$(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typings/tensorrt10.json
 	$(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typings/export.json
 	$(BIN)/lint-imports
@@ -236,6 +249,10 @@ $(VENV)/.dev: $(VENV)/.export
 
 $(VENV)/.rtx: $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check "tensorrt-rtx-cu13==1.7.1.116"
+	touch $@
+
+$(VENV)/.release: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[release]"
 	touch $@
 
 # Ray is a quarter of a gigabyte: neither the tests of `make test` nor the server needs it

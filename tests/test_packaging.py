@@ -62,6 +62,18 @@ def test_wheel_holds_all_of_the_embedded_model(wheel):
     assert not [name for name in wheel.namelist() if name.startswith(tiny) and name.endswith(".py")]
 
 
+def test_wheel_holds_types_page_and_licences(wheel):
+    names = set(wheel.namelist())
+    page = {f"sdturbo_serve/page/{path.name}" for path in (ROOT / "engine/sdturbo_serve/page").iterdir()}
+    assert "sdturbo_serve/page/index.html" in page
+    assert page | {"sdturbo/py.typed", "sdturbo_serve/py.typed"} <= names
+    assert {f"sdturbo/bundles/tiny/{name}" for name in ("LICENSE.md", "NOTICE")} <= names
+    licences = {name.partition("/licenses/")[2]: name for name in names if ".dist-info/licenses/" in name}
+    assert set(licences) == {"LICENSE", "LICENSE-THIRD-PARTY"}
+    others = wheel.read(licences["LICENSE-THIRD-PARTY"]).decode()
+    assert all(holder in others for holder in ("Facebook, Inc", "Giovanni Garberoglio", "2021 OpenAI"))
+
+
 def test_sources_hold_the_training_of_the_embedded_model(tmp_path):
     with tarfile.open(built("sdist", tmp_path)) as file:
         names = {name.split("/", 1)[1] for name in file.getnames()}

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import socket
+import sys
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -39,7 +40,7 @@ class TimedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_clock()
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
+        if sys.platform == "linux":  # elsewhere there is no such option
             connection: socket.socket = transport.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1e3))
 

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -113,6 +114,9 @@ class DirectoryStore:
                     Path(entry.path).unlink()
             except FileNotFoundError:  # another server has dropped it
                 continue
+            except PermissionError:  # on Windows, a file that is being read stays
+                if sys.platform != "win32":
+                    raise
 
 
 class Links:

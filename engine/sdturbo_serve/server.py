@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import resource
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +90,11 @@ def serve(app: FastAPI, sockets: Sequence[socket.socket], *, drain_s: int) -> No
 def _bound(family: int, address: Any) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended a second ago holds nobody up
+        if sys.platform == "win32":  # where SO_REUSEADDR would share the port with a program that has it
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            # a server that ended a second ago holds nobody up
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
         bound.bind(address)
@@ -112,5 +116,9 @@ def _cannot_listen(host: str, port: int, error: OSError | None) -> CannotListen:
 
 def _allow_many_sockets() -> None:
     """Raise the soft limit of open files to the hard one, because idle sockets must not keep others out."""
+    if sys.platform == "win32":  # it has no such limit
+        return
+    import resource
+
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

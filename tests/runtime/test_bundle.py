@@ -257,7 +257,9 @@ def test_a_symlink_loop_is_a_missing_file(root):
     assert "golden.png is missing" in faults_of(root)
 
 
-@pytest.mark.parametrize("name", ["../secret", "onnx/../../secret", "/etc/passwd", "..\\secret"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "onnx/../../secret", "/etc/passwd", "..\\secret", "C:/secret", "C:secret"]
+)
 def test_listed_files_may_not_lead_outside(root, name):
     manifest = manifest_of(root)
     write(root, replaced(manifest, ("files",), {**manifest["files"], name: {"sha256": "0", "size": 0}}), signed=True)

@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from sdturbo.errors import InvalidRequest
 from sdturbo_serve import Settings
 from sdturbo_serve import links as links_module
 from sdturbo_serve.cli import cli
+from sdturbo_serve.errors import ApiError
 from sdturbo_serve.links import DirectoryStore, MemoryStore, open_links
 from sdturbo_serve.settings import check_shared_links
 
@@ -194,3 +196,20 @@ def test_options_that_would_do_nothing_are_refused_before_the_model_is_loaded(tm
     ):
         assert run(cli, "sdturbo-serve", ["--bundle", "nowhere", *arguments]) == InvalidRequest.exit_code
         assert words in capsys.readouterr().err
+
+
+def test_an_old_picture_that_is_being_read_stays_on_windows_and_is_an_error_elsewhere(monkeypatch, tmp_path):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "the file is open in another program")
+
+    now, ended = int(time.time()), tmp_path / f"1000000000-{'0' * 32}.png"
+    store = DirectoryStore(tmp_path)
+    ended.write_bytes(b"old")
+    name = f"{now + 600}-{'1' * 32}.png"
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ApiError, match="directory of links failed"):
+        store.put(name, b"new")
+    monkeypatch.setattr(sys, "platform", "win32")
+    store.put(name, b"newer")
+    assert store.get(name) == b"newer"
+    assert ended.exists()

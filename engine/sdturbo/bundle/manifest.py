@@ -176,7 +176,7 @@ def _files(data: Json, faults: list[str]) -> dict[str, tuple[str, int]]:
     files: dict[str, tuple[str, int]] = {}
     for name, entry in data.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:  # C: is a drive of Windows
             faults.append(f"files: {name!r} leads out of the bundle")
             continue
         fields = Fields(entry, f"files[{name!r}]", faults)

@@ -1,7 +1,8 @@
 """SHA-256 of large files, not computed again while the file is unchanged. Standard library only.
 
 A file counts as unchanged for a week if device, inode, size, mtime and ctime are the noted ones. Every write sets a file's
-ctime, which no program can set back. A disk that loses bits does not set it.
+ctime, which no program can set back. A disk that loses bits does not set it. On Windows ctime is the time when the file was
+made, so everything is hashed there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ class HashMemory:
     """Known hashes, one note per file in the user's cache. Without a usable cache everything is hashed."""
 
     def __init__(self) -> None:
-        self._directory = private_directory("hashes")
+        self._directory = None if sys.platform == "win32" else private_directory("hashes")
 
     def sha256(self, path: Path) -> str:
         """Hex SHA-256 of the file, from memory if it is large, unchanged and was hashed within a week. Raises OSError."""

@@ -61,9 +61,9 @@ def load_pipeline(bundle: BundleChoice, choice: BackendChoice, *, image_to_image
     return Pipeline.load(_path(bundle), revision=bundle.revision, image_to_image=image_to_image, **options)
 
 
-def where(bundle: str) -> str | Path:
+def where(bundle: str | Path) -> str | Path:
     """A directory, with `~` as the home, or a name on the Hub."""
-    return expanded(bundle) if bundle.startswith("~") else bundle
+    return expanded(bundle) if str(bundle).startswith("~") else bundle
 
 
 def _path(bundle: BundleChoice) -> str | Path:

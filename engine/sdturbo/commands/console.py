@@ -63,7 +63,7 @@ def main(command: click.Command, name: str) -> NoReturn:
     except _Terminated:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
-        raise
+        status = 128 + signal.SIGTERM  # the first process of a container is not ended by its own signal
     sys.exit(status)
 
 
