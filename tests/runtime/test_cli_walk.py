@@ -15,7 +15,7 @@ def test_walk_writes_numbered_frames_between_two_pictures_of_generate(sdturbo, b
     status, stdout, _ = sdturbo("walk", "a cat", "a dog", *arguments, "--out", tmp_path / "a" / "frames", "--json")
     document = json.loads(stdout)
     assert status == 0
-    assert document["backend"] == "null"
+    assert (document["backend"], document["seeds"]) == ("null", [1, 2])
     paths = [Path(frame["path"]) for frame in document["frames"]]
     assert paths == [tmp_path / "a" / "frames" / f"000{i}.png" for i in range(4)]
     assert sorted(paths[0].parent.iterdir()) == paths
@@ -47,9 +47,24 @@ def test_walk_keeps_the_seed_and_says_what_it_wrote(sdturbo, tmp_path):
     assert len(seeds) == 1
 
 
+def test_a_drawn_seed_of_the_last_frame_is_said_and_is_that_of_its_picture(sdturbo, bundle_dir, tmp_path):
+    arguments = ["--to-seed", "random", "--no-metadata", "--frames", 2, "--backend", "null", "--out", tmp_path]
+    drawn = [sdturbo("walk", "a cat", "a cat", *arguments, "--json") for _ in range(2)]
+    (first, last), (_, other) = (json.loads(stdout)["seeds"] for _, stdout, _ in drawn)
+    assert first == 0
+    assert last not in (0, other)
+    expected = Pipeline.load(bundle_dir, "null")("a cat", seed=other).images[0]
+    with Image.open(tmp_path / "0001.png") as image:
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+    status, stdout, _ = sdturbo("walk", "a cat", "a cat", *arguments)
+    assert status == 0
+    assert "  seeds 0 to " in stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
+        (["a cat", "a dog", "--to-seed", "chance"], 2, "'chance' is neither a whole number nor the word random"),
         (["a cat"], 2, "TO_PROMPT"),
         (["a cat", "a dog", "--frames", 1], 2, "Got frames=1, expected a whole number from 2"),
         (["a cat", "a dog", "--steps", 5], 2, "expected 1 to 4"),

@@ -15,7 +15,15 @@ from sdturbo import __version__, backends
 from sdturbo.backends import PRECISIONS, BackendChoice
 from sdturbo.commands import console
 from sdturbo.commands.bundles import BundleChoice, bundle_options, load_bundle, load_pipeline
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, json_option, print_json, seed_or_none, size_or_none
+from sdturbo.commands.console import (
+    FILE,
+    SHOW_DEFAULTS,
+    drawn_seed,
+    json_option,
+    print_json,
+    seed_or_none,
+    size_or_none,
+)
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -191,7 +199,12 @@ def generate(
 @click.option(
     "--seed", default="0", metavar="INTEGER|random", callback=seed_or_none, help="Seed of the first frame, or `random`."
 )
-@click.option("--to-seed", type=int, help="Seed of the last frame. Default: that of the first.")
+@click.option(
+    "--to-seed",
+    metavar="INTEGER|random",
+    callback=drawn_seed,
+    help="Seed of the last frame, or `random`. Default: that of the first.",
+)
 @metadata_option
 @credentials_option
 @size_option
@@ -233,7 +246,7 @@ def walk(
         for frame in draw(pipe, start, end, frames, out, metadata=metadata, credentials=credentials, **options):
             written.append(frame)
             tick()
-    report(pipe, written, as_json=as_json)
+    report(pipe, written, (first_seed, last_seed), as_json=as_json)
 
 
 @cli.command(epilog="Example:\n\n  sdturbo info --bundle build/sd-turbo --json")

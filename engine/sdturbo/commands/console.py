@@ -54,6 +54,16 @@ def seed_or_none(context: click.Context, parameter: click.Parameter, value: str)
         raise click.BadParameter(f"{value!r} is neither a whole number nor the word random.") from None
 
 
+def drawn_seed(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """As `seed_or_none`, with a seed drawn for the word "random". None without the option."""
+    from sdturbo.request import random_seed
+
+    if value is None:
+        return None
+    seed = seed_or_none(context, parameter, value)
+    return random_seed() if seed is None else seed
+
+
 def main(command: click.Command, name: str) -> NoReturn:
     """Run a command line and end the process with its exit status. SIGTERM ends it too, once no unfinished file is left."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a parent may have it ignored

@@ -51,13 +51,15 @@ def draw(
         yield {"path": str(path), "timings_ms": result.timings, "dropped": result.dropped[0]}
 
 
-def report(pipe: Pipeline, written: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Say what was written."""
+def report(pipe: Pipeline, written: list[dict[str, Any]], seeds: tuple[int, int], *, as_json: bool) -> None:
+    """Say what was written. seeds: of the first and the last frame."""
     if as_json:
-        print_json({"frames": written, **origin(pipe.bundle, pipe.backend)})
+        print_json({"frames": written, "seeds": list(seeds), **origin(pipe.bundle, pipe.backend)})
         return
     for text in dict.fromkeys(frame["dropped"] for frame in written if frame["dropped"]):
         click.echo(f"The model sees 77 tokens. It did not see: {text!r}", err=True)
     backend, total = pipe.backend, sum(frame["timings_ms"]["total"] for frame in written)
     click.echo(f"{backend.name} {backend.version}, {backend.device}, {backend.precision}")
-    click.echo(f"{written[0]['path']} to {written[-1]['path']}  ms per frame: {total / len(written):.1f}")
+    per_frame = total / len(written)
+    first, last = written[0]["path"], written[-1]["path"]
+    click.echo(f"{first} to {last}  seeds {seeds[0]} to {seeds[1]}  ms per frame: {per_frame:.1f}")
