@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("cpu", "openvino", "serve", "heif")
+EXTRAS = ("cpu", "openvino", "serve", "heif", "hub", "credentials")
 
 
 def write_sbom(wheel: Path, sbom: Path, date: int) -> None:

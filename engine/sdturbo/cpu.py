@@ -32,7 +32,10 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     None without a limit, and elsewhere. root: where `proc` and the control groups' file system are.
     Source: Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us) of Linux.
     """
-    limits = [limit for group in _control_groups(root) if (limit := _limit(group)) is not None]
+    try:
+        limits = [limit for group in _control_groups(root) if (limit := _limit(group)) is not None]
+    except ValueError:  # files of another form: the quota is a hint, and no load fails for it
+        return None
     return min(limits, default=None)
 
 
@@ -42,8 +45,8 @@ def _control_groups(root: Path) -> Iterator[Path]:
     groups = [(controllers.split(","), path) for _, controllers, path in entries]
     for line in _lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
-        mount_root, mount_point = mount.split()[3:5]
-        kind, _, options = system.split(maxsplit=2)
+        mount_root, mount_point = mount.split(" ")[3:5]
+        kind, _, options = system.split(" ", 2)  # the second may be empty. Spaces in names are written as \\040
         named = {"cgroup2": "", "cgroup": "cpu"}.get(kind)  # a group of version 2 has no controller's name
         if named is None or (named and named not in options.split(",")):
             continue
@@ -87,6 +90,7 @@ def proc_field(path: str, *names: str) -> str:
 def _lines(path: Path) -> list[str]:
     """The lines of a file of Linux. None where there is no such file."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8", "surrogateescape")  # names of mounts may be of any bytes
     except OSError:
         return []
+    return text.removesuffix("\n").split("\n") if text else []

@@ -11,6 +11,8 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from certificates import KEYS, Authority
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from PIL import Image
 
 pytestmark = pytest.mark.dist
@@ -121,3 +123,23 @@ def test_with_heif_the_server_reads_photos_of_phones(installed, tmp_path):
     with serving(bin_) as url:
         answer = post(f"{url}/v1/images/edits", b"\r\n".join([*parts, b"--X--\r\n"]), "multipart/form-data; boundary=X")
     assert answer["data"][0]["b64_json"]
+
+
+def test_with_credentials_a_picture_is_signed(installed, tmp_path):
+    bin_ = installed("cpu", "credentials")
+    authority, key = Authority(), KEYS["Es256"]()
+    files = (tmp_path / "chain.pem", tmp_path / "key.pem")
+    files[0].write_bytes(authority.issue(key) + authority.pem)
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    done = run(bin_, "sdturbo", "generate", "a red cat", "--content-credentials", *files, "--out", tmp_path / "cat.png")
+    assert done.returncode == 0, done.stderr
+    assert b"c2pa" in (tmp_path / "cat.png").read_bytes()
+
+
+def test_with_hub_a_bundle_is_asked_for_and_without_it_the_extra_is_named(installed):
+    asked = ("sdturbo", "info", "--bundle", "someone/nothing", "--revision", "main")
+    without, with_hub = (run(installed("cpu", *extra), *asked) for extra in ((), ("hub",)))
+    assert without.returncode == 4
+    assert "[hub]" in without.stderr
+    assert with_hub.returncode == 7, with_hub.stderr
+    assert "Traceback" not in with_hub.stderr

@@ -50,6 +50,21 @@ def test_the_tightest_of_all_groups_around_counts(tmp_path):
     assert cpu.cpu_quota(tmp_path) == 2
 
 
+def test_mounts_without_a_source_or_with_names_of_any_bytes_are_passed_over(tmp_path):
+    machine(tmp_path, "0::/\n", VERSION_2)
+    limit(tmp_path, "sys/fs/cgroup", cpu_max="150000 100000")
+    mounts = tmp_path / "proc/self/mountinfo"
+    strange = [
+        b"40 1 0:3 / /a rw - tmpfs  rw\n",
+        b"41 1 0:4 / /caf\xe9 rw - tmpfs x rw\n",
+        b"42 1 0:5 / /a\x0cb rw - tmpfs x rw\n",
+    ]
+    mounts.write_bytes(b"".join(strange) + mounts.read_bytes())
+    assert cpu.cpu_quota(tmp_path) == 1.5
+    mounts.write_bytes(b"of another form\n" + mounts.read_bytes())
+    assert cpu.cpu_quota(tmp_path) is None
+
+
 VERSION_1 = [
     ("/docker/12ab", "/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
     ("/docker/12ab", "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),

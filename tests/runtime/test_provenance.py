@@ -165,7 +165,10 @@ def test_without_metadata_the_mark_is_all_that_a_file_says(sdturbo, tmp_path, ki
     out = tmp_path / f"x.{kind}"
     status, _, stderr = sdturbo("generate", "a secret fox", "--no-metadata", "--out", out, "--backend", "null")
     assert status == 0
-    assert "do not say prompt, seed, steps and bundle id. They do say that a model drew them." in stderr
+    assert (
+        "do not say how they were made: prompt, seed, steps, size, model and bundle id. They do say that a model drew them."
+        in stderr
+    )
     assert source_type(out.read_bytes()) == URI
     assert not any(text in out.read_bytes() for text in (b"fox", "fox".encode("utf-16-be"), b"Steps", b"parameters"))
 
@@ -197,3 +200,10 @@ def test_the_libraries_of_signatures_are_imported_in_one_file():
             if {name.split(".")[0] for name in named} & {"c2pa", "cryptography"}:
                 files.add(path.name)
     assert files == {"credentials.py"}
+
+
+def test_a_marked_picture_equals_a_plain_one_with_the_same_pixels(pipe):
+    picture, other = (pipe("a cat", seed=seed).images[0] for seed in (1, 2))
+    assert picture == picture.copy()
+    assert picture.copy() == picture
+    assert picture != other

@@ -185,7 +185,7 @@ def test_the_command_signs_filters_and_says_what_it_leaves_out(serve_bundle, pai
     assert b"fox" not in file
     assert refused.json()["error"]["code"] == "content_policy_violation"
     messages = [json.loads(line)["message"] for line in logged.splitlines() if line.startswith("{")]
-    assert any("do not say prompt, seed, steps and bundle id" in message for message in messages)
+    assert any("do not say how they were made: prompt, seed" in message for message in messages)
     assert "PRIVATE KEY" not in logged
     lines = pair[1].read_text().splitlines()[1:-1]
     assert not any(line in logged for line in lines)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sdturbo.image import ContentCredentials
 
 WITHOUT_METADATA = (
-    "--no-metadata: the files do not say prompt, seed, steps and bundle id. They do say that a model drew them."
+    "--no-metadata: the files do not say how they were made: prompt, seed, steps, size, model and bundle id. They do say that a"
+    " model drew them."
 )
 
 
@@ -44,9 +45,10 @@ size_option = click.option(
 metadata_option = click.option(
     "--no-metadata",
     "metadata",
-    flag_value=False,
-    default=True,
-    help="Leave prompt, seed, steps and bundle id out of the files. The mark that a model drew them stays in.",
+    is_flag=True,
+    callback=lambda _context, _option, without: not without,
+    help="Leave out of the files how they were made: prompt, seed, steps, size, model and bundle id. The mark that a model drew"
+    " them stays in.",
 )
 credentials_option = click.option(
     "--content-credentials",

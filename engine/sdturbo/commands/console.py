@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from sdturbo.errors import BackendUnavailable, Cancelled, SDTurboError
 from sdturbo.files import expanded
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+TIDYING_S = 5.0
 
 
 class UserPath(click.Path):
@@ -67,7 +69,7 @@ def drawn_seed(context: click.Context, parameter: click.Parameter, value: str | 
 def main(command: click.Command, name: str) -> NoReturn:
     """Run a command line and end the process with its exit status. SIGTERM ends it too, once no unfinished file is left."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a parent may have it ignored
-        signal.signal(signal.SIGTERM, _unwind)
+        signal.signal(signal.SIGTERM, _Unwind())
     try:
         status = run(command, name)
     except _Terminated:
@@ -117,9 +119,19 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, ensure_ascii=True))
 
 
-def _unwind(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the tidying
-    raise _Terminated
+class _Unwind:
+    """The handler of SIGTERM. A second signal must not disturb the tidying, unless the first was lost.
+
+    Python loses an exception that is raised while it destroys an object.
+    """
+
+    def __init__(self) -> None:
+        self._again = 0.0
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() >= self._again:
+            self._again = time.monotonic() + TIDYING_S
+            raise _Terminated
 
 
 def _fail(name: str, error: Exception, status: int, *, as_json: bool) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sdturbo.errors import BackendUnavailable, InvalidRequest, SigningFailed
+from sdturbo.files import expanded
 from sdturbo.image.provenance import DIGITAL_SOURCE_TYPE
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class ContentCredentials:
         from c2pa import C2paError, C2paSignerInfo, Context, Signer
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-        chain, private_key = _chain(Path(certificate)), _private_key(Path(key))
-        algorithm = _algorithm(private_key, Path(key))
-        _check(chain, private_key, Path(certificate), Path(key))
+        chain, private_key = _chain(certificate := expanded(certificate)), _private_key(key := expanded(key))
+        algorithm = _algorithm(private_key, key)
+        _check(chain, private_key, certificate, key)
         try:
             info = C2paSignerInfo(
                 algorithm,

@@ -34,6 +34,12 @@ class MarkedImage(Image.Image):
         super().__init__()
         vars(self).update(vars(image))
 
+    def __eq__(self, other: object) -> bool:
+        """As Pillow's, which compares classes first: here a plain image with the same pixels is equal."""
+        return self.copy() == (other.copy() if isinstance(other, MarkedImage) else other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as Pillow's own
+
     def save(
         self,
         fp: str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes],
