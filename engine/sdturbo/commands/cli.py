@@ -23,6 +23,7 @@ from sdturbo.commands.console import (
     print_json,
     seed_or_none,
     size_or_none,
+    turned,
 )
 from sdturbo.errors import InvalidRequest
 
@@ -46,7 +47,7 @@ metadata_option = click.option(
     "--no-metadata",
     "metadata",
     is_flag=True,
-    callback=lambda _context, _option, without: not without,
+    callback=turned,
     help="Leave out of the files how they were made: prompt, seed, steps, size, model and bundle id. The mark that a model drew"
     " them stays in.",
 )

@@ -46,6 +46,11 @@ def size_or_none(_context: click.Context, _option: click.Parameter, text: str | 
     return (None, None) if text is None else parse_size(text)
 
 
+def turned(_context: click.Context, _option: click.Parameter, is_given: bool) -> bool:
+    """The value of an option that switches something off: True without it."""
+    return not is_given
+
+
 def seed_or_none(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
     """The value of an option for a seed: a whole number, or None for the word "random"."""
     if value == "random":
