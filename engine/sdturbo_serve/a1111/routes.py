@@ -112,7 +112,7 @@ def options(request: HttpRequest) -> dict[str, Any]:
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
         "samples_format": "png",
-        "enable_pnginfo": True,
+        "enable_pnginfo": service.settings.metadata,
     }
 
 
