@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 
 from PIL import Image
 
-from sdturbo.errors import FilterFailed, InvalidRequest
+from sdturbo.errors import FilterFailed, InvalidRequest, SDTurboError
 from sdturbo.request import Filter, check_filter, pass_pictures, pass_prompts
 from sdturbo_serve.errors import deadline_exceeded
 
@@ -91,8 +91,12 @@ class FilterThreads:
                 continue
             try:
                 question()
-            except Exception as error:
+            except SDTurboError as error:
                 verdict.set_exception(error)
+            except BaseException as error:  # the thread must not end, for then nobody answers the next questions
+                failed = FilterFailed(f"The filter raised {type(error).__name__}, so the request was refused.")
+                failed.__cause__ = error
+                verdict.set_exception(failed)
             else:
                 verdict.set_result(None)
 

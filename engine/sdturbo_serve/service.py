@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request as HttpRequest
 from numpy.typing import NDArray
+from PIL import Image
 from starlette.requests import HTTPConnection
 
 from sdturbo import Pipeline, SDTurboError
@@ -180,7 +181,9 @@ class Service:
         Raises Refused, FilterFailed and ApiError if the filter does not let all of them pass, and SigningFailed.
         """
         if self._filter is not None:
-            await self._filter.pass_pictures([each.picture for each in drawn])
+            await self._filter.pass_pictures(
+                Image.fromarray(np.asarray(each.picture)) for each in drawn
+            )  # as the runtime
         start = time.perf_counter()
         write = partial(encode, metadata=self.settings.metadata, credentials=self._credentials)
         files = [await asyncio.to_thread(write, each.picture, output_format, quality) for each in drawn]

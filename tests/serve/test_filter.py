@@ -1,6 +1,8 @@
 """The operator's filter in the server: what it refuses, and that nothing is given without its verdict."""
 
+import asyncio
 import base64
+import io
 import json
 import logging
 import sys
@@ -18,7 +20,7 @@ from serving import EDITS, GENERATIONS, Gate, client_of, listening, load, png, w
 from sdturbo import InvalidRequest, Refused
 from sdturbo.commands.console import run
 from sdturbo_serve.cli import cli
-from sdturbo_serve.filtering import load_filter
+from sdturbo_serve.filtering import THREADS, load_filter
 
 POLICY = "content_policy_violation"
 
@@ -45,7 +47,7 @@ class Words:
     def check_picture(self, picture):
         self.threads.add(threading.current_thread().name)
         assert picture.mode == "RGB"
-        return "not this one" if picture.info["parameters"].startswith("shown") else None
+        return "not this one" if "shown" in self.prompts[-1:] else None
 
 
 @pytest.fixture
@@ -81,6 +83,29 @@ def test_openais_client_gets_its_own_error(bare, words):
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.generate(prompt="blood")
     assert refused.value.code == POLICY
+
+
+def test_the_filter_sees_the_runtimes_pictures_and_cannot_change_them(bare):
+    class Careless(Words):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def check_picture(self, picture):
+            self.seen.append((picture.mode, picture.size, dict(picture.info), np.array(picture)))
+            picture.info["parameters"] = "overwritten"
+            picture.putpixel((0, 0), (1, 2, 3))
+            picture.thumbnail((32, 32))
+
+    careless, drawn = Careless(), bare("a fox", seed=1, output_type="np").images[0]
+    with client_of(bare, filter=careless) as client:
+        (given,) = client.post(GENERATIONS, json={"prompt": "a fox", "seed": 1}).json()["data"]
+    file = Image.open(io.BytesIO(base64.b64decode(given["b64_json"])))
+    assert np.array_equal(file, drawn)
+    assert file.info["parameters"].startswith("a fox")
+    ((mode, size, info, pixels),) = careless.seen
+    assert (mode, size, info) == ("RGB", (64, 64), {})
+    assert np.array_equal(pixels, drawn)
 
 
 def test_a_refused_picture_is_not_given(filtered):
@@ -140,6 +165,24 @@ def test_a_filter_that_fails_refuses_and_tells_the_log_alone(filtered, caplog, p
     assert filtered.post(GENERATIONS, json={"prompt": "a fox"}).status_code == 200
 
 
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt])
+def test_no_exception_of_a_filter_ends_its_threads(bare, caplog, raised):
+    class Raising(Words):
+        def check_prompt(self, prompt):
+            if prompt == "secret":
+                raise raised(prompt)
+
+    with client_of(bare, filter=Raising()) as client:
+        for _ in range(THREADS + 1):
+            assert error_of(client.post(GENERATIONS, json={"prompt": "secret"}), 500)["code"] == "filter_failed"
+        assert client.post(GENERATIONS, json={"prompt": "a fox"}).status_code == 200
+    records = [record for record in caplog.records if record.message == "the filter failed"]
+    assert len(records) == THREADS + 1
+    assert raised.__name__ in records[0].fields["reason"]
+    assert f"{__file__}:" in records[0].fields["at"]
+    assert "secret" not in caplog.text + str(records[0].fields)
+
+
 def test_a_refusal_that_is_raised_is_one(filtered):
     error = error_of(filtered.post(GENERATIONS, json={"prompt": "raised"}), 400)
     assert error["message"] == "The filter refused this request: raised by hand"
@@ -152,11 +195,17 @@ def test_a_reason_with_half_a_character_is_answered(filtered):
     assert answer.status_code == 400
 
 
-def test_a_refused_picture_takes_no_other_request_of_its_batch_with_it(serve_bundle, words):
+def test_a_refused_picture_takes_no_other_request_of_its_batch_with_it(serve_bundle):
     """Four requests are drawn together, and one of them is refused."""
     pipeline = load(serve_bundle)
+    refused = np.asarray(pipeline("shown", seed=1).images[0])
+
+    class Eyes(Words):
+        def check_picture(self, picture):
+            return "not this one" if np.array_equal(picture, refused) else None
+
     gate = Gate(pipeline)
-    with listening(pipeline, filter=words) as url, ThreadPoolExecutor() as threads:
+    with listening(pipeline, filter=Eyes()) as url, ThreadPoolExecutor() as threads:
         gate.shut()
         blocker = threads.submit(httpx2.post, url + GENERATIONS, json={"prompt": "first"}, timeout=30)
         gate.wait_for_entry()
