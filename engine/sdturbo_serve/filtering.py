@@ -7,6 +7,7 @@ import importlib
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -19,7 +20,6 @@ from PIL import Image
 
 from sdturbo.errors import FilterFailed, InvalidRequest, SDTurboError
 from sdturbo.request import Filter, check_filter, pass_pictures, pass_prompts
-from sdturbo_serve.errors import deadline_exceeded
 
 T = TypeVar("T")
 THREADS = 8  # requests that are looked at together
@@ -49,37 +49,34 @@ def load_filter(name: str) -> Filter:
 
 
 class FilterThreads:
-    """A filter with its threads. `deadline_s` is also its own: an answer that takes longer is none.
+    """A filter with its threads.
 
     The threads are daemons, which those of an executor are not. So a filter that hangs does not hold up the end of the server.
     """
 
-    def __init__(self, filter: Filter, deadline_s: float) -> None:
+    def __init__(self, filter: Filter) -> None:
         self._filter = filter
-        self._deadline_s = deadline_s
         self._questions: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
         for number in range(THREADS):
             threading.Thread(target=self._answer, name=f"sdturbo-filter-{number}", daemon=True).start()
 
-    async def pass_prompts(self, prompts: Iterable[str]) -> None:
-        """Returns if all pass. Raises Refused, FilterFailed, and ApiError at the deadline."""
-        await self._ask(pass_prompts, prompts)
+    async def pass_prompts(self, prompts: Iterable[str], end: float) -> None:
+        """Returns if all pass. end: seconds of `time.monotonic`. Raises Refused, FilterFailed, and TimeoutError at the end."""
+        await self._ask(pass_prompts, prompts, end)
 
-    async def pass_pictures(self, pictures: Iterable[Image.Image]) -> None:
+    async def pass_pictures(self, pictures: Iterable[Image.Image], end: float) -> None:
         """As `pass_prompts`."""
-        await self._ask(pass_pictures, pictures)
+        await self._ask(pass_pictures, pictures, end)
 
     def stop(self) -> None:
         for _ in range(THREADS):
             self._questions.put(None)
 
-    async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T]) -> None:
+    async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T], end: float) -> None:
         verdict: Future[None] = Future()
         self._questions.put((verdict, partial(question, self._filter, subjects)))
         try:
-            await asyncio.wait_for(asyncio.wrap_future(verdict), self._deadline_s)
-        except TimeoutError as error:
-            raise deadline_exceeded(self._deadline_s) from error
+            await asyncio.wait_for(asyncio.wrap_future(verdict), end - time.monotonic())
         except FilterFailed as error:
             _tell(error)
             raise

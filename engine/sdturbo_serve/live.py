@@ -19,7 +19,7 @@ from sdturbo import SDTurboError
 from sdturbo.image import SimilarFrames
 from sdturbo.request import DEFAULT_STEPS, check_strength, first_step, random_seed
 from sdturbo_serve.access import SUBPROTOCOL, admit
-from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded, mask_without_image, refusals_name
+from sdturbo_serve.errors import ApiError, as_api_error, mask_without_image, refusals_name
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture
 from sdturbo_serve.schemas import LiveRequest
 from sdturbo_serve.service import Service, service_of
@@ -58,11 +58,12 @@ async def elsewhere(websocket: WebSocket) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A client's message by its number, and its picture, ready for the queue."""
+    """A client's message by its number, and its picture, ready for the queue. end: its deadline, as `end_of_request` says."""
 
     number: int
     request: LiveRequest
     picture: QueuedPicture
+    end: float
 
 
 class LiveConnection:
@@ -125,18 +126,22 @@ class LiveConnection:
     async def _draw_newest(self) -> None:
         while True:
             await self._arrived.wait()
-            frame = await self._next_frame()
+            frame = await self._next_frame(placed=False)
             if frame is not None:
                 await self._draw(frame)
 
-    async def _next_frame(self) -> _Frame | None:
-        """The newest request with its picture. If none is to be drawn, the client gets the reason, and this returns None."""
+    async def _next_frame(self, *, placed: bool) -> _Frame | None:
+        """The newest request with its picture. If none is to be drawn, the client gets the reason, and this returns None.
+
+        placed: it is to take the place of a frame in the queue.
+        """
         assert self._newest is not None
         (number, request), self._newest = self._newest, None
         self._arrived.clear()
         try:
-            frame = _Frame(number, request, await self._picture(request))
-            await self._service.pass_prompts([frame.picture])
+            end = self._service.end_of_request()
+            frame = _Frame(number, request, await self._picture(request), end)
+            await self._service.pass_prompts([frame.picture], frame.end, placed=placed)
         except (ApiError, SDTurboError) as error:
             await self._send_error(number, error)
             return None
@@ -178,7 +183,7 @@ class LiveConnection:
 
     async def _draw(self, frame: _Frame) -> None:
         """Queue a frame, wait for its picture and send it. Newer frames take its place until the engine begins with it."""
-        end = time.monotonic() + self._service.settings.deadline_s
+        end = frame.end
         drawing: asyncio.Future[DrawnPicture] = asyncio.wrap_future(frame.picture.drawn)
         try:
             self._service.submit([frame.picture])
@@ -186,7 +191,7 @@ class LiveConnection:
                 await self._until_done_or_newer(drawing, end)
                 if drawing.done() or self._newest is None:
                     break
-                newer = await self._next_frame()
+                newer = await self._next_frame(placed=True)
                 if newer is None:
                     continue
                 if not self._service.worker.swap(frame.picture, newer.picture):  # the engine has begun
@@ -198,9 +203,8 @@ class LiveConnection:
                 frame = newer
                 drawing = asyncio.wrap_future(frame.picture.drawn)
             if not drawing.done():
-                self._service.metrics.deadlines.inc()
-                raise deadline_exceeded(self._service.settings.deadline_s)
-            await self._send_frame(frame, drawing.result())
+                raise self._service.late()
+            await self._send_frame(frame, drawing.result(), end)
         except (ApiError, SDTurboError) as error:
             await self._send_error(frame.number, error)
         finally:
@@ -214,9 +218,9 @@ class LiveConnection:
         finally:
             arrival.cancel()
 
-    async def _send_frame(self, frame: _Frame, drawn: DrawnPicture) -> None:
+    async def _send_frame(self, frame: _Frame, drawn: DrawnPicture, end: float) -> None:
         output_format = frame.request.output_format or "jpeg"
-        (file,), report = await self._service.encode([drawn], output_format)
+        (file,), report = await self._service.encode([drawn], output_format, end)
         head = {"type": "frame", "frame": frame.number, "seed": drawn.seed, "output_format": output_format}
         async with self._sending:
             await self._websocket.send_json(head | {"sdturbo": report})

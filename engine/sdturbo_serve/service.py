@@ -53,7 +53,7 @@ class Service:
         self.pipeline = pipeline
         self.settings = settings
         self._credentials = credentials
-        self._filter = None if filter is None else FilterThreads(filter, settings.deadline_s)
+        self._filter = None if filter is None else FilterThreads(filter)
         self.links = open_links(settings)
         self.metrics = Metrics()
         self.metrics.lost_recordings.set_function(lambda: len(pipeline.lost_recordings))
@@ -128,35 +128,72 @@ class Service:
             raise ApiError(400, message, param="size", code="invalid_value")
         return sizes[text]
 
+    def end_of_request(self) -> float:
+        """The deadline of a request that begins now, in seconds of `time.monotonic`. Filter and engine share the time to it."""
+        return time.monotonic() + self.settings.deadline_s
+
+    def late(self) -> ApiError:
+        """The error of a request whose deadline has passed, counted."""
+        self.metrics.deadlines.inc()
+        return deadline_exceeded(self.settings.deadline_s)
+
     def submit(self, pictures: Sequence[QueuedPicture]) -> None:
         """Queue pictures. Raises ApiError: 503 before the engine is ready, 429 if the queue has no room for them."""
+        with self._admitting():
+            self.worker.submit(pictures)
+
+    @contextmanager
+    def _admitting(self) -> Generator[None]:
+        """The worker's refusals as answers, and 503 before the engine is ready."""
         if self.not_ready is not None:
             raise ApiError(503, self.not_ready, code="not_ready", headers={"Retry-After": "2"})
         try:
-            self.worker.submit(pictures)
+            yield
         except QueueFull as error:
             headers = {"Retry-After": str(error.retry_after)}
             raise ApiError(429, str(error), code="queue_full", headers=headers) from error
 
-    async def pass_prompts(self, pictures: Sequence[QueuedPicture]) -> None:
-        """Ask the operator's filter, before anything is drawn. Raises Refused, FilterFailed, ApiError."""
-        if self._filter is not None:
-            await self._filter.pass_prompts(dict.fromkeys(text for queued in pictures for text in queued.prompts))
-            for queued in pictures:
-                queued.arrived = time.perf_counter()  # the wait in the queue begins now
+    async def pass_prompts(self, pictures: Sequence[QueuedPicture], end: float, *, placed: bool = False) -> None:
+        """Ask the operator's filter, before anything is drawn. The pictures' places in the queue are kept meanwhile.
 
-    async def draw(self, pictures: Sequence[QueuedPicture], request: HttpRequest) -> list[DrawnPicture]:
-        """Queue pictures and wait for all of them. They are given up at the deadline, or when the client disconnects.
-
-        Raises ApiError, and the errors of the engine and of the filter.
+        placed: they are to take places that the client has in the queue, and need no further ones.
+        Raises Refused, FilterFailed, and ApiError: that of `submit` before the filter is asked, and 504 at the end.
         """
-        await self.pass_prompts(pictures)
+        if self._filter is None:
+            return
+        prompts = dict.fromkeys(text for queued in pictures for text in queued.prompts)
+        with self._admitting(), self.worker.reserved(0 if placed else len(pictures), checked=not placed):
+            try:
+                await self._filter.pass_prompts(prompts, end)
+            except TimeoutError as error:
+                raise self.late() from error
+        for queued in pictures:
+            queued.arrived = time.perf_counter()  # the wait in the queue begins now
+
+    async def _pass_pictures(self, drawn: Sequence[DrawnPicture], end: float) -> None:
+        """Show the filter copies without `info`, as the runtime does. They count as waiting until it has judged them."""
+        if self._filter is None:
+            return
+        copies = (Image.fromarray(np.asarray(each.picture)) for each in drawn)
+        with self.worker.reserved(len(drawn), checked=False):
+            try:
+                await self._filter.pass_pictures(copies, end)
+            except TimeoutError as error:
+                raise self.late() from error
+
+    async def draw(self, pictures: Sequence[QueuedPicture], request: HttpRequest, end: float) -> list[DrawnPicture]:
+        """Queue pictures and wait for all of them. They are given up at the end, or when the client disconnects.
+
+        end: of the request, as `end_of_request` says. Raises ApiError, and the errors of the engine and of the filter.
+        """
+        await self.pass_prompts(pictures, end)
         self.submit(pictures)
         drawing = asyncio.create_task(_all_drawn(pictures))
         leaving = asyncio.create_task(_disconnected(request))
         try:
             with tracing.span("sdturbo.draw", pictures=len(pictures), steps=pictures[0].steps) as span:
-                await asyncio.wait({drawing, leaving}, timeout=self.settings.deadline_s, return_when="FIRST_COMPLETED")
+                left = end - time.monotonic()
+                await asyncio.wait({drawing, leaving}, timeout=left, return_when="FIRST_COMPLETED")
                 if drawing.done():
                     drawn = drawing.result()
                     first = drawn[0]
@@ -165,8 +202,7 @@ class Service:
                     return drawn
             if leaving.done():
                 raise ApiError(499, "The client went away.", code="client_closed_request")  # for the log alone
-            self.metrics.deadlines.inc()
-            raise deadline_exceeded(self.settings.deadline_s)
+            raise self.late()
         finally:
             drawing.cancel()
             leaving.cancel()
@@ -174,16 +210,13 @@ class Service:
                 queued.drawn.cancel()
 
     async def encode(
-        self, drawn: Sequence[DrawnPicture], output_format: Format, quality: int | None = None
+        self, drawn: Sequence[DrawnPicture], output_format: Format, end: float, quality: int | None = None
     ) -> tuple[list[bytes], dict[str, Any]]:
         """(files, `schemas.Report`) of a request's pictures, signed if the server signs. quality: 0 to 100, for JPEG and WebP.
 
-        Raises Refused, FilterFailed and ApiError if the filter does not let all of them pass, and SigningFailed.
+        Raises Refused, FilterFailed and ApiError if the filter does not let all of them pass until `end`, and SigningFailed.
         """
-        if self._filter is not None:
-            await self._filter.pass_pictures(
-                Image.fromarray(np.asarray(each.picture)) for each in drawn
-            )  # as the runtime
+        await self._pass_pictures(drawn, end)
         start = time.perf_counter()
         write = partial(encode, metadata=self.settings.metadata, credentials=self._credentials)
         files = [await asyncio.to_thread(write, each.picture, output_format, quality) for each in drawn]

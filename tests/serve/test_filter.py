@@ -14,11 +14,13 @@ import httpx2
 import numpy as np
 import own_filter
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import EDITS, GENERATIONS, Gate, client_of, listening, load, png, wait_until
 
 from sdturbo import InvalidRequest, Refused
 from sdturbo.commands.console import run
+from sdturbo_serve import create_app
 from sdturbo_serve.cli import cli
 from sdturbo_serve.filtering import THREADS, load_filter
 
@@ -264,6 +266,52 @@ def test_a_verdict_that_does_not_come_is_given_up_at_the_deadline(bare):
         assert all(thread.daemon for thread in stuck)  # they do not hold up the end of the server
         free.set()
     assert error["code"] == "deadline_exceeded"
+
+
+class Sleepy(Words):
+    """Takes `seconds` for each prompt and each picture."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def check_prompt(self, prompt):
+        self.prompts.append(prompt)
+        time.sleep(self.seconds)
+
+    def check_picture(self, picture):
+        time.sleep(self.seconds)
+
+
+def test_requests_at_the_filter_fill_the_queue_and_more_are_429_unasked(bare):
+    sleepy = Sleepy(0.5)
+    with listening(bare, filter=sleepy, max_queue=2, deadline_s=10) as url, ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x"}, timeout=30) for _ in range(16)]
+        answers = [answer.result() for answer in asked]
+    codes = [answer.status_code for answer in answers]
+    assert set(codes) == {200, 429}
+    assert len(sleepy.prompts) == codes.count(200)
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_filter_is_not_asked_before_the_engine_is_ready(bare):
+    sleepy = Sleepy(0)
+    app = create_app(bare, filter=sleepy)
+    with TestClient(app) as client:
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        app.state.service.not_ready = "The engine is warming up."
+        assert error_of(client.post(GENERATIONS, json={"prompt": "x"}), 503)["code"] == "not_ready"
+        assert not sleepy.prompts
+
+
+def test_prompt_and_picture_share_one_deadline(bare):
+    """Each question alone takes less than the deadline, and both together take more."""
+    with client_of(bare, filter=Sleepy(0.6), deadline_s=1.0) as client:
+        assert error_of(client.post(GENERATIONS, json={"prompt": "x"}), 504)["code"] == "deadline_exceeded"
+        assert "sdturbo_deadline_exceeded_total 1.0" in client.get("/metrics").text
 
 
 def test_the_example_is_loaded_by_name_and_refuses(bare):
