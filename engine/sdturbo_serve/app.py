@@ -83,8 +83,8 @@ def healthz(request: HttpRequest) -> JSONResponse:
 
 @probes.get("/readyz", responses={503: {"description": "Not ready, with the reason."}})
 def readyz(request: HttpRequest) -> JSONResponse:
-    """Whether the engine has drawn the bundle's golden picture."""
-    reason = service_of(request).not_ready
+    """Whether the engine has drawn the bundle's golden picture, and its thread lives."""
+    reason = service_of(request).unready
     return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 
 

@@ -84,14 +84,19 @@ class Service:
             self._filter.stop()
         await asyncio.to_thread(self.worker.stop)
 
+    @property
+    def unready(self) -> str | None:
+        """The reason why no requests should come now, or None."""
+        if self.not_ready is not None:
+            return self.not_ready
+        return None if self.worker.is_alive else "The engine's thread has ended."
+
     async def check(self) -> None:
         """Wait for the warm-up. Raises NotReady."""
         if self._warm_up is not None:
             await asyncio.wait({self._warm_up})
-        if self.not_ready is not None:
-            raise NotReady(self.not_ready)
-        if not self.worker.is_alive:
-            raise NotReady("The engine's thread has ended.")
+        if (reason := self.unready) is not None:
+            raise NotReady(reason)
 
     async def _draw_golden_picture(self) -> None:
         least = self.pipeline.bundle.golden.min_psnr
