@@ -37,6 +37,7 @@ def create_app(
     """The server's application around a loaded pipeline. Its lifespan starts and stops the engine's thread.
 
     credentials: they sign every picture. filter: it looks at every prompt and every picture, on threads of its own.
+    Raises InvalidRequest for a pipeline that has a filter, because that would judge the golden picture too.
 
     A FastAPI application that mounts it runs only its own lifespan, so enter `app.router.lifespan_context(app)` there.
     engine/examples/fastapi_app.py shows how.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.requests import HTTPConnection
 
-from sdturbo import Pipeline, SDTurboError
+from sdturbo import InvalidRequest, Pipeline, SDTurboError
 from sdturbo.bundle.description import Size
 from sdturbo.golden import golden_distance
 from sdturbo.image import ContentCredentials, Mask
@@ -50,6 +50,11 @@ class Service:
         credentials: ContentCredentials | None = None,
         filter: Filter | None = None,
     ) -> None:
+        if pipeline.has_filter:
+            raise InvalidRequest(
+                "Got a pipeline with a filter of its own, which would judge the golden picture and hold up the engine. Load the"
+                " pipeline without a filter, and give the filter to create_app."
+            )
         self.pipeline = pipeline
         self.settings = settings
         self._credentials = credentials

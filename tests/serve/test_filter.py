@@ -16,9 +16,9 @@ import own_filter
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from serving import EDITS, GENERATIONS, Gate, client_of, listening, load, png, wait_until
+from serving import BACKEND, EDITS, GENERATIONS, Gate, client_of, listening, load, png, wait_until
 
-from sdturbo import InvalidRequest, Refused
+from sdturbo import InvalidRequest, Pipeline, Refused
 from sdturbo.commands.console import run
 from sdturbo_serve import create_app
 from sdturbo_serve.cli import cli
@@ -322,6 +322,12 @@ def test_the_example_is_loaded_by_name_and_refuses(bare):
     assert error["message"] == "The filter refused this request: this server draws no blood or weapon"
     assert example.check_picture(Image.fromarray(np.zeros((8, 8, 3), np.uint8))) == "the picture is too dark"
     assert example.check_picture(Image.fromarray(np.full((8, 8, 3), 99, np.uint8))) is None
+
+
+def test_a_pipeline_with_a_filter_of_its_own_is_refused(serve_bundle, words):
+    pipeline = Pipeline.load(serve_bundle, BACKEND, num_threads=1, filter=words)
+    with pytest.raises(InvalidRequest, match="give the filter to create_app"):
+        create_app(pipeline)
 
 
 def test_objects_classes_and_functions_are_filters(tmp_path, monkeypatch):
