@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.requests import HTTPConnection
 
 from sdturbo import InvalidRequest, Pipeline, SDTurboError
 from sdturbo.bundle.description import Size
+from sdturbo.errors import SigningFailed
 from sdturbo.golden import golden_distance
 from sdturbo.image import ContentCredentials, Mask
 from sdturbo.request import Filter
@@ -34,6 +36,8 @@ from sdturbo_serve.start_image import decode_start
 from sdturbo_serve.worker import QueueFull, Worker
 
 log = logging.getLogger("sdturbo.serve")
+
+ENDS_SOON = timedelta(days=14)
 
 
 class NotReady(SDTurboError):
@@ -82,6 +86,8 @@ class Service:
     async def running(self) -> AsyncGenerator[None]:
         """Start the engine's thread and, beside it, the warm-up. At the end give up the queue and end the thread."""
         self.worker.start()
+        if self._credentials is not None:
+            _warn_of_the_end(self._credentials)
         self._warm_up = asyncio.create_task(self._draw_golden_picture())
         yield
         self._warm_up.cancel()
@@ -229,7 +235,11 @@ class Service:
         await self._pass_pictures(drawn, end)
         start = time.perf_counter()
         write = partial(encode, metadata=self.settings.metadata, credentials=self._credentials)
-        files = [await asyncio.to_thread(write, each.picture, output_format, quality) for each in drawn]
+        try:
+            files = [await asyncio.to_thread(write, each.picture, output_format, quality) for each in drawn]
+        except SigningFailed as error:
+            log.error("a picture could not be signed", extra={"fields": {"reason": str(error)}})
+            raise
         seconds = time.perf_counter() - start
         self.metrics.encoding.labels(output_format).observe(seconds / len(files))
         slowest = max((each.batch for each in drawn), key=lambda batch: batch.timings["total"])
@@ -245,6 +255,13 @@ class Service:
             "dropped": drawn[0].dropped,
         }
         return files, report
+
+
+def _warn_of_the_end(credentials: ContentCredentials) -> None:
+    """Log a warning if the certificate ends soon. No picture is given from then on."""
+    if credentials.valid_until - datetime.now(UTC) < ENDS_SOON:
+        fields = {"valid_until": f"{credentials.valid_until:%Y-%m-%d %H:%M} UTC"}
+        log.warning("the certificate ends soon, and no picture is given from then on", extra={"fields": fields})
 
 
 async def _disconnected(request: HttpRequest) -> None:
