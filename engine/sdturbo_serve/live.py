@@ -206,6 +206,7 @@ class LiveConnection:
                 raise self._service.late()
             await self._send_frame(frame, drawing.result(), end)
         except (ApiError, SDTurboError) as error:
+            self._similar.forget()  # the client did not get the picture
             await self._send_error(frame.number, error)
         finally:
             frame.picture.drawn.cancel()

@@ -137,6 +137,15 @@ def test_a_live_connection_gets_the_error_and_goes_on(filtered, prompt):
         socket.receive_bytes()
 
 
+def test_a_frame_that_was_refused_is_not_the_one_that_later_frames_resemble(filtered):
+    camera = {"image": base64.b64encode(png()).decode(), "steps": 2, "skip_similar": 4}
+    with filtered.websocket_connect("/v1/live") as socket:
+        for number in (1, 2):
+            socket.send_json({"prompt": "shown", **camera})
+            told = socket.receive_json()
+            assert (told["type"], told["frame"], told["error"]["code"]) == ("error", number, POLICY)
+
+
 def test_both_prompts_of_a_blend_are_shown(filtered, words):
     with filtered.websocket_connect("/v1/live") as socket:
         socket.send_json({"prompt": "a cat", "second_prompt": "blood"})
