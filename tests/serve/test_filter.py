@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from serving import BACKEND, EDITS, GENERATIONS, Gate, client_of, listening, load, png, wait_until
+from websockets.sync.client import connect
 
 from sdturbo import InvalidRequest, Pipeline, Refused
 from sdturbo.commands.console import run
@@ -144,6 +145,46 @@ def test_a_frame_that_was_refused_is_not_the_one_that_later_frames_resemble(filt
             socket.send_json({"prompt": "shown", **camera})
             told = socket.receive_json()
             assert (told["type"], told["frame"], told["error"]["code"]) == ("error", number, POLICY)
+
+
+class Waits(Words):
+    """Judges the prompt "second" only once it is free to."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.free = threading.Event(), threading.Event()
+
+    def check_prompt(self, prompt):
+        self.prompts.append(prompt)
+        if prompt == "second":
+            self.asked.set()
+            assert self.free.wait(30)
+
+
+@pytest.mark.parametrize("judged_first", [True, False])
+def test_a_finished_frame_does_not_wait_for_the_next_ones_verdict_which_is_asked_for_once(gated, judged_first):
+    pipeline, gate = gated
+    waits = Waits()
+    with listening(pipeline, filter=waits) as url, connect(url.replace("http", "ws") + "/v1/live") as socket:
+
+        def numbers():
+            head = json.loads(socket.recv(20))
+            assert isinstance(socket.recv(20), bytes)
+            return head["type"], head["frame"]
+
+        gate.shut()
+        socket.send(json.dumps({"prompt": "first"}))
+        gate.wait_for_entry()
+        socket.send(json.dumps({"prompt": "second"}))
+        assert waits.asked.wait(20)
+        if judged_first:  # too late to take the first one's place, so it is put back
+            waits.free.set()
+            time.sleep(0.2)
+        gate.open.set()
+        assert numbers() == ("frame", 1)
+        waits.free.set()
+        assert numbers() == ("frame", 2)
+    assert waits.prompts == ["first", "second"]
 
 
 def test_both_prompts_of_a_blend_are_shown(filtered, words):
