@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TypeVar, cast
 
 from PIL import Image
@@ -56,7 +56,9 @@ class FilterThreads:
 
     def __init__(self, filter: Filter) -> None:
         self._filter = filter
-        self._questions: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
+        self._questions: deque[tuple[Future[None], Callable[[], None]]] = deque()  # that no thread has taken yet
+        self._changed = threading.Condition()
+        self._stopping = False
         for number in range(THREADS):
             threading.Thread(target=self._answer, name=f"sdturbo-filter-{number}", daemon=True).start()
 
@@ -69,20 +71,35 @@ class FilterThreads:
         await self._ask(pass_pictures, pictures, end)
 
     def stop(self) -> None:
-        for _ in range(THREADS):
-            self._questions.put(None)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
     async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T], end: float) -> None:
         verdict: Future[None] = Future()
-        self._questions.put((verdict, partial(question, self._filter, subjects)))
+        asked = verdict, partial(question, self._filter, subjects)
+        with self._changed:
+            self._questions.append(asked)
+            self._changed.notify()
         try:
             await asyncio.wait_for(asyncio.wrap_future(verdict), end - time.monotonic())
         except FilterFailed as error:
             _tell(error)
             raise
+        finally:
+            with self._changed:
+                if asked in self._questions:  # they must not pile up while all threads hang
+                    self._questions.remove(asked)
+
+    def _next(self) -> tuple[Future[None], Callable[[], None]] | None:
+        """Wait for a question. None at the end of the server."""
+        with self._changed:
+            while not self._questions and not self._stopping:
+                self._changed.wait()
+            return self._questions.popleft() if self._questions else None
 
     def _answer(self) -> None:
-        while (asked := self._questions.get()) is not None:
+        while (asked := self._next()) is not None:
             verdict, question = asked
             if not verdict.set_running_or_notify_cancel():  # the deadline has passed
                 continue

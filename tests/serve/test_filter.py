@@ -308,9 +308,13 @@ def test_a_verdict_that_does_not_come_is_given_up_at_the_deadline(bare):
             return None
 
     with client_of(bare, filter=Stuck(), deadline_s=0.2) as client:
+        service = client.app.state.service
+        for _ in range(THREADS):
+            client.post(GENERATIONS, json={"prompt": "x"})
         start = time.monotonic()
         error = error_of(client.post(GENERATIONS, json={"prompt": "x"}), 504)
         assert time.monotonic() - start < 10
+        assert not service._filter._questions  # no thread is left to take it
         stuck = [thread for thread in threading.enumerate() if thread.name.startswith("sdturbo-filter")]
         assert stuck
         assert all(thread.daemon for thread in stuck)  # they do not hold up the end of the server
