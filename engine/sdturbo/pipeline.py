@@ -132,6 +132,11 @@ class Pipeline:
         self._prompt_lock = threading.Lock()
 
     @property
+    def has_filter(self) -> bool:
+        """Whether a caller's own filter looks at every prompt and every picture."""
+        return self._filter is not None
+
+    @property
     def lost_recordings(self) -> tuple[str, ...]:
         """Titles of the recordings (CUDA graphs) that could not be made, as the log says. Their work takes longer."""
         lost = [part.title for part in self._parts if isinstance(part, Recorded) and not part.replays]

@@ -37,6 +37,7 @@ def create_app(
     """The server's application around a loaded pipeline. Its lifespan starts and stops the engine's thread.
 
     credentials: they sign every picture. filter: it looks at every prompt and every picture, on threads of its own.
+    Raises InvalidRequest for a pipeline that has a filter, because that would judge the golden picture too.
 
     A FastAPI application that mounts it runs only its own lifespan, so enter `app.router.lifespan_context(app)` there.
     engine/examples/fastapi_app.py shows how.
@@ -83,8 +84,8 @@ def healthz(request: HttpRequest) -> JSONResponse:
 
 @probes.get("/readyz", responses={503: {"description": "Not ready, with the reason."}})
 def readyz(request: HttpRequest) -> JSONResponse:
-    """Whether the engine has drawn the bundle's golden picture."""
-    reason = service_of(request).not_ready
+    """Whether the engine has drawn the bundle's golden picture, and its thread lives."""
+    reason = service_of(request).unready
     return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 
 

@@ -7,19 +7,19 @@ import importlib
 import logging
 import sys
 import threading
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TypeVar, cast
 
 from PIL import Image
 
-from sdturbo.errors import FilterFailed, InvalidRequest
+from sdturbo.errors import FilterFailed, InvalidRequest, SDTurboError
 from sdturbo.request import Filter, check_filter, pass_pictures, pass_prompts
-from sdturbo_serve.errors import deadline_exceeded
 
 T = TypeVar("T")
 THREADS = 8  # requests that are looked at together
@@ -49,50 +49,68 @@ def load_filter(name: str) -> Filter:
 
 
 class FilterThreads:
-    """A filter with its threads. `deadline_s` is also its own: an answer that takes longer is none.
+    """A filter with its threads.
 
     The threads are daemons, which those of an executor are not. So a filter that hangs does not hold up the end of the server.
     """
 
-    def __init__(self, filter: Filter, deadline_s: float) -> None:
+    def __init__(self, filter: Filter) -> None:
         self._filter = filter
-        self._deadline_s = deadline_s
-        self._questions: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
+        self._questions: deque[tuple[Future[None], Callable[[], None]]] = deque()  # that no thread has taken yet
+        self._changed = threading.Condition()
+        self._stopping = False
         for number in range(THREADS):
             threading.Thread(target=self._answer, name=f"sdturbo-filter-{number}", daemon=True).start()
 
-    async def pass_prompts(self, prompts: Iterable[str]) -> None:
-        """Returns if all pass. Raises Refused, FilterFailed, and ApiError at the deadline."""
-        await self._ask(pass_prompts, prompts)
+    async def pass_prompts(self, prompts: Iterable[str], end: float) -> None:
+        """Returns if all pass. end: seconds of `time.monotonic`. Raises Refused, FilterFailed, and TimeoutError at the end."""
+        await self._ask(pass_prompts, prompts, end)
 
-    async def pass_pictures(self, pictures: Iterable[Image.Image]) -> None:
+    async def pass_pictures(self, pictures: Iterable[Image.Image], end: float) -> None:
         """As `pass_prompts`."""
-        await self._ask(pass_pictures, pictures)
+        await self._ask(pass_pictures, pictures, end)
 
     def stop(self) -> None:
-        for _ in range(THREADS):
-            self._questions.put(None)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
-    async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T]) -> None:
+    async def _ask(self, question: Callable[[Filter, Iterable[T]], None], subjects: Iterable[T], end: float) -> None:
         verdict: Future[None] = Future()
-        self._questions.put((verdict, partial(question, self._filter, subjects)))
+        asked = verdict, partial(question, self._filter, subjects)
+        with self._changed:
+            self._questions.append(asked)
+            self._changed.notify()
         try:
-            await asyncio.wait_for(asyncio.wrap_future(verdict), self._deadline_s)
-        except TimeoutError as error:
-            raise deadline_exceeded(self._deadline_s) from error
+            await asyncio.wait_for(asyncio.wrap_future(verdict), end - time.monotonic())
         except FilterFailed as error:
             _tell(error)
             raise
+        finally:
+            with self._changed:
+                if asked in self._questions:  # they must not pile up while all threads hang
+                    self._questions.remove(asked)
+
+    def _next(self) -> tuple[Future[None], Callable[[], None]] | None:
+        """Wait for a question. None at the end of the server."""
+        with self._changed:
+            while not self._questions and not self._stopping:
+                self._changed.wait()
+            return self._questions.popleft() if self._questions else None
 
     def _answer(self) -> None:
-        while (asked := self._questions.get()) is not None:
+        while (asked := self._next()) is not None:
             verdict, question = asked
             if not verdict.set_running_or_notify_cancel():  # the deadline has passed
                 continue
             try:
                 question()
-            except Exception as error:
+            except SDTurboError as error:
                 verdict.set_exception(error)
+            except BaseException as error:  # the thread must not end, for then nobody answers the next questions
+                failed = FilterFailed(f"The filter raised {type(error).__name__}, so the request was refused.")
+                failed.__cause__ = error
+                verdict.set_exception(failed)
             else:
                 verdict.set_result(None)
 

@@ -117,8 +117,9 @@ def _nearest(text: str, service: Service) -> Size:
 async def _answer(body: ImagesBody, request: LenientRequest, pictures: list[QueuedPicture], size: Size) -> JSONResponse:
     service = service_of(request)
     output_format = body.output_format or "png"
-    drawn = await service.draw(pictures, request)
-    files, report = await service.encode(drawn, output_format, body.output_compression)
+    end = service.end_of_request()
+    drawn = await service.draw(pictures, request, end)
+    files, report = await service.encode(drawn, output_format, end, body.output_compression)
     request.state.log |= {"seed": drawn[0].seed, "wait_ms": report["wait_ms"], "batch_size": report["batch_size"]}
     if body.response_format == "url" and service.links is not None:
         shown = [{"url": await run_in_threadpool(service.links.add, file, output_format)} for file in files]

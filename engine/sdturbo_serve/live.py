@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from sdturbo import SDTurboError
 from sdturbo.image import SimilarFrames
 from sdturbo.request import DEFAULT_STEPS, check_strength, first_step, random_seed
 from sdturbo_serve.access import SUBPROTOCOL, admit
-from sdturbo_serve.errors import ApiError, as_api_error, deadline_exceeded, mask_without_image, refusals_name
+from sdturbo_serve.errors import ApiError, as_api_error, mask_without_image, refusals_name
 from sdturbo_serve.picture import DrawnPicture, QueuedPicture
 from sdturbo_serve.schemas import LiveRequest
 from sdturbo_serve.service import Service, service_of
@@ -58,21 +59,28 @@ async def elsewhere(websocket: WebSocket) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A client's message by its number, and its picture, ready for the queue."""
+    """A client's message by its number, and its picture, ready for the queue. end: its deadline, as `end_of_request` says."""
 
     number: int
     request: LiveRequest
     picture: QueuedPicture
+    end: float
 
 
 class LiveConnection:
-    """One client. A reader keeps the newest request, and a drawer has at most one picture in the queue."""
+    """One client. A reader keeps the newest request, and a drawer has at most one picture in the queue.
+
+    A further task prepares the next frame meanwhile, because the operator's filter may take long. A finished picture does not
+    wait for it.
+    """
 
     def __init__(self, websocket: WebSocket, service: Service) -> None:
         self._websocket = websocket
         self._service = service
         self._newest: tuple[int, LiveRequest] | None = None
-        self._arrived = asyncio.Event()  # set while there is a newest request
+        self._prepared: _Frame | None = None  # it came too late for the queue, and is next unless a newer one comes
+        self._arrived = asyncio.Event()  # set while there is a newest request or a prepared frame
+        self._preparing: asyncio.Task[_Frame | None] | None = None
         self._sending = asyncio.Lock()
         self._settings: dict[str, object] = {}  # of the last frame, without its image
         self._similar = SimilarFrames()
@@ -81,9 +89,11 @@ class LiveConnection:
         """Serve the client until it goes away or sends too much."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                drawer = tasks.create_task(self._draw_newest())
+                drawer = tasks.create_task(self._draw_newest(tasks))
                 await self._read()
                 drawer.cancel()
+                if self._preparing is not None:
+                    self._preparing.cancel()
         except* WebSocketDisconnect:  # while something was sent
             pass
 
@@ -107,36 +117,52 @@ class LiveConnection:
                 self._keep(number, request)
 
     def _keep(self, number: int, request: LiveRequest) -> None:
-        if self._newest is not None:
+        if self._prepared is not None:
+            self._prepared = None
+            self._similar.forget()  # it was not drawn
+            self._count("superseded")
+        elif self._newest is not None:
             self._count("superseded")
         self._newest = (number, request)
         self._arrived.set()
 
     def _put_back(self, frame: _Frame) -> None:
-        self._similar.forget()  # it was not drawn
         if self._newest is None:
-            self._keep(frame.number, frame.request)
+            self._prepared = frame
+            self._arrived.set()
         else:
+            self._similar.forget()  # it was not drawn
             self._count("superseded")
 
     def _count(self, outcome: str) -> None:
         self._service.metrics.frames.labels(outcome).inc()
 
-    async def _draw_newest(self) -> None:
+    async def _draw_newest(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            await self._arrived.wait()
-            frame = await self._next_frame()
+            if self._preparing is None:
+                await self._arrived.wait()
+                self._preparing = tasks.create_task(self._next_frame(placed=False))
+            frame = await self._preparing
+            self._preparing = None
             if frame is not None:
-                await self._draw(frame)
+                await self._draw(frame, tasks)
 
-    async def _next_frame(self) -> _Frame | None:
-        """The newest request with its picture. If none is to be drawn, the client gets the reason, and this returns None."""
+    async def _next_frame(self, *, placed: bool) -> _Frame | None:
+        """The newest request with its picture. If none is to be drawn, the client gets the reason, and this returns None.
+
+        placed: it is to take the place of a frame in the queue.
+        """
+        self._arrived.clear()
+        end = self._service.end_of_request()
+        if self._prepared is not None:
+            frame, self._prepared = self._prepared, None
+            frame.picture.arrived = time.perf_counter()  # the wait in the queue begins now
+            return replace(frame, end=end)
         assert self._newest is not None
         (number, request), self._newest = self._newest, None
-        self._arrived.clear()
         try:
-            frame = _Frame(number, request, await self._picture(request))
-            await self._service.pass_prompts([frame.picture])
+            frame = _Frame(number, request, await self._picture(request), end)
+            await self._service.pass_prompts([frame.picture], frame.end, placed=placed)
         except (ApiError, SDTurboError) as error:
             await self._send_error(number, error)
             return None
@@ -176,19 +202,13 @@ class LiveConnection:
             first_step(steps, strength)
         return QueuedPicture(prompt, seed, steps, image, strength, mask, size, second_prompt=second_prompt, blend=blend)
 
-    async def _draw(self, frame: _Frame) -> None:
+    async def _draw(self, frame: _Frame, tasks: asyncio.TaskGroup) -> None:
         """Queue a frame, wait for its picture and send it. Newer frames take its place until the engine begins with it."""
-        end = time.monotonic() + self._service.settings.deadline_s
+        end = frame.end
         drawing: asyncio.Future[DrawnPicture] = asyncio.wrap_future(frame.picture.drawn)
         try:
             self._service.submit([frame.picture])
-            while True:
-                await self._until_done_or_newer(drawing, end)
-                if drawing.done() or self._newest is None:
-                    break
-                newer = await self._next_frame()
-                if newer is None:
-                    continue
+            while (newer := await self._newer(drawing, end, tasks)) is not None:
                 if not self._service.worker.swap(frame.picture, newer.picture):  # the engine has begun
                     self._put_back(newer)
                     await asyncio.wait({drawing}, timeout=end - time.monotonic())
@@ -198,25 +218,40 @@ class LiveConnection:
                 frame = newer
                 drawing = asyncio.wrap_future(frame.picture.drawn)
             if not drawing.done():
-                self._service.metrics.deadlines.inc()
-                raise deadline_exceeded(self._service.settings.deadline_s)
-            await self._send_frame(frame, drawing.result())
+                raise self._service.late()
+            await self._send_frame(frame, drawing.result(), end)
         except (ApiError, SDTurboError) as error:
+            self._similar.forget()  # the client did not get the picture
             await self._send_error(frame.number, error)
         finally:
             frame.picture.drawn.cancel()
             drawing.cancel()
 
-    async def _until_done_or_newer(self, drawing: asyncio.Future[DrawnPicture], end: float) -> None:
-        arrival = asyncio.create_task(self._arrived.wait())
-        try:
-            await asyncio.wait({drawing, arrival}, timeout=end - time.monotonic(), return_when="FIRST_COMPLETED")
-        finally:
-            arrival.cancel()
+    async def _newer(
+        self, drawing: asyncio.Future[DrawnPicture], end: float, tasks: asyncio.TaskGroup
+    ) -> _Frame | None:
+        """The next frame once it is prepared. None if the picture is there before, or the end."""
+        while True:
+            event: asyncio.Task[Any] = self._preparing or asyncio.create_task(self._arrived.wait())
+            try:
+                await asyncio.wait({drawing, event}, timeout=end - time.monotonic(), return_when="FIRST_COMPLETED")
+            finally:
+                if event is not self._preparing:
+                    event.cancel()
+            if drawing.done():
+                return None
+            if self._preparing is None and self._arrived.is_set():
+                self._preparing = tasks.create_task(self._next_frame(placed=True))
+            elif self._preparing is not None and self._preparing.done():
+                frame, self._preparing = self._preparing.result(), None
+                if frame is not None:
+                    return frame
+            else:
+                return None
 
-    async def _send_frame(self, frame: _Frame, drawn: DrawnPicture) -> None:
+    async def _send_frame(self, frame: _Frame, drawn: DrawnPicture, end: float) -> None:
         output_format = frame.request.output_format or "jpeg"
-        (file,), report = await self._service.encode([drawn], output_format)
+        (file,), report = await self._service.encode([drawn], output_format, end)
         head = {"type": "frame", "frame": frame.number, "seed": drawn.seed, "output_format": output_format}
         async with self._sending:
             await self._websocket.send_json(head | {"sdturbo": report})

@@ -25,8 +25,8 @@ class Settings:
     api_keys: each opens /v1 and /metrics, and without any they are open to all. allow_origins: origins of pages that may
     call, such as "https://example.org", or "*". allow_hosts: names in the Host header that are answered, such as LOOPBACK.
     If it is empty or has "*", all names are answered. Both are stored as `names` spells them. max_queue: pictures that wait
-    for the engine. deadline_s: from a request to its answer. body_s: for a request's body. max_upload_bytes: of a form with
-    an image. max_image_pixels: of that image. max_live: open live connections.
+    for the engine or for the filter's verdict. deadline_s: from a request to its answer. body_s: for a request's body.
+    max_upload_bytes: of a form with an image. max_image_pixels: of that image. max_live: open live connections.
 
     model_aliases: further names of the bundle's model. lenient: leave out what cannot be honoured, and say so in the answer.
     public_url: the address of this server for clients, below which links to pictures stand. None: no links. link_dir,

@@ -10,7 +10,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 from sdturbo import Cancelled, Pipeline, SDTurboError
 from sdturbo_serve.batch import draw
@@ -46,6 +47,7 @@ class Worker:
         self._max_queue = max_queue
         self._metrics = metrics
         self._queue: deque[QueuedPicture] = deque()
+        self._reserved = 0  # pictures of the filter, which take places in the queue too
         self._changed = threading.Condition()
         self._stopping = False
         self._ended = False
@@ -77,17 +79,34 @@ class Worker:
     def submit(self, pictures: Sequence[QueuedPicture]) -> None:
         """Queue all of them or none. Raises QueueFull, EngineEnded, and Cancelled once the worker stops."""
         with self._changed:
-            if self._stopping:
-                raise Cancelled("The server is stopping.")
-            if self._ended:
-                raise EngineEnded
-            self._drop_cancelled()
-            if len(self._queue) + len(pictures) > self._max_queue:
-                self._metrics.refused.inc(len(pictures))
-                retry_after = math.ceil(max(1.0, len(self._queue) * self._seconds_per_picture))
-                raise QueueFull(len(self._queue), self._max_queue, retry_after)
+            self._check_room(len(pictures))
             self._queue.extend(pictures)
             self._changed.notify()
+
+    @contextmanager
+    def reserved(self, count: int, *, checked: bool) -> Generator[None]:
+        """Places in the queue that others cannot take meanwhile. checked: raise what `submit` raises, if there are too few."""
+        with self._changed:
+            if checked:
+                self._check_room(count)
+            self._reserved += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= count
+
+    def _check_room(self, count: int) -> None:
+        if self._stopping:
+            raise Cancelled("The server is stopping.")
+        if self._ended:
+            raise EngineEnded
+        self._drop_cancelled()
+        waiting = len(self._queue) + self._reserved
+        if waiting + count > self._max_queue:
+            self._metrics.refused.inc(count)
+            retry_after = math.ceil(max(1.0, waiting * self._seconds_per_picture))
+            raise QueueFull(waiting, self._max_queue, retry_after)
 
     def swap(self, old: QueuedPicture, new: QueuedPicture) -> bool:
         """Let `new` take the place of `old` in the queue. False if the engine has begun with `old`."""

@@ -1,5 +1,7 @@
 """A caller's own filter of prompts and pictures in Python: what it refuses, and that it fails closed."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,25 @@ def test_a_filter_that_fails_refuses(pipe, words):
         words.check_picture = lambda _, verdict=verdict: verdict
         with pytest.raises(FilterFailed, match=f"check_picture returned a {type(verdict).__name__}"):
             pipe("a fox")
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, SystemExit, GeneratorExit])
+def test_exceptions_of_every_kind_refuse(pipe, words, raised):
+    def check_prompt(prompt):
+        raise raised
+
+    words.check_prompt = check_prompt
+    with pytest.raises(FilterFailed, match=f"check_prompt raised {raised.__name__}"):
+        pipe("a fox")
+
+
+def test_the_users_interrupt_ends_a_call_in_its_filter(pipe, words):
+    def check_prompt(prompt):
+        raise KeyboardInterrupt
+
+    words.check_prompt = check_prompt
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a fox")
 
 
 def test_a_stream_goes_on_after_a_refusal(pipe, words):

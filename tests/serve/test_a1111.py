@@ -48,6 +48,12 @@ def test_without_the_flag_there_is_no_such_api(client):
         Settings(a1111=True, api_auth=("user",))
 
 
+@pytest.mark.parametrize("metadata", [True, False])
+def test_the_options_say_whether_files_carry_their_parameters(bare, metadata):
+    with client_of(bare, a1111=True, metadata=metadata) as client:
+        assert client.get("/sdapi/v1/options").json()["enable_pnginfo"] is metadata
+
+
 def test_open_webuis_requests_work(bare):
     """As its router `images.py` sends them, with an empty name and password."""
     with client_of(bare, a1111=True) as client:

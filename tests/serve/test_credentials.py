@@ -147,7 +147,17 @@ def test_the_engines_thread_signs_nothing(bare, pair, monkeypatch):
     assert "sdturbo-engine" not in threads
 
 
-def test_a_picture_that_cannot_be_signed_is_not_given(bare, pair, monkeypatch):
+def test_a_certificate_that_ends_soon_is_said_at_the_start(bare, authority, tmp_path, pair, caplog):
+    key = certificates.KEYS["Es256"]()
+    soon = ContentCredentials.load(*certificates.write_pair(tmp_path, authority, key, days=(-1, 3)))
+    for credentials, count in ((ContentCredentials.load(*pair), 0), (soon, 1)):
+        with client_of(bare, credentials=credentials):
+            warnings = [record for record in caplog.records if "the certificate ends soon" in record.message]
+            assert len(warnings) == count
+    assert warnings[0].fields["valid_until"].startswith(f"{soon.valid_until:%Y-%m-%d}")
+
+
+def test_a_picture_that_cannot_be_signed_is_not_given_and_the_log_says_why(bare, pair, monkeypatch, caplog):
     import c2pa
 
     credentials = ContentCredentials.load(*pair)
@@ -164,6 +174,9 @@ def test_a_picture_that_cannot_be_signed_is_not_given(bare, pair, monkeypatch):
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == told["error"]["code"] == "signing_failed"
     assert "the certificate was not valid at time of signing" in answer.json()["error"]["message"]
+    records = [record for record in caplog.records if record.message == "a picture could not be signed"]
+    assert len(records) == 2
+    assert all("the certificate was not valid" in record.fields["reason"] for record in records)
 
 
 def test_the_command_signs_filters_and_says_what_it_leaves_out(serve_bundle, pair, authority):

@@ -1,6 +1,8 @@
 """The operator's filter in the server: what it refuses, and that nothing is given without its verdict."""
 
+import asyncio
 import base64
+import io
 import json
 import logging
 import sys
@@ -12,13 +14,16 @@ import httpx2
 import numpy as np
 import own_filter
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
-from serving import EDITS, GENERATIONS, Gate, client_of, listening, load, png, wait_until
+from serving import BACKEND, EDITS, GENERATIONS, Gate, client_of, listening, load, png, wait_until
+from websockets.sync.client import connect
 
-from sdturbo import InvalidRequest, Refused
+from sdturbo import InvalidRequest, Pipeline, Refused
 from sdturbo.commands.console import run
+from sdturbo_serve import create_app
 from sdturbo_serve.cli import cli
-from sdturbo_serve.filtering import load_filter
+from sdturbo_serve.filtering import THREADS, load_filter
 
 POLICY = "content_policy_violation"
 
@@ -45,7 +50,7 @@ class Words:
     def check_picture(self, picture):
         self.threads.add(threading.current_thread().name)
         assert picture.mode == "RGB"
-        return "not this one" if picture.info["parameters"].startswith("shown") else None
+        return "not this one" if "shown" in self.prompts[-1:] else None
 
 
 @pytest.fixture
@@ -83,6 +88,29 @@ def test_openais_client_gets_its_own_error(bare, words):
     assert refused.value.code == POLICY
 
 
+def test_the_filter_sees_the_runtimes_pictures_and_cannot_change_them(bare):
+    class Careless(Words):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def check_picture(self, picture):
+            self.seen.append((picture.mode, picture.size, dict(picture.info), np.array(picture)))
+            picture.info["parameters"] = "overwritten"
+            picture.putpixel((0, 0), (1, 2, 3))
+            picture.thumbnail((32, 32))
+
+    careless, drawn = Careless(), bare("a fox", seed=1, output_type="np").images[0]
+    with client_of(bare, filter=careless) as client:
+        (given,) = client.post(GENERATIONS, json={"prompt": "a fox", "seed": 1}).json()["data"]
+    file = Image.open(io.BytesIO(base64.b64decode(given["b64_json"])))
+    assert np.array_equal(file, drawn)
+    assert file.info["parameters"].startswith("a fox")
+    ((mode, size, info, pixels),) = careless.seen
+    assert (mode, size, info) == ("RGB", (64, 64), {})
+    assert np.array_equal(pixels, drawn)
+
+
 def test_a_refused_picture_is_not_given(filtered):
     for body in ({"prompt": "shown"}, {"prompt": "shown", "n": 3}):
         error = error_of(filtered.post(GENERATIONS, json=body), 400)
@@ -108,6 +136,55 @@ def test_a_live_connection_gets_the_error_and_goes_on(filtered, prompt):
         socket.send_json({"prompt": "a fox"})
         assert socket.receive_json()["type"] == "frame"
         socket.receive_bytes()
+
+
+def test_a_frame_that_was_refused_is_not_the_one_that_later_frames_resemble(filtered):
+    camera = {"image": base64.b64encode(png()).decode(), "steps": 2, "skip_similar": 4}
+    with filtered.websocket_connect("/v1/live") as socket:
+        for number in (1, 2):
+            socket.send_json({"prompt": "shown", **camera})
+            told = socket.receive_json()
+            assert (told["type"], told["frame"], told["error"]["code"]) == ("error", number, POLICY)
+
+
+class Waits(Words):
+    """Judges the prompt "second" only once it is free to."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.free = threading.Event(), threading.Event()
+
+    def check_prompt(self, prompt):
+        self.prompts.append(prompt)
+        if prompt == "second":
+            self.asked.set()
+            assert self.free.wait(30)
+
+
+@pytest.mark.parametrize("judged_first", [True, False])
+def test_a_finished_frame_does_not_wait_for_the_next_ones_verdict_which_is_asked_for_once(gated, judged_first):
+    pipeline, gate = gated
+    waits = Waits()
+    with listening(pipeline, filter=waits) as url, connect(url.replace("http", "ws") + "/v1/live") as socket:
+
+        def numbers():
+            head = json.loads(socket.recv(20))
+            assert isinstance(socket.recv(20), bytes)
+            return head["type"], head["frame"]
+
+        gate.shut()
+        socket.send(json.dumps({"prompt": "first"}))
+        gate.wait_for_entry()
+        socket.send(json.dumps({"prompt": "second"}))
+        assert waits.asked.wait(20)
+        if judged_first:  # too late to take the first one's place, so it is put back
+            waits.free.set()
+            time.sleep(0.2)
+        gate.open.set()
+        assert numbers() == ("frame", 1)
+        waits.free.set()
+        assert numbers() == ("frame", 2)
+    assert waits.prompts == ["first", "second"]
 
 
 def test_both_prompts_of_a_blend_are_shown(filtered, words):
@@ -140,6 +217,24 @@ def test_a_filter_that_fails_refuses_and_tells_the_log_alone(filtered, caplog, p
     assert filtered.post(GENERATIONS, json={"prompt": "a fox"}).status_code == 200
 
 
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt])
+def test_no_exception_of_a_filter_ends_its_threads(bare, caplog, raised):
+    class Raising(Words):
+        def check_prompt(self, prompt):
+            if prompt == "secret":
+                raise raised(prompt)
+
+    with client_of(bare, filter=Raising()) as client:
+        for _ in range(THREADS + 1):
+            assert error_of(client.post(GENERATIONS, json={"prompt": "secret"}), 500)["code"] == "filter_failed"
+        assert client.post(GENERATIONS, json={"prompt": "a fox"}).status_code == 200
+    records = [record for record in caplog.records if record.message == "the filter failed"]
+    assert len(records) == THREADS + 1
+    assert raised.__name__ in records[0].fields["reason"]
+    assert f"{__file__}:" in records[0].fields["at"]
+    assert "secret" not in caplog.text + str(records[0].fields)
+
+
 def test_a_refusal_that_is_raised_is_one(filtered):
     error = error_of(filtered.post(GENERATIONS, json={"prompt": "raised"}), 400)
     assert error["message"] == "The filter refused this request: raised by hand"
@@ -152,11 +247,17 @@ def test_a_reason_with_half_a_character_is_answered(filtered):
     assert answer.status_code == 400
 
 
-def test_a_refused_picture_takes_no_other_request_of_its_batch_with_it(serve_bundle, words):
+def test_a_refused_picture_takes_no_other_request_of_its_batch_with_it(serve_bundle):
     """Four requests are drawn together, and one of them is refused."""
     pipeline = load(serve_bundle)
+    refused = np.asarray(pipeline("shown", seed=1).images[0])
+
+    class Eyes(Words):
+        def check_picture(self, picture):
+            return "not this one" if np.array_equal(picture, refused) else None
+
     gate = Gate(pipeline)
-    with listening(pipeline, filter=words) as url, ThreadPoolExecutor() as threads:
+    with listening(pipeline, filter=Eyes()) as url, ThreadPoolExecutor() as threads:
         gate.shut()
         blocker = threads.submit(httpx2.post, url + GENERATIONS, json={"prompt": "first"}, timeout=30)
         gate.wait_for_entry()
@@ -207,14 +308,64 @@ def test_a_verdict_that_does_not_come_is_given_up_at_the_deadline(bare):
             return None
 
     with client_of(bare, filter=Stuck(), deadline_s=0.2) as client:
+        service = client.app.state.service
+        for _ in range(THREADS):
+            client.post(GENERATIONS, json={"prompt": "x"})
         start = time.monotonic()
         error = error_of(client.post(GENERATIONS, json={"prompt": "x"}), 504)
         assert time.monotonic() - start < 10
+        assert not service._filter._questions  # no thread is left to take it
         stuck = [thread for thread in threading.enumerate() if thread.name.startswith("sdturbo-filter")]
         assert stuck
         assert all(thread.daemon for thread in stuck)  # they do not hold up the end of the server
         free.set()
     assert error["code"] == "deadline_exceeded"
+
+
+class Sleepy(Words):
+    """Takes `seconds` for each prompt and each picture."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def check_prompt(self, prompt):
+        self.prompts.append(prompt)
+        time.sleep(self.seconds)
+
+    def check_picture(self, picture):
+        time.sleep(self.seconds)
+
+
+def test_requests_at_the_filter_fill_the_queue_and_more_are_429_unasked(bare):
+    sleepy = Sleepy(0.5)
+    with listening(bare, filter=sleepy, max_queue=2, deadline_s=10) as url, ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(httpx2.post, url + GENERATIONS, json={"prompt": "x"}, timeout=30) for _ in range(16)]
+        answers = [answer.result() for answer in asked]
+    codes = [answer.status_code for answer in answers]
+    assert set(codes) == {200, 429}
+    assert len(sleepy.prompts) == codes.count(200)
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_filter_is_not_asked_before_the_engine_is_ready(bare):
+    sleepy = Sleepy(0)
+    app = create_app(bare, filter=sleepy)
+    with TestClient(app) as client:
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        app.state.service.not_ready = "The engine is warming up."
+        assert error_of(client.post(GENERATIONS, json={"prompt": "x"}), 503)["code"] == "not_ready"
+        assert not sleepy.prompts
+
+
+def test_prompt_and_picture_share_one_deadline(bare):
+    """Each question alone takes less than the deadline, and both together take more."""
+    with client_of(bare, filter=Sleepy(0.6), deadline_s=1.0) as client:
+        assert error_of(client.post(GENERATIONS, json={"prompt": "x"}), 504)["code"] == "deadline_exceeded"
+        assert "sdturbo_deadline_exceeded_total 1.0" in client.get("/metrics").text
 
 
 def test_the_example_is_loaded_by_name_and_refuses(bare):
@@ -225,6 +376,12 @@ def test_the_example_is_loaded_by_name_and_refuses(bare):
     assert error["message"] == "The filter refused this request: this server draws no blood or weapon"
     assert example.check_picture(Image.fromarray(np.zeros((8, 8, 3), np.uint8))) == "the picture is too dark"
     assert example.check_picture(Image.fromarray(np.full((8, 8, 3), 99, np.uint8))) is None
+
+
+def test_a_pipeline_with_a_filter_of_its_own_is_refused(serve_bundle, words):
+    pipeline = Pipeline.load(serve_bundle, BACKEND, num_threads=1, filter=words)
+    with pytest.raises(InvalidRequest, match="give the filter to create_app"):
+        create_app(pipeline)
 
 
 def test_objects_classes_and_functions_are_filters(tmp_path, monkeypatch):

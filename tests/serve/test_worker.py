@@ -315,6 +315,8 @@ def test_an_engine_that_ends_answers_waiting_clients_at_once_and_refuses_later_o
             connection.send(json.dumps({"prompt": "x"}))
             assert json.loads(connection.recv(60))["error"]["code"] == "engine_ended"
         assert httpx2.get(f"{url}/healthz").status_code == 503
+        unready = httpx2.get(f"{url}/readyz")
+        assert (unready.status_code, unready.json()["status"]) == (503, "The engine's thread has ended.")
 
 
 @contextmanager

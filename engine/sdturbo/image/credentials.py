@@ -35,11 +35,15 @@ _SETTINGS = {
 
 
 class ContentCredentials:
-    """A certificate and its key, which sign pictures. Any number of threads may use it."""
+    """A certificate and its key, which sign pictures. Any number of threads may use it.
 
-    __slots__ = ("_context", "_manifest")
+    valid_until: when the certificate ends, in UTC. `sign` fails from then on.
+    """
 
-    def __init__(self, context: Context) -> None:
+    __slots__ = ("_context", "_manifest", "valid_until")
+
+    def __init__(self, context: Context, valid_until: datetime) -> None:
+        self.valid_until = valid_until
         self._context = context
         generator = {"name": "sdturbo"}
         with suppress(PackageNotFoundError):  # run from a clone that is not installed
@@ -74,7 +78,8 @@ class ContentCredentials:
                 private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
                 None,
             )
-            credentials = cls(Context.from_dict(_SETTINGS, signer=Signer.from_info(info)))
+            context = Context.from_dict(_SETTINGS, signer=Signer.from_info(info))
+            credentials = cls(context, chain[0].not_valid_after_utc)
             picture = io.BytesIO()
             Image.new("RGB", (8, 8)).save(picture, "PNG")
             credentials.sign(picture.getvalue(), "png")

@@ -53,9 +53,9 @@ def pass_pictures(filter: Filter, pictures: Iterable[Image.Image]) -> None:
 def _pass(check: Callable[[T], object], subject: T, name: str) -> None:
     try:
         reason = check(subject)
-    except Refused:
+    except (Refused, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # such as the CancelledError of asyncio.run, or SystemExit
         text = f"The filter's {name} raised {type(error).__name__}, so the request was refused."
         raise FilterFailed(text) from error
     if isinstance(reason, str):

@@ -40,11 +40,11 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    async def draw(self, service: Service, pictures: Sequence[QueuedPicture], request: HttpRequest) -> Job:
+    async def draw(self, service: Service, pictures: Sequence[QueuedPicture], request: HttpRequest, end: float) -> Job:
         """Draw pictures, or those that are there when the job is interrupted. Raises what `Service.draw` raises."""
         job = Job(pictures)
         with self._under_way(job):
-            drawing = asyncio.create_task(service.draw(pictures, request))
+            drawing = asyncio.create_task(service.draw(pictures, request, end))
             interrupted = asyncio.create_task(job.interrupted.wait())
             try:
                 await asyncio.wait({drawing, interrupted}, return_when="FIRST_COMPLETED")

@@ -112,7 +112,7 @@ def options(request: HttpRequest) -> dict[str, Any]:
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
         "samples_format": "png",
-        "enable_pnginfo": True,
+        "enable_pnginfo": service.settings.metadata,
     }
 
 
@@ -236,11 +236,12 @@ def _seeds(body: TextToImage, plan: Mapped) -> list[int]:
 
 async def _answer(body: TextToImage, plan: Mapped, pictures: list[QueuedPicture], request: HttpRequest) -> JSONResponse:
     service, jobs = service_of(request), request.app.state.jobs
-    job: Job = await jobs.draw(service, pictures, request)
+    end = service.end_of_request()
+    job: Job = await jobs.draw(service, pictures, request, end)
     files: list[bytes] = []
     report: dict[str, Any] = {}
     if drawn := job.drawn:
-        files, report = await service.encode(drawn, "png")
+        files, report = await service.encode(drawn, "png", end)
         request.state.log |= {"seed": drawn[0].seed, "batch_size": report["batch_size"]}
     report |= {"not_honoured": plan.not_honoured, "interrupted": job.interrupted.is_set()}
     sent = files if body.send_images is not False else []
