@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from imitation.hub import Hub, serving, tell
 import sdturbo
 from sdturbo import BackendUnavailable, Bundle, BundleError, HubError, InvalidRequest, Pipeline
 from sdturbo.backends.opening import needed_files, open_bundle
+from sdturbo.bundle.description import identity
 from sdturbo.bundle.hub_errors import without_token
 from sdturbo.bundle.plans import Plan, PlanKey
 
@@ -172,6 +174,40 @@ def test_only_what_the_backend_needs_is_needed(bundle_dir, tmp_path, monkeypatch
         assert set(needed_files(bundle, "auto")) == plain | {plan}
         assert set(needed_files(bundle, "tensorrt")) == (plain | {plan}) - {"onnx/weights.data"}
         assert set(needed_files(bundle, "openvino")) == plain
+
+
+def moved(files, *parts):
+    """The files with what lies in `onnx` and has one of those parts in its name under `compiled`, in the manifest too."""
+    places = {name: f"compiled/{name.removeprefix('onnx/')}" for name in files if any(part in name for part in parts)}
+    manifest = json.loads(files["bundle.json"])
+    manifest["files"] = {places.get(name, name): entry for name, entry in manifest["files"].items()}
+    for stage in manifest["stages"].values():
+        for graph in stage["graphs"]:
+            graph["file"] = places.get(graph["file"], graph["file"])
+    manifest["bundle_id"] = identity(manifest)
+    content = {places.get(name, name): data for name, data in files.items()}
+    return content | {"bundle.json": json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize("backend", ["null", "tensorrt"])
+def test_graphs_are_checked_wherever_they_lie(hub, files, backend):
+    content = moved(files, "onnx/")
+    hub.new(NAME, content | {"compiled/decoder.1.onnx": content["compiled/decoder.1.onnx"][:-1] + b"x"})
+    with pytest.raises(BundleError, match=r"compiled/decoder.1.onnx was altered"):
+        open_bundle(NAME, backend=backend)
+
+
+def test_weights_that_nobody_checks_are_refused(hub, files):
+    hub.new(NAME, moved(files, "onnx/"))
+    with pytest.raises(BundleError, match=r"reads weights from compiled/weights.data, which was not checked"):
+        load()
+
+
+def test_an_absent_graph_is_a_fault_of_the_bundle(bundle_dir, tmp_path):
+    path = shutil.copytree(bundle_dir, tmp_path / "bundle")
+    (path / "onnx" / "decoder.1.onnx").unlink()
+    with pytest.raises(BundleError, match=r"onnx/decoder.1.onnx cannot be read"):
+        Bundle.load(path, only=["tokenizer.json"])
 
 
 def test_a_bundle_without_the_plans_of_others_is_read_and_the_rest_can_follow(hub, files, bundle_dir, tmp_path):

@@ -28,13 +28,14 @@ def open_bundle(
     if repo_id is None:
         return Bundle.load(path, trust_unchanged=trust_unchanged)
     root, names = fetch(repo_id, revision, partial(needed_files, backend=backend))
-    return Bundle.load(root, trust_unchanged=trust_unchanged, only=names)
+    return Bundle.load(root, trust_unchanged=trust_unchanged, only=names, runs_graphs=backend != TENSORRT)
 
 
 def needed_files(bundle: Bundle, backend: str | None) -> list[str]:
     """The names of the bundle's files that the backend needs. None needs all.
 
     Compiled plans are left out unless a library that runs them is installed. A named backend for plans needs no weights.
+    A file that the runtime opens by itself is needed wherever it lies.
     """
     if backend is None:
         return list(bundle.files)
@@ -43,11 +44,10 @@ def needed_files(bundle: Bundle, backend: str | None) -> list[str]:
     }
     plans = {plan.file for plan in read_plans(bundle) if plan.key.library in libraries} if libraries else set[str]()
     graphs = {file for stage in bundle.declared.values() for file in stage.graphs.values()}
+    opened = {*plans, *graphs, bundle.golden.image}
 
     def is_needed(name: str) -> bool:
         folder = name.partition("/")[0]
-        if folder == COMPILED:
-            return name in plans
-        return folder != ONNX or name in graphs or backend != TENSORRT
+        return name in opened or (folder != COMPILED and (folder != ONNX or backend != TENSORRT))
 
     return [name for name in bundle.files if is_needed(name)]

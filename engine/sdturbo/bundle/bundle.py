@@ -50,15 +50,24 @@ class Bundle:
     trust_unchanged: bool = False
 
     @classmethod
-    def load(cls, path: str | Path, *, trust_unchanged: bool = False, only: Collection[str] | None = None) -> Bundle:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        trust_unchanged: bool = False,
+        only: Collection[str] | None = None,
+        runs_graphs: bool = True,
+    ) -> Bundle:
         """Read and validate the bundle at `path`. Raises BundleError with all faults.
 
         path: its directory, or a repository's directory in the cache of huggingface_hub.
         trust_unchanged: a large file is not hashed again for a week while it is unchanged (`HashMemory`).
         only: names of the files to look at, all graphs among them. Others may be missing. None looks at all.
+        runs_graphs: False if compiled plans alone will run. Weights may then be missing.
         """
         bundle = cls.described(path, trust_unchanged=trust_unchanged)
-        faults = bundle._file_faults(bundle.files if only is None else only) or bundle._graph_faults()
+        names = bundle.files if only is None else only
+        faults = bundle._file_faults(names) or bundle._graph_faults(names if runs_graphs else bundle.files)
         if faults:
             raise BundleError(bundle.path, faults)
         return bundle
@@ -178,15 +187,22 @@ class Bundle:
             faults.append("build the bundle again (`sdturbo-export build`) or copy it again, whole")
         return faults
 
-    def _graph_faults(self) -> list[str]:
+    def _graph_faults(self, checked: Collection[str]) -> list[str]:
+        """checked: names of the files of which the graphs may read weights."""
         faults: list[str] = []
         for graph in sorted({graph for stage in self.stages.values() for graph in stage.graphs.values()}):
             try:
                 locations = external_locations(self.path / graph)
+            except OSError as error:
+                faults.append(f"{graph} cannot be read: {error}")
+                continue
             except ValueError as error:
                 faults.append(f"{graph} is not an ONNX file: {error}")
                 continue
             for location in sorted(locations):
-                if str(PurePosixPath(graph).parent / location) not in self.files:
+                name = str(PurePosixPath(graph).parent / location)
+                if name not in self.files:
                     faults.append(f"{graph} reads weights from {location!r}, which is not a file of this bundle")
+                elif name not in checked:
+                    faults.append(f"{graph} reads weights from {name}, which was not checked: weights belong in onnx")
         return faults
