@@ -18,7 +18,8 @@ from sdturbo import BackendUnavailable, Bundle, BundleError, HubError, InvalidRe
 from sdturbo.backends.opening import needed_files, open_bundle
 from sdturbo.bundle.description import identity
 from sdturbo.bundle.hub_errors import without_token
-from sdturbo.bundle.plans import Plan, PlanKey
+from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, read_plans
+from sdturbo.errors import PlanMismatch
 
 pytest.importorskip("huggingface_hub")
 
@@ -78,6 +79,15 @@ def test_a_bundle_is_fetched_by_its_name(hub, repository, files, bundle_dir):
     assert (pipe.bundle.path / "tokenizer.json").is_symlink()
 
 
+def test_a_name_without_a_revision_is_said_before_the_first_request(hub, repository, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("sdturbo.bundle.hub.log.warning", lambda *words: warnings.append((*words, *hub.requests)))
+    load(revision="main")
+    hub.requests.clear()
+    load()
+    assert warnings == [("there is no directory %s here: fetching %s from the Hugging Face Hub", NAME, NAME)]
+
+
 def test_a_commit_is_pinned_and_asked_for_once(hub, repository, files, monkeypatch):
     first, second = repository.branches["main"], repository.commit(changed(files))
     assert load(revision=first).bundle.path.name == first
@@ -121,6 +131,12 @@ def test_a_directory_of_that_name_wins(hub, repository, bundle_dir, tmp_path):
     assert hub.requests == []
     assert load(revision="main").bundle.path.is_relative_to(tmp_path / "home")
     hub.requests.clear()
+    (tmp_path / "someone").rmdir()
+    (tmp_path / "someone").symlink_to("nowhere")
+    with pytest.raises(BundleError, match=r"no such directory in someone"):
+        load()
+    (tmp_path / "someone").unlink()
+    (tmp_path / "someone").mkdir()
     (tmp_path / NAME).symlink_to(bundle_dir)
     assert str(load().bundle.path) == NAME
     with pytest.raises(InvalidRequest, match="A directory has none"):
@@ -129,7 +145,18 @@ def test_a_directory_of_that_name_wins(hub, repository, bundle_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["model", "/some/model", "./someone/model", "../someone/model", "a/b/c", "someone/model/", ""]
+    "path",
+    [
+        "model",
+        "/some/model",
+        "./someone/model",
+        "../someone/model",
+        "a/b/c",
+        "someone/model/",
+        "",
+        "build/x",
+        "Models/x",
+    ],
 )
 def test_what_is_no_name_on_the_hub_is_a_directory(hub, path):
     with pytest.raises(BundleError):
@@ -217,8 +244,13 @@ def test_a_bundle_without_the_plans_of_others_is_read_and_the_rest_can_follow(hu
     hub.new(NAME, content | {"bundle.json": (tmp_path / "bundle.json").read_bytes()})
     assert "compiled/a/decoder.plan" in load().bundle.files
     assert not any(name.startswith("compiled/") for name in hub.fetched())
+    bundle = open_bundle(NAME)
+    assert read_plans(bundle) == []
+    assert not any(name.startswith("compiled/") for name in hub.fetched())
+    with pytest.raises(PlanMismatch, match=r"They are code, so they come with a commit alone"):
+        choose_plan(bundle, [], "decoder", 1, PlanKey("10.16.1.11", "8.9", "a GPU", "13.0", "0" * 64, "fp32"))
     with pytest.raises(BundleError, match=r"(?s)decoder.plan was altered.*someone/model"):
-        open_bundle(NAME)
+        open_bundle(NAME, bundle.path.name)
     assert "compiled/a/decoder.plan" in hub.fetched()
 
 

@@ -30,7 +30,7 @@ class Bundle:
     declared: the stages with symbols for the picture's size. stages: those at the default size.
     weight_format: one of `WEIGHT_FORMATS`, to which the weights of float32 graphs are rounded.
     quality: the distance of int8 pictures from those in fp32. Empty for other precisions.
-    trust_unchanged: as for `load`.
+    trust_unchanged: as for `load`. with_plans: False if its compiled plans are not used, for nobody named a commit of it.
     """
 
     path: Path
@@ -48,6 +48,7 @@ class Bundle:
     golden: Golden
     quality: Mapping[str, Any]
     trust_unchanged: bool = False
+    with_plans: bool = True
 
     @classmethod
     def load(

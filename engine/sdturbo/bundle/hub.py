@@ -6,6 +6,7 @@ huggingface_hub is imported when it is used. It reads settings of its own: HF_TO
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Callable, Collection
@@ -13,31 +14,36 @@ from pathlib import Path
 
 from sdturbo.bundle.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST
+from sdturbo.bundle.hub_cache import COMMIT
 from sdturbo.bundle.hub_errors import hub_errors, require_hub
 from sdturbo.errors import BundleError, InvalidRequest
 
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]*")  # it becomes a path in the cache
+_FOLDERS = ("build", "bundles", "checkpoints", "data", "engines", "models", "out")  # of this project and others like it
+
+log = logging.getLogger("sdturbo")
 
 
 def hub_id(path: str | Path, revision: str | None) -> str | None:
     """The id of the repository on the Hub that `path` names, None for a directory.
 
-    Whatever is on the disk under that name wins. Without a revision, so does a path into a folder that is there.
+    Whatever is on the disk under that name wins. Without a revision, so does a path into something that is there.
+    A path into one of `_FOLDERS` is never a name on the Hub, where a stranger may own it.
     Raises InvalidRequest for a revision of something else, BundleError for such a path that leads nowhere.
     """
     if revision is not None and not _is_revision(revision):
         raise InvalidRequest(
             f"Got revision {revision!r}. Expected a branch, a tag or a commit (40 hex digits) of the Hub."
         )
-    if not isinstance(path, str) or os.path.lexists(path) or not _ID.fullmatch(path):
+    if not isinstance(path, str) or os.path.lexists(path) or not _is_id(path):
         if revision is not None:
             raise InvalidRequest(
                 f"Got revision {revision!r} for {path}. A directory has none: leave it out, or name owner/name on the Hub."
             )
         return None
     owner = path.partition("/")[0]
-    if revision is None and os.path.isdir(owner):  # noqa: PTH112 (False where Path raises)
+    if revision is None and os.path.lexists(owner):
         fault = f"there is no such directory in {owner}. For the repository {path} on the Hub, give a revision, such as main"
         raise BundleError(path, [fault])
     return path
@@ -60,6 +66,8 @@ def fetch(repo_id: str, revision: str | None, needed: Callable[[Bundle], Collect
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     name = repo_id if revision is None else f"{repo_id}@{revision}"
+    if revision is None:
+        log.warning("there is no directory %s here: fetching %s from the Hugging Face Hub", repo_id, repo_id)
     with hub_errors(f"{absent}, and the bundle {name} cannot be fetched from the Hub"):
         try:
             manifest = hf_hub_download(repo_id, MANIFEST, revision=revision)
@@ -82,6 +90,15 @@ def _other_content(repo_id: str, files: Collection[str]) -> str:
             " it"
         )
     return f"it holds no {MANIFEST}. Name a repository that `sdturbo-export push` wrote"
+
+
+def _is_id(path: str) -> bool:
+    return _ID.fullmatch(path) is not None and path.partition("/")[0].lower() not in _FOLDERS
+
+
+def is_pinned(revision: str | None) -> bool:
+    """Whether the revision is a commit, whose files never change."""
+    return revision is not None and COMMIT.fullmatch(revision) is not None
 
 
 def _is_revision(value: object) -> bool:
