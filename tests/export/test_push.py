@@ -10,6 +10,7 @@ from imitation.hub import LARGE, Hub, serving, tell
 from imitation.hub_cache import cached
 
 from sdturbo import Bundle, Pipeline
+from sdturbo.bundle import EMBEDDED
 from sdturbo.bundle.description import identity
 from sdturbo.commands.console import run
 from sdturbo_export.bundle_writer import STABILITY_TERMS
@@ -176,6 +177,35 @@ def test_a_card_that_is_there_stays(hub, push, bundle):
     status, document = push(path=with_files(bundle, NOTICE="Another.\n"))
     assert (status, "README.md" in document["files"]) == (0, False)
     assert hub.repositories[NAME].commits[document["revision"]]["README.md"] == b"# mine"
+
+
+def test_a_card_that_leads_out_is_not_published_and_one_that_goes_along_is_said(hub, push, bundle, tmp_path, capsys):
+    (tmp_path / "private").write_text("a secret")
+    (bundle / "README.md").symlink_to(tmp_path / "private")
+    status, document = push()
+    assert (status, "README.md leads out of the bundle, to " in message(document)) == (3, True)
+    assert hub.requests == []
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").write_text("# mine")
+    assert push(path=cached(bundle, tmp_path / "cache"))[0] == 0
+    run(cli, "sdturbo-export", ["push", str(bundle), NAME])
+    assert "holds a README.md, which goes along as the card" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("licence", "is_apache"),
+    [
+        (APACHE, True),
+        ((EMBEDDED / "LICENSE.md").read_text(), True),
+        ("\n    Apache License\n    Version 2.0, January 2004\n", True),
+        (f"{STABILITY}The code is under the Apache License, Version 2.0.", False),
+        (f"{APACHE}The weights are under CreativeML Open RAIL-M.", False),
+        (f"{APACHE}The weights are a Stability AI model.", False),
+        ("CC BY-NC 4.0. The code is under the Apache License, Version 2.0.", False),
+    ],
+)
+def test_only_a_text_that_begins_as_apache_is_apache(bundle, licence, is_apache):
+    assert ('license: "apache-2.0"' in card(Bundle.load(bundle), NAME, licence)) == is_apache
 
 
 def test_files_that_the_bundle_does_not_list_stay_here(hub, push, bundle, capsys):

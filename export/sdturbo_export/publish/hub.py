@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST
+from sdturbo.bundle.hub_cache import is_inside, repository_of
 from sdturbo.bundle.hub_errors import hub_errors, require_hub
 from sdturbo.errors import BundleError, HubError, InvalidRequest
 from sdturbo_export.errors import listed
@@ -41,7 +42,7 @@ def push(
     BackendUnavailable without huggingface_hub.
     """
     require_hub("`sdturbo-export push`")
-    licence = _check(bundle, branch)
+    licence, is_own = _check(bundle, branch), _has_card(bundle)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with hub_errors(f"{bundle.path} cannot be pushed to {repo_id}"):
@@ -53,7 +54,8 @@ def push(
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         names = sorted([*bundle.files, MANIFEST])
         additions = [CommitOperationAdd(name, bundle.path / name) for name in names]
-        if (bundle.path / CARD).is_file() and CARD not in names:
+        if is_own:
+            say(f"the bundle's directory holds a {CARD}, which goes along as the card")
             additions.append(CommitOperationAdd(CARD, bundle.path / CARD))
         elif CARD not in names and CARD not in api.list_repo_files(repo_id, revision=branch):
             additions.append(CommitOperationAdd(CARD, card(bundle, repo_id, licence).encode()))
@@ -67,6 +69,21 @@ def push(
             )
         url = f"{api.endpoint}/{repo_id}/tree/{commit}"
     return Pushed(repo_id, commit, url, tuple(addition.path_in_repo for addition in additions))
+
+
+def _has_card(bundle: Bundle) -> bool:
+    """Whether the directory holds a card that the bundle does not list. Raises BundleError if it is a link that leads out."""
+    file = bundle.path / CARD
+    if CARD in bundle.files or not file.is_file():
+        return False
+    repository = repository_of(bundle.path)
+    is_own = file.resolve().is_relative_to(bundle.path.resolve()) or (repository and is_inside(repository, file))
+    if not is_own:
+        fault = (
+            f"its {CARD} leads out of the bundle, to {file.resolve()}, which would be published. Copy it or delete it"
+        )
+        raise BundleError(bundle.path, [fault])
+    return True
 
 
 def unlisted(bundle: Bundle) -> list[str]:
