@@ -354,10 +354,62 @@ def test_a_cache_that_cannot_be_written_is_said(hub, repository, tmp_path):
         load()
 
 
+def test_a_repository_without_a_listed_file_is_not_fetched(hub, files):
+    hub.new(NAME, {name: data for name, data in files.items() if name != "onnx/weights.data"})
+    with pytest.raises(BundleError, match=r"the repository lacks onnx/weights.data, which its bundle.json lists"):
+        load()
+    assert hub.fetched() == ["bundle.json"]
+
+
+def test_a_file_of_another_size_is_not_fetched(hub, files):
+    size = len(files["onnx/weights.data"])
+    hub.new(NAME, files | {"onnx/weights.data": files["onnx/weights.data"] + b"more"})
+    with pytest.raises(BundleError, match=rf"weights.data has {size + 4} bytes in the repository, expected {size}"):
+        load()
+    assert hub.fetched() == ["bundle.json"]
+
+
+def test_a_description_of_a_monstrous_size_is_not_fetched(hub, files, monkeypatch, bundle_dir):
+    monkeypatch.setattr("sdturbo.bundle.manifest.MAX_SIZE", len(files["bundle.json"]) - 1)
+    hub.new(NAME, files)
+    with pytest.raises(BundleError, match=r"its bundle.json has \d+ bytes, expected at most \d+"):
+        load()
+    assert hub.fetched() == []
+    with pytest.raises(BundleError, match=r"its bundle.json has \d+ bytes, expected at most \d+"):
+        Bundle.load(bundle_dir)
+
+
+def test_a_library_that_takes_part_of_a_snapshot_is_not_believed(hub, repository, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_args, **_options: None)
+    with pytest.raises(HubError, match=r"was fetched in part: .* lacks golden.png, onnx/.*HF_HUB_OFFLINE is not set"):
+        load()
+
+
+def test_a_truncated_description_in_the_cache_names_the_file_to_delete(hub, repository):
+    path = load().bundle.path
+    blob = (path / "bundle.json").resolve()
+    blob.write_bytes(blob.read_bytes()[:-9])
+    with pytest.raises(BundleError, match=rf"bundle.json cannot be read: .*Delete {blob}, then"):
+        load()
+    blob.unlink()
+    assert load().bundle.path == path
+
+
+def test_the_blob_of_an_altered_file_is_named_and_the_way_out_works(hub, repository):
+    path = load().bundle.path
+    blob = (path / "tokenizer.json").resolve()
+    blob.write_bytes(blob.read_bytes().replace(b"vocab", b"VOCAB", 1))
+    with pytest.raises(BundleError, match=rf"delete {blob}, then name it by its Hub id, someone/model"):
+        load()
+    blob.unlink()
+    assert load().bundle.path == path
+
+
 def test_what_was_altered_on_the_hub_is_refused(hub, files):
     hub.new(NAME, files | {"tokenizer.json": files["tokenizer.json"].replace(b"vocab", b"VOCAB", 1)})
     with pytest.raises(
-        BundleError, match=r"tokenizer.json was altered: sha256 .*(?s:.)*delete .*models--someone--model first"
+        BundleError,
+        match=r"tokenizer.json was altered: sha256 .*(?s:.)*delete .*models--someone--model/blobs/\w+, then",
     ):
         load()
 

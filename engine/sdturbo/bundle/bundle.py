@@ -151,6 +151,7 @@ class Bundle:
     def _file_faults(self, names: Collection[str]) -> list[str]:
         faults: list[str] = []
         present: list[str] = []
+        to_delete: list[Path] = []
         repository = repository_of(self.path)
         root = self.path.resolve()
         for name, (_, size) in self.files.items():
@@ -165,8 +166,10 @@ class Bundle:
             if is_missing:
                 faults.append(f"{name} is missing")
             elif not (file.resolve().is_relative_to(root) or (repository and is_inside(repository, file))):
+                to_delete.append(file)
                 faults.append(f"{name} leads out of the bundle, to {file.resolve()}")
             elif file.stat().st_size != size:
+                to_delete.append(file.resolve())
                 faults.append(f"{name} has {file.stat().st_size} bytes, expected {size}: truncated or replaced")
             else:
                 present.append(name)
@@ -178,12 +181,12 @@ class Bundle:
             return [*faults, f"cannot be read: {error}"]
         for name, digest in zip(present, digests, strict=True):
             if digest != self.files[name][0]:
+                to_delete.append((self.path / name).resolve())
                 faults.append(f"{name} was altered: sha256 {digest[:16]}…, expected {self.files[name][0][:16]}…")
         if faults and repository is not None:
-            faults.append(
-                f"name it by its Hub id, {repository_id(repository)}, to fetch what is missing. If a file was altered, delete"
-                f" {repository} first"
-            )
+            places = ", ".join(sorted(set(map(str, to_delete))))
+            first = f"delete {places}, then " if places else ""
+            faults.append(f"{first}name it by its Hub id, {repository_id(repository)}, to fetch what is missing")
         elif faults:
             faults.append("build the bundle again (`sdturbo-export build`) or copy it again, whole")
         return faults
