@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,20 @@ def test_weights_on_another_disk_are_copied(snapshot, monkeypatch):
         assert [path.is_symlink() for path in (graph, graph.parent / "weights.data")] == [False, False]
         assert (graph.parent / "weights.data").read_bytes() == (snapshot / "onnx" / "weights.data").read_bytes()
     assert not graph.parent.exists()
+
+
+def test_what_a_killed_load_left_is_removed_and_what_is_in_use_stays(snapshot, monkeypatch, tmp_path):
+    monkeypatch.setenv("SDTURBO_CACHE_DIR", str(tmp_path / "own cache"))
+    graph = snapshot / "onnx" / "text_encoder.1.onnx"
+    with plain_files(graph, "a library") as used:
+        abandoned, fresh = used.parent.with_name("tmpold"), used.parent.with_name("tmpnew")
+        for directory in (abandoned, fresh):
+            directory.mkdir()
+            (directory / "weights.data").write_bytes(b"weights")
+        for directory in (abandoned, used.parent):
+            os.utime(directory, (0, time.time() - 120))
+        with plain_files(graph, "a library"):
+            assert [path.exists() for path in (abandoned, fresh, used)] == [False, True, True]
 
 
 def test_without_room_for_a_copy_the_refusal_says_what_to_do(snapshot, monkeypatch):
