@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from huggingface_hub import close_session
 from imitation import absent
 from imitation.hub import LARGE, Hub, serving, tell
 from imitation.hub_cache import cached
@@ -257,6 +258,26 @@ def test_an_altered_bundle_is_refused(hub, push, bundle):
 def test_another_name_is_refused(hub, push, name):
     assert push(name=name)[0] == 2
     assert hub.repositories == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [("ALL_PROXY", "socks5://me:secret@127.0.0.1:9", "SOCKS"), ("HTTPS_PROXY", "127.0.0.1:9:9", "InvalidURL")],
+)
+def test_a_mistake_in_a_proxy_is_said(hub, push, monkeypatch, variable, value, words):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://127.0.0.1:9")
+    monkeypatch.setenv(variable, value)
+    close_session()
+    status, document = push()
+    close_session()
+    assert status == 7
+    assert words in message(document)
+    assert "ALL_PROXY, HTTPS_PROXY" in message(document)
+    assert "secret" not in message(document)
+
+
+def test_a_date_is_a_branch(hub, push):
+    assert push("--revision", "20261231")[0] == 0
 
 
 def test_a_commit_is_no_branch(hub, push):

@@ -17,7 +17,7 @@ import sdturbo
 from sdturbo import BackendUnavailable, Bundle, BundleError, HubError, InvalidRequest, Pipeline
 from sdturbo.backends.opening import needed_files, open_bundle
 from sdturbo.bundle.description import identity
-from sdturbo.bundle.hub_errors import without_token
+from sdturbo.bundle.hub_errors import require_hub, without_token
 from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, read_plans
 from sdturbo.errors import PlanMismatch
 
@@ -100,7 +100,7 @@ def test_a_commit_is_pinned_and_asked_for_once(hub, repository, files, monkeypat
     assert second != first
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1", "feature/small"])
+@pytest.mark.parametrize("revision", [None, "main", "v1.0+int8", "feature@2", "feature/small"])
 def test_a_branch_is_that_of_the_hub_and_without_a_connection_that_of_the_cache(
     hub, repository, files, revision, monkeypatch
 ):
@@ -426,7 +426,14 @@ def test_the_token_opens_a_private_repository_and_is_in_no_text(hub, files, monk
     texts = f"{caught.value}{caplog.text}{capfd.readouterr()}"
     assert "hf_secret" not in texts
     assert "hf_wrong_one" not in texts
-    assert without_token("Illegal header value b'Bearer hf_secret'") == "Illegal header value b'Bearer (token)'"
+    monkeypatch.setenv("HF_TOKEN", "of another form")
+    for text, expected in (
+        ("Illegal header value b'Bearer hf_secret'", "Illegal header value b'Bearer (token)'"),
+        ("authorization: bearer x.y", "authorization: bearer (token)"),
+        ("'https://me:pass@proxy/a?X-Signature=1&b=2'", "'https://(token)@proxy/a?(token)'"),
+        ("Illegal value of another form.", "Illegal value (token)."),
+    ):
+        assert without_token(text) == expected
 
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch, tmp_path):
@@ -466,6 +473,40 @@ def test_the_command_fetches_and_sends_no_telemetry(hub, repository, tmp_path):
     agents = {headers["user-agent"] if "user-agent" in headers else headers["User-Agent"] for headers in hub.headers}
     assert len(agents) == 1
     assert not {"torch", "agent", "sdturbo"} & {part.split("/")[0].strip() for part in agents.pop().split(";")}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS"),
+        ("HTTPS_PROXY", "127.0.0.1:9:9", "InvalidURL"),
+        ("HF_ENDPOINT", "http://[bad", "Invalid IPv6 URL"),
+    ],
+)
+def test_a_mistake_in_the_network_settings_is_said(tmp_path, variable, value, words):
+    """In a process of its own, because huggingface_hub reads them at its import."""
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    settings = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "sdturbo", "info", "--bundle", NAME, "--revision", "main", "--json"],
+        env=kept | settings | {variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["type"]) == (7, "HubError"), done.stderr
+    assert words in error["message"]
+    assert "Check HF_ENDPOINT and the proxies" in error["message"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("", "1"), ("0", "0"), ("ON", "ON")])
+def test_telemetry_is_off_unless_the_user_says_otherwise(monkeypatch, before, after):
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", before)
+    require_hub("this")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == after
 
 
 def test_the_commands_take_a_name_and_a_revision(hub, repository, sdturbo, monkeypatch):

@@ -20,7 +20,7 @@ from sdturbo.bundle.manifest import check_size
 from sdturbo.errors import BundleError, HubError, InvalidRequest
 
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]*")  # it becomes a path in the cache
+_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./+@=,#-]*")  # it becomes a path in the cache
 _FOLDERS = ("build", "bundles", "checkpoints", "data", "engines", "models", "out")  # of this project and others like it
 
 log = logging.getLogger("sdturbo")
@@ -59,21 +59,21 @@ def fetch(repo_id: str, revision: str | None, needed: Callable[[Bundle], Collect
     """
     absent = f"There is no directory {repo_id}"
     require_hub(f"{absent}. To fetch the bundle of that name from the Hub, sdturbo")
-    from huggingface_hub import (
-        HfApi,
-        get_hf_file_metadata,
-        hf_hub_download,  # pyright: ignore[reportUnknownVariableType] (of its progress bars)
-        hf_hub_url,
-        snapshot_download,  # pyright: ignore[reportUnknownVariableType]
-        try_to_load_from_cache,
-    )
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
     name = repo_id if revision is None else f"{repo_id}@{revision}"
     if revision is None:
         log.warning("there is no directory %s here: fetching %s from the Hugging Face Hub", repo_id, repo_id)
     with hub_errors(f"{absent}, and the bundle {name} cannot be fetched from the Hub"):
+        from huggingface_hub import (
+            HfApi,
+            get_hf_file_metadata,
+            hf_hub_download,  # pyright: ignore[reportUnknownVariableType] (of its progress bars)
+            hf_hub_url,
+            snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+            try_to_load_from_cache,
+        )
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
         try:
             if not isinstance(try_to_load_from_cache(repo_id, MANIFEST, revision=revision), str):
                 size = get_hf_file_metadata(hf_hub_url(repo_id, MANIFEST, revision=revision)).size

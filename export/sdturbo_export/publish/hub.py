@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST
-from sdturbo.bundle.hub_cache import is_inside, repository_of
+from sdturbo.bundle.hub_cache import COMMIT, is_inside, repository_of
 from sdturbo.bundle.hub_errors import hub_errors, require_hub
 from sdturbo.errors import BundleError, HubError, InvalidRequest
 from sdturbo_export.errors import listed
@@ -18,7 +17,6 @@ from sdturbo_export.publish.card import CARD, card
 LICENCE, NOTICE = "LICENSE.md", "NOTICE"
 NO_TEXT = "was not part of the checkpoint this bundle was made from"  # of `bundle_writer.STABILITY_TERMS`
 TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock")
-_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +41,9 @@ def push(
     """
     require_hub("`sdturbo-export push`")
     licence, is_own = _check(bundle, branch), _has_card(bundle)
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     with hub_errors(f"{bundle.path} cannot be pushed to {repo_id}"):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
         api = HfApi()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
@@ -94,7 +92,7 @@ def unlisted(bundle: Bundle) -> list[str]:
 
 def _check(bundle: Bundle, branch: str | None) -> str:
     """The text of the licence. Raises BundleError for a bundle that must not be passed on, InvalidRequest for the branch."""
-    if branch is not None and _COMMIT.fullmatch(branch):
+    if branch is not None and COMMIT.fullmatch(branch):
         raise InvalidRequest(f"Got --revision {branch}, which looks like a commit. Expected the name of a branch.")
     faults = [
         f"it lists no {name}, without which it must not be passed on"
