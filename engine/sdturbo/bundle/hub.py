@@ -65,7 +65,7 @@ def fetch(repo_id: str, revision: str | None, needed: Callable[[Bundle], Collect
     with hub_errors(f"{absent}, and the bundle {name} cannot be fetched from the Hub"):
         from huggingface_hub import (
             HfApi,
-            get_hf_file_metadata,
+            get_hf_file_metadata,  # pyright: ignore[reportUnknownVariableType]
             hf_hub_download,  # pyright: ignore[reportUnknownVariableType] (of its progress bars)
             hf_hub_url,
             snapshot_download,  # pyright: ignore[reportUnknownVariableType]

@@ -13,9 +13,6 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
-
 DAY = 24 * 3600.0  # seconds
 JUST_MADE = 60.0  # seconds. A directory is made before its lock is taken
 
@@ -26,6 +23,8 @@ def in_use(directory: Path) -> Generator[None]:
     if sys.platform == "win32":
         yield
         return
+    import fcntl
+
     handle = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -45,8 +44,12 @@ def remove_abandoned(parent: Path) -> None:
 
 def _is_abandoned(directory: Path) -> bool:
     age = time.time() - directory.stat().st_mtime
-    if age < JUST_MADE or sys.platform == "win32":
+    if sys.platform == "win32":
         return age > DAY
+    if age < JUST_MADE:
+        return False
+    import fcntl
+
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
