@@ -13,6 +13,7 @@ import click
 from sdturbo import __version__
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import WEIGHT_FORMATS, parse_size
+from sdturbo.bundle.hub_errors import disable_telemetry
 from sdturbo.bundle.plans import HARDWARE, LIBRARIES
 from sdturbo.commands import console
 from sdturbo.commands.console import FILE, SHOW_DEFAULTS, UserPath, json_option, print_json, require_libraries
@@ -73,7 +74,7 @@ def cli() -> None:
     """Make a bundle from a checkpoint, and prove that both draw the same."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the Hub is then told no versions of libraries
+    disable_telemetry()
 
 
 @cli.command(

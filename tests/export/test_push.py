@@ -5,11 +5,13 @@ import json
 import shutil
 
 import pytest
+from huggingface_hub import close_session
 from imitation import absent
 from imitation.hub import LARGE, Hub, serving, tell
 from imitation.hub_cache import cached
 
 from sdturbo import Bundle, Pipeline
+from sdturbo.bundle import EMBEDDED
 from sdturbo.bundle.description import identity
 from sdturbo.commands.console import run
 from sdturbo_export.bundle_writer import STABILITY_TERMS
@@ -178,6 +180,35 @@ def test_a_card_that_is_there_stays(hub, push, bundle):
     assert hub.repositories[NAME].commits[document["revision"]]["README.md"] == b"# mine"
 
 
+def test_a_card_that_leads_out_is_not_published_and_one_that_goes_along_is_said(hub, push, bundle, tmp_path, capsys):
+    (tmp_path / "private").write_text("a secret")
+    (bundle / "README.md").symlink_to(tmp_path / "private")
+    status, document = push()
+    assert (status, "README.md leads out of the bundle, to " in message(document)) == (3, True)
+    assert hub.requests == []
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").write_text("# mine")
+    assert push(path=cached(bundle, tmp_path / "cache"))[0] == 0
+    run(cli, "sdturbo-export", ["push", str(bundle), NAME])
+    assert "holds a README.md, which goes along as the card" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("licence", "is_apache"),
+    [
+        (APACHE, True),
+        ((EMBEDDED / "LICENSE.md").read_text(), True),
+        ("\n    Apache License\n    Version 2.0, January 2004\n", True),
+        (f"{STABILITY}The code is under the Apache License, Version 2.0.", False),
+        (f"{APACHE}The weights are under CreativeML Open RAIL-M.", False),
+        (f"{APACHE}The weights are a Stability AI model.", False),
+        ("CC BY-NC 4.0. The code is under the Apache License, Version 2.0.", False),
+    ],
+)
+def test_only_a_text_that_begins_as_apache_is_apache(bundle, licence, is_apache):
+    assert ('license: "apache-2.0"' in card(Bundle.load(bundle), NAME, licence)) == is_apache
+
+
 def test_files_that_the_bundle_does_not_list_stay_here(hub, push, bundle, capsys):
     (bundle / ".cache" / "huggingface").mkdir(parents=True)
     for name in (".cache/huggingface/note", ".env", "onnx/decoder.tmp"):
@@ -227,6 +258,26 @@ def test_an_altered_bundle_is_refused(hub, push, bundle):
 def test_another_name_is_refused(hub, push, name):
     assert push(name=name)[0] == 2
     assert hub.repositories == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [("ALL_PROXY", "socks5://me:secret@127.0.0.1:9", "SOCKS"), ("HTTPS_PROXY", "127.0.0.1:9:9", "InvalidURL")],
+)
+def test_a_mistake_in_a_proxy_is_said(hub, push, monkeypatch, variable, value, words):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://127.0.0.1:9")
+    monkeypatch.setenv(variable, value)
+    close_session()
+    status, document = push()
+    close_session()
+    assert status == 7
+    assert words in message(document)
+    assert "ALL_PROXY, HTTPS_PROXY" in message(document)
+    assert "secret" not in message(document)
+
+
+def test_a_date_is_a_branch(hub, push):
+    assert push("--revision", "20261231")[0] == 0
 
 
 def test_a_commit_is_no_branch(hub, push):

@@ -13,7 +13,7 @@ import types
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 LARGE = 30
 
@@ -82,7 +82,7 @@ class Hub:
         repository = self.repositories.get(repo_id)
         if repository is None or (repository.private and token not in self.tokens):
             raise Refused(401, "RepoNotFound")
-        if method == "POST" and token not in self.tokens:
+        if method == "POST" and token not in self.tokens and rest[:1] != ["paths-info"]:
             raise Refused(403, "")
         if rest[:1] == ["info"]:  # lfs/objects/batch
             return {}, {"objects": [self.action(one) for one in json.loads(body)["objects"]]}
@@ -116,6 +116,9 @@ class Hub:
             return {}, {"id": repo_id, "sha": commit, "private": repository.private, "siblings": []}
         if kind == "tree":
             return {}, [self.entry(path, data) for path, data in files.items()]
+        if kind == "paths-info":
+            paths = parse_qs(body.decode())["paths"]
+            return {}, [self.entry(path, data) for path, data in files.items() if path in paths]
         if kind == "preupload":
             return {}, {"files": [self.mode(one, files) for one in json.loads(body)["files"]]}
         if kind == "commit":

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from imitation.hub import Hub, serving, tell
 import sdturbo
 from sdturbo import BackendUnavailable, Bundle, BundleError, HubError, InvalidRequest, Pipeline
 from sdturbo.backends.opening import needed_files, open_bundle
-from sdturbo.bundle.hub_errors import without_token
-from sdturbo.bundle.plans import Plan, PlanKey
+from sdturbo.bundle.description import identity
+from sdturbo.bundle.hub_errors import require_hub, without_token
+from sdturbo.bundle.plans import Plan, PlanKey, choose_plan, read_plans
+from sdturbo.errors import PlanMismatch
 
 pytest.importorskip("huggingface_hub")
 
@@ -76,6 +79,15 @@ def test_a_bundle_is_fetched_by_its_name(hub, repository, files, bundle_dir):
     assert (pipe.bundle.path / "tokenizer.json").is_symlink()
 
 
+def test_a_name_without_a_revision_is_said_before_the_first_request(hub, repository, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("sdturbo.bundle.hub.log.warning", lambda *words: warnings.append((*words, *hub.requests)))
+    load(revision="main")
+    hub.requests.clear()
+    load()
+    assert warnings == [("there is no directory %s here: fetching %s from the Hugging Face Hub", NAME, NAME)]
+
+
 def test_a_commit_is_pinned_and_asked_for_once(hub, repository, files, monkeypatch):
     first, second = repository.branches["main"], repository.commit(changed(files))
     assert load(revision=first).bundle.path.name == first
@@ -88,7 +100,7 @@ def test_a_commit_is_pinned_and_asked_for_once(hub, repository, files, monkeypat
     assert second != first
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1", "feature/small"])
+@pytest.mark.parametrize("revision", [None, "main", "v1.0+int8", "feature@2", "feature/small"])
 def test_a_branch_is_that_of_the_hub_and_without_a_connection_that_of_the_cache(
     hub, repository, files, revision, monkeypatch
 ):
@@ -119,6 +131,12 @@ def test_a_directory_of_that_name_wins(hub, repository, bundle_dir, tmp_path):
     assert hub.requests == []
     assert load(revision="main").bundle.path.is_relative_to(tmp_path / "home")
     hub.requests.clear()
+    (tmp_path / "someone").rmdir()
+    (tmp_path / "someone").symlink_to("nowhere")
+    with pytest.raises(BundleError, match=r"no such directory in someone"):
+        load()
+    (tmp_path / "someone").unlink()
+    (tmp_path / "someone").mkdir()
     (tmp_path / NAME).symlink_to(bundle_dir)
     assert str(load().bundle.path) == NAME
     with pytest.raises(InvalidRequest, match="A directory has none"):
@@ -127,7 +145,18 @@ def test_a_directory_of_that_name_wins(hub, repository, bundle_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["model", "/some/model", "./someone/model", "../someone/model", "a/b/c", "someone/model/", ""]
+    "path",
+    [
+        "model",
+        "/some/model",
+        "./someone/model",
+        "../someone/model",
+        "a/b/c",
+        "someone/model/",
+        "",
+        "build/x",
+        "Models/x",
+    ],
 )
 def test_what_is_no_name_on_the_hub_is_a_directory(hub, path):
     with pytest.raises(BundleError):
@@ -174,6 +203,40 @@ def test_only_what_the_backend_needs_is_needed(bundle_dir, tmp_path, monkeypatch
         assert set(needed_files(bundle, "openvino")) == plain
 
 
+def moved(files, *parts):
+    """The files with what lies in `onnx` and has one of those parts in its name under `compiled`, in the manifest too."""
+    places = {name: f"compiled/{name.removeprefix('onnx/')}" for name in files if any(part in name for part in parts)}
+    manifest = json.loads(files["bundle.json"])
+    manifest["files"] = {places.get(name, name): entry for name, entry in manifest["files"].items()}
+    for stage in manifest["stages"].values():
+        for graph in stage["graphs"]:
+            graph["file"] = places.get(graph["file"], graph["file"])
+    manifest["bundle_id"] = identity(manifest)
+    content = {places.get(name, name): data for name, data in files.items()}
+    return content | {"bundle.json": json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize("backend", ["null", "tensorrt"])
+def test_graphs_are_checked_wherever_they_lie(hub, files, backend):
+    content = moved(files, "onnx/")
+    hub.new(NAME, content | {"compiled/decoder.1.onnx": content["compiled/decoder.1.onnx"][:-1] + b"x"})
+    with pytest.raises(BundleError, match=r"compiled/decoder.1.onnx was altered"):
+        open_bundle(NAME, backend=backend)
+
+
+def test_weights_that_nobody_checks_are_refused(hub, files):
+    hub.new(NAME, moved(files, "onnx/"))
+    with pytest.raises(BundleError, match=r"reads weights from compiled/weights.data, which was not checked"):
+        load()
+
+
+def test_an_absent_graph_is_a_fault_of_the_bundle(bundle_dir, tmp_path):
+    path = shutil.copytree(bundle_dir, tmp_path / "bundle")
+    (path / "onnx" / "decoder.1.onnx").unlink()
+    with pytest.raises(BundleError, match=r"onnx/decoder.1.onnx cannot be read"):
+        Bundle.load(path, only=["tokenizer.json"])
+
+
 def test_a_bundle_without_the_plans_of_others_is_read_and_the_rest_can_follow(hub, files, bundle_dir, tmp_path):
     with_plans(bundle_dir, tmp_path)
     contents = {"a/decoder.plan": b"not valid", "b/decoder.plan": b"neither  ", "a/decoder.json": b"nor this "}
@@ -181,8 +244,13 @@ def test_a_bundle_without_the_plans_of_others_is_read_and_the_rest_can_follow(hu
     hub.new(NAME, content | {"bundle.json": (tmp_path / "bundle.json").read_bytes()})
     assert "compiled/a/decoder.plan" in load().bundle.files
     assert not any(name.startswith("compiled/") for name in hub.fetched())
+    bundle = open_bundle(NAME)
+    assert read_plans(bundle) == []
+    assert not any(name.startswith("compiled/") for name in hub.fetched())
+    with pytest.raises(PlanMismatch, match=r"They are code, so they come with a commit alone"):
+        choose_plan(bundle, [], "decoder", 1, PlanKey("10.16.1.11", "8.9", "a GPU", "13.0", "0" * 64, "fp32"))
     with pytest.raises(BundleError, match=r"(?s)decoder.plan was altered.*someone/model"):
-        open_bundle(NAME)
+        open_bundle(NAME, bundle.path.name)
     assert "compiled/a/decoder.plan" in hub.fetched()
 
 
@@ -286,10 +354,62 @@ def test_a_cache_that_cannot_be_written_is_said(hub, repository, tmp_path):
         load()
 
 
+def test_a_repository_without_a_listed_file_is_not_fetched(hub, files):
+    hub.new(NAME, {name: data for name, data in files.items() if name != "onnx/weights.data"})
+    with pytest.raises(BundleError, match=r"the repository lacks onnx/weights.data, which its bundle.json lists"):
+        load()
+    assert hub.fetched() == ["bundle.json"]
+
+
+def test_a_file_of_another_size_is_not_fetched(hub, files):
+    size = len(files["onnx/weights.data"])
+    hub.new(NAME, files | {"onnx/weights.data": files["onnx/weights.data"] + b"more"})
+    with pytest.raises(BundleError, match=rf"weights.data has {size + 4} bytes in the repository, expected {size}"):
+        load()
+    assert hub.fetched() == ["bundle.json"]
+
+
+def test_a_description_of_a_monstrous_size_is_not_fetched(hub, files, monkeypatch, bundle_dir):
+    monkeypatch.setattr("sdturbo.bundle.manifest.MAX_SIZE", len(files["bundle.json"]) - 1)
+    hub.new(NAME, files)
+    with pytest.raises(BundleError, match=r"its bundle.json has \d+ bytes, expected at most \d+"):
+        load()
+    assert hub.fetched() == []
+    with pytest.raises(BundleError, match=r"its bundle.json has \d+ bytes, expected at most \d+"):
+        Bundle.load(bundle_dir)
+
+
+def test_a_library_that_takes_part_of_a_snapshot_is_not_believed(hub, repository, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_args, **_options: None)
+    with pytest.raises(HubError, match=r"was fetched in part: .* lacks golden.png, onnx/.*HF_HUB_OFFLINE is not set"):
+        load()
+
+
+def test_a_truncated_description_in_the_cache_names_the_file_to_delete(hub, repository):
+    path = load().bundle.path
+    blob = (path / "bundle.json").resolve()
+    blob.write_bytes(blob.read_bytes()[:-9])
+    with pytest.raises(BundleError, match=rf"bundle.json cannot be read: .*Delete {blob}, then"):
+        load()
+    blob.unlink()
+    assert load().bundle.path == path
+
+
+def test_the_blob_of_an_altered_file_is_named_and_the_way_out_works(hub, repository):
+    path = load().bundle.path
+    blob = (path / "tokenizer.json").resolve()
+    blob.write_bytes(blob.read_bytes().replace(b"vocab", b"VOCAB", 1))
+    with pytest.raises(BundleError, match=rf"delete {blob}, then name it by its Hub id, someone/model"):
+        load()
+    blob.unlink()
+    assert load().bundle.path == path
+
+
 def test_what_was_altered_on_the_hub_is_refused(hub, files):
     hub.new(NAME, files | {"tokenizer.json": files["tokenizer.json"].replace(b"vocab", b"VOCAB", 1)})
     with pytest.raises(
-        BundleError, match=r"tokenizer.json was altered: sha256 .*(?s:.)*delete .*models--someone--model first"
+        BundleError,
+        match=r"tokenizer.json was altered: sha256 .*(?s:.)*delete .*models--someone--model/blobs/\w+, then",
     ):
         load()
 
@@ -306,7 +426,14 @@ def test_the_token_opens_a_private_repository_and_is_in_no_text(hub, files, monk
     texts = f"{caught.value}{caplog.text}{capfd.readouterr()}"
     assert "hf_secret" not in texts
     assert "hf_wrong_one" not in texts
-    assert without_token("Illegal header value b'Bearer hf_secret'") == "Illegal header value b'Bearer (token)'"
+    monkeypatch.setenv("HF_TOKEN", "of another form")
+    for text, expected in (
+        ("Illegal header value b'Bearer hf_secret'", "Illegal header value b'Bearer (token)'"),
+        ("authorization: bearer x.y", "authorization: bearer (token)"),
+        ("'https://me:pass@proxy/a?X-Signature=1&b=2'", "'https://(token)@proxy/a?(token)'"),
+        ("Illegal value of another form.", "Illegal value (token)."),
+    ):
+        assert without_token(text) == expected
 
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch, tmp_path):
@@ -346,6 +473,40 @@ def test_the_command_fetches_and_sends_no_telemetry(hub, repository, tmp_path):
     agents = {headers["user-agent"] if "user-agent" in headers else headers["User-Agent"] for headers in hub.headers}
     assert len(agents) == 1
     assert not {"torch", "agent", "sdturbo"} & {part.split("/")[0].strip() for part in agents.pop().split(";")}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS"),
+        ("HTTPS_PROXY", "127.0.0.1:9:9", "InvalidURL"),
+        ("HF_ENDPOINT", "http://[bad", "Invalid IPv6 URL"),
+    ],
+)
+def test_a_mistake_in_the_network_settings_is_said(tmp_path, variable, value, words):
+    """In a process of its own, because huggingface_hub reads them at its import."""
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    settings = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "sdturbo", "info", "--bundle", NAME, "--revision", "main", "--json"],
+        env=kept | settings | {variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["type"]) == (7, "HubError"), done.stderr
+    assert words in error["message"]
+    assert "Check HF_ENDPOINT and the proxies" in error["message"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("", "1"), ("0", "0"), ("ON", "ON")])
+def test_telemetry_is_off_unless_the_user_says_otherwise(monkeypatch, before, after):
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", before)
+    require_hub("this")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == after
 
 
 def test_the_commands_take_a_name_and_a_revision(hub, repository, sdturbo, monkeypatch):

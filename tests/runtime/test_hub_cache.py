@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,11 @@ def test_files_beside_a_bundle_are_not_looked_at(bundle_dir, tmp_path):
 def test_a_repository_stands_for_its_main_branch_or_its_only_snapshot(bundle_dir, snapshot, cache):
     other, repository = cached(bundle_dir, cache, commit=OTHER, branch="v2"), snapshot.parents[1]
     assert Bundle.load(repository).path == snapshot
+    for name in (b"\xff\xfe", b"e" * 40, b""):
+        (repository / "refs" / "main").write_bytes(name)
+        (fault,) = faults_of(repository)
+        assert "of which no snapshot is here: name the one you mean" in fault
+        assert str(snapshot) in fault
     (repository / "refs" / "main").unlink()
     (fault,) = faults_of(repository)
     assert "2 snapshots: name the one you mean" in fault
@@ -171,7 +177,16 @@ def test_blobs_in_the_store_of_the_cache_are_taken(bundle_dir, snapshot, tmp_pat
     mark = store / ".huggingface-shared-blobs"
     mark.rename(tmp_path / "mark")  # any directory may be called blobs
     assert all("leads out of the bundle" in fault for fault in faults_of(snapshot)[:-1])
+    for forge in (lambda: mark.symlink_to(tmp_path / "mark"), lambda: mark.write_text("2\n"), mark.mkdir):
+        forge()
+        assert all("leads out of the bundle" in fault for fault in faults_of(snapshot)[:-1])
+        mark.rmdir() if mark.is_dir() else mark.unlink()
     (tmp_path / "mark").rename(mark)
+    (tmp_path / "store").symlink_to(store.rename(tmp_path / "elsewhere"))
+    (tmp_path / "store").rename(store)
+    assert all("leads out of the bundle" in fault for fault in faults_of(snapshot)[:-1])
+    store.unlink()
+    (tmp_path / "elsewhere").rename(store)
     stored = store / "tokenizer.json"
     blob_of(snapshot).rename(stored)
     fault, _ = faults_of(relinked(snapshot, stored))  # not named after its hash
@@ -214,6 +229,20 @@ def test_weights_on_another_disk_are_copied(snapshot, monkeypatch):
         assert [path.is_symlink() for path in (graph, graph.parent / "weights.data")] == [False, False]
         assert (graph.parent / "weights.data").read_bytes() == (snapshot / "onnx" / "weights.data").read_bytes()
     assert not graph.parent.exists()
+
+
+def test_what_a_killed_load_left_is_removed_and_what_is_in_use_stays(snapshot, monkeypatch, tmp_path):
+    monkeypatch.setenv("SDTURBO_CACHE_DIR", str(tmp_path / "own cache"))
+    graph = snapshot / "onnx" / "text_encoder.1.onnx"
+    with plain_files(graph, "a library") as used:
+        abandoned, fresh = used.parent.with_name("tmpold"), used.parent.with_name("tmpnew")
+        for directory in (abandoned, fresh):
+            directory.mkdir()
+            (directory / "weights.data").write_bytes(b"weights")
+        for directory in (abandoned, used.parent):
+            os.utime(directory, (0, time.time() - 120))
+        with plain_files(graph, "a library"):
+            assert [path.exists() for path in (abandoned, fresh, used)] == [False, True, True]
 
 
 def test_without_room_for_a_copy_the_refusal_says_what_to_do(snapshot, monkeypatch):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sdturbo.bundle.external_data import external_locations
 from sdturbo.cache.directory import private_directory
+from sdturbo.cache.leases import in_use, remove_abandoned
 from sdturbo.errors import BackendUnavailable
 
 
@@ -22,7 +23,7 @@ from sdturbo.errors import BackendUnavailable
 def plain_files(graph: Path, library: str) -> Generator[Path]:
     """The ONNX file `graph`, beside its weights. If one of them is a link, another file with the same bytes for a while.
 
-    A hard link changes a file's ctime, so that its hash is computed again at the next load.
+    A hard link changes a file's ctime. Its hash is computed again at the next load.
     library: that reads the file, for texts. Raises BackendUnavailable if there is no room for the copy.
     """
     try:
@@ -40,20 +41,20 @@ def plain_files(graph: Path, library: str) -> Generator[Path]:
 def _copied(source: Path, names: Sequence[str], library: str) -> Generator[Path]:
     """A directory with those files of `source`: in the user's cache, or else among the temporary ones."""
     reasons: list[str] = []
-    for place in (private_directory("graphs"), None):
-        try:
-            directory = tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True)
-        except OSError as error:
-            reasons.append(str(error))
-            continue
-        with directory as path:
+    shared = private_directory("graphs")
+    if shared is not None:
+        remove_abandoned(shared)
+    for place in (shared, None):
+        with ExitStack() as stack:
             try:
+                path = Path(stack.enter_context(TemporaryDirectory(dir=place, ignore_cleanup_errors=True)))
+                stack.enter_context(in_use(path))
                 for name in names:
-                    _link_or_copy((source / name).resolve(), Path(path, name))
+                    _link_or_copy((source / name).resolve(), path / name)
             except OSError as error:
                 reasons.append(str(error))
                 continue
-            yield Path(path)
+            yield path
             return
     raise BackendUnavailable(
         f"{library} reads no weights through links, as {source} has them, and they cannot be copied for it"

@@ -30,7 +30,7 @@ class Bundle:
     declared: the stages with symbols for the picture's size. stages: those at the default size.
     weight_format: one of `WEIGHT_FORMATS`, to which the weights of float32 graphs are rounded.
     quality: the distance of int8 pictures from those in fp32. Empty for other precisions.
-    trust_unchanged: as for `load`.
+    trust_unchanged: as for `load`. with_plans: False if its compiled plans are not used, for nobody named a commit of it.
     """
 
     path: Path
@@ -48,17 +48,27 @@ class Bundle:
     golden: Golden
     quality: Mapping[str, Any]
     trust_unchanged: bool = False
+    with_plans: bool = True
 
     @classmethod
-    def load(cls, path: str | Path, *, trust_unchanged: bool = False, only: Collection[str] | None = None) -> Bundle:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        trust_unchanged: bool = False,
+        only: Collection[str] | None = None,
+        runs_graphs: bool = True,
+    ) -> Bundle:
         """Read and validate the bundle at `path`. Raises BundleError with all faults.
 
         path: its directory, or a repository's directory in the cache of huggingface_hub.
         trust_unchanged: a large file is not hashed again for a week while it is unchanged (`HashMemory`).
         only: names of the files to look at, all graphs among them. Others may be missing. None looks at all.
+        runs_graphs: False if compiled plans alone will run. Weights may then be missing.
         """
         bundle = cls.described(path, trust_unchanged=trust_unchanged)
-        faults = bundle._file_faults(bundle.files if only is None else only) or bundle._graph_faults()
+        names = bundle.files if only is None else only
+        faults = bundle._file_faults(names) or bundle._graph_faults(names if runs_graphs else bundle.files)
         if faults:
             raise BundleError(bundle.path, faults)
         return bundle
@@ -141,6 +151,7 @@ class Bundle:
     def _file_faults(self, names: Collection[str]) -> list[str]:
         faults: list[str] = []
         present: list[str] = []
+        to_delete: list[Path] = []
         repository = repository_of(self.path)
         root = self.path.resolve()
         for name, (_, size) in self.files.items():
@@ -155,8 +166,10 @@ class Bundle:
             if is_missing:
                 faults.append(f"{name} is missing")
             elif not (file.resolve().is_relative_to(root) or (repository and is_inside(repository, file))):
+                to_delete.append(file)
                 faults.append(f"{name} leads out of the bundle, to {file.resolve()}")
             elif file.stat().st_size != size:
+                to_delete.append(file.resolve())
                 faults.append(f"{name} has {file.stat().st_size} bytes, expected {size}: truncated or replaced")
             else:
                 present.append(name)
@@ -168,25 +181,32 @@ class Bundle:
             return [*faults, f"cannot be read: {error}"]
         for name, digest in zip(present, digests, strict=True):
             if digest != self.files[name][0]:
+                to_delete.append((self.path / name).resolve())
                 faults.append(f"{name} was altered: sha256 {digest[:16]}…, expected {self.files[name][0][:16]}…")
         if faults and repository is not None:
-            faults.append(
-                f"name it by its Hub id, {repository_id(repository)}, to fetch what is missing. If a file was altered, delete"
-                f" {repository} first"
-            )
+            places = ", ".join(sorted(set(map(str, to_delete))))
+            first = f"delete {places}, then " if places else ""
+            faults.append(f"{first}name it by its Hub id, {repository_id(repository)}, to fetch what is missing")
         elif faults:
             faults.append("build the bundle again (`sdturbo-export build`) or copy it again, whole")
         return faults
 
-    def _graph_faults(self) -> list[str]:
+    def _graph_faults(self, checked: Collection[str]) -> list[str]:
+        """checked: names of the files of which the graphs may read weights."""
         faults: list[str] = []
         for graph in sorted({graph for stage in self.stages.values() for graph in stage.graphs.values()}):
             try:
                 locations = external_locations(self.path / graph)
+            except OSError as error:
+                faults.append(f"{graph} cannot be read: {error}")
+                continue
             except ValueError as error:
                 faults.append(f"{graph} is not an ONNX file: {error}")
                 continue
             for location in sorted(locations):
-                if str(PurePosixPath(graph).parent / location) not in self.files:
+                name = str(PurePosixPath(graph).parent / location)
+                if name not in self.files:
                     faults.append(f"{graph} reads weights from {location!r}, which is not a file of this bundle")
+                elif name not in checked:
+                    faults.append(f"{graph} reads weights from {name}, which was not checked: weights belong in onnx")
         return faults

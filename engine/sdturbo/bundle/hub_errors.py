@@ -5,6 +5,7 @@ huggingface_hub is imported when it is used.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 
 from sdturbo.errors import BackendUnavailable, HubError, InvalidRequest, SDTurboError
 
-_TOKEN = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+")
+# tokens by their form, and of addresses the user with the password, and the query, which may be a signature
+_SECRET = re.compile(r"hf_\w+|(?i:(?<=bearer ))[^\s'\"]+|(?<=://)[^\s/@'\"]+(?=@)|(?<=\?)[^\s'\"?]*=[^\s'\"]*")
 
 
 def require_hub(purpose: str) -> None:
@@ -25,37 +27,47 @@ def require_hub(purpose: str) -> None:
         raise BackendUnavailable(
             f"{purpose} needs huggingface_hub, not installed here. In a clone of sdturbo, `pip install '.[hub]'` brings it."
         )
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    disable_telemetry()
+
+
+def disable_telemetry() -> None:
+    """The Hub is then told no versions of libraries. A value that the user has set stays."""
+    if not os.environ.get("HF_HUB_DISABLE_TELEMETRY"):
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 @contextmanager
 def hub_errors(doing: str) -> Generator[None]:
     """Errors of the Hub, of the network and of the disk become a HubError: "{doing}: " and the reason.
 
-    Another name than owner/name becomes an InvalidRequest.
+    Another name than owner/name becomes an InvalidRequest. huggingface_hub is imported in the block, because it refuses some
+    settings at its import.
     """
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage] (httpx's, or httpx2's in newer versions)
-    )
-
     try:
+        importlib.import_module("huggingface_hub.hf_api")  # by the package's own import, a failure would go to stdout
         yield
     except SDTurboError:  # InvalidRequest is a ValueError
         raise
-    except HFValidationError as error:
-        raise InvalidRequest(f"{error} Expected owner/name of a repository on the Hub, or a directory.") from error
-    except (
-        OSError,
-        HTTPError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # hf_xet, its library for transfers, raises RuntimeError
-        raise HubError(f"{doing}: {reason(error)}") from error
+    except Exception as error:
+        classes = type(error).__mro__
+        if any(name.__name__ == "HFValidationError" for name in classes):
+            raise InvalidRequest(f"{error} Expected owner/name of a repository on the Hub, or a directory.") from error
+        # an HTTPError or an InvalidURL of httpx, or of httpx2 in newer versions
+        is_of_network = any(name.__module__.partition(".")[0] in ("httpx", "httpx2") for name in classes)
+        # hf_xet, its library for transfers, raises RuntimeError. A proxy of SOCKS may need a package, whence ImportError
+        if is_of_network or isinstance(error, (OSError, RuntimeError, ValueError, ImportError)):
+            raise HubError(f"{doing}: {reason(error)}") from error
+        raise
 
 
 def reason(error: Exception) -> str:
     """The cause in words, and the remedy."""
+    is_setting = isinstance(error, (ImportError, ValueError)) and not isinstance(error, OSError)
+    if is_setting or type(error).__name__ == "InvalidURL":
+        return (
+            f"{without_token(f'{type(error).__name__}: {error}')}. Check HF_ENDPOINT and the proxies that the environment"
+            " names: ALL_PROXY, HTTPS_PROXY, HTTP_PROXY."
+        )
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -90,5 +102,17 @@ def reason(error: Exception) -> str:
 
 
 def without_token(text: str) -> str:
-    """The text without tokens, which a library may quote."""
-    return _TOKEN.sub("(token)", text)
+    """The text without tokens, passwords and queries of addresses, which a library may quote."""
+    if token := _token():
+        text = text.replace(token, "(token)")
+    return _SECRET.sub("(token)", text)
+
+
+def _token() -> str | None:
+    """That of this user. None if it cannot be read."""
+    try:
+        from huggingface_hub import get_token
+
+        return get_token()
+    except (OSError, RuntimeError, ValueError, ImportError):
+        return None

@@ -19,8 +19,11 @@ from sdturbo.bundle.description import (
     identity,
 )
 from sdturbo.bundle.fields import NUMBER, Fields, Json, is_count
+from sdturbo.bundle.hub_cache import repository_of
 from sdturbo.bundle.manifest_stages import check_graphs, read_stages
 from sdturbo.errors import BundleError
+
+MAX_SIZE = 16 << 20  # bytes of a manifest. Those of real bundles have some tens of thousands
 
 
 def read_manifest(root: Path) -> Json:
@@ -35,9 +38,13 @@ def read_manifest(root: Path) -> Json:
     if not file.is_file():
         raise BundleError(root, [f"it holds no {MANIFEST}. Point at the directory that `sdturbo-export build` wrote"])
     try:
+        check_size(root, file.stat().st_size)
         manifest = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise BundleError(root, [f"{MANIFEST} cannot be read: {error}"]) from error
+        way_out = (
+            "" if repository_of(root) is None else f". Delete {file.resolve()}, then name the bundle by its Hub id"
+        )
+        raise BundleError(root, [f"{MANIFEST} cannot be read: {error}{way_out}"]) from error
     revision = manifest.get("format") if isinstance(manifest, dict) else None  # pyright: ignore
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 1:
         raise BundleError(root, [f"{MANIFEST} has format {revision!r}, expected a whole number up to {FORMAT}"])
@@ -47,6 +54,12 @@ def read_manifest(root: Path) -> Json:
         )
         raise BundleError(root, [fault])
     return cast("Json", manifest)
+
+
+def check_size(place: str | Path, size: int) -> None:
+    """Raise BundleError if a manifest of that size in bytes is too large to be one. place: of the bundle, for the text."""
+    if size > MAX_SIZE:
+        raise BundleError(place, [f"its {MANIFEST} has {size} bytes, expected at most {MAX_SIZE}"])
 
 
 def parse_manifest(manifest: Json, faults: list[str]) -> Json | None:

@@ -99,7 +99,9 @@ class Plan:
 
 
 def read_plans(bundle: Bundle) -> list[Plan]:
-    """The plans that the bundle lists. Raises BundleError with every fault of the list."""
+    """The plans that the bundle lists and may use. Raises BundleError with every fault of the list."""
+    if not bundle.with_plans:
+        return []
     faults: list[str] = []
     listed = read_manifest(bundle.path).get(COMPILED, [])
     if not isinstance(listed, list):
@@ -133,6 +135,11 @@ def choose_plan(bundle: Bundle, plans: Sequence[Plan], stage: str, batch_size: i
         names = nearest.key.differences(machine)
         values = [f"{name} is {getattr(machine, name)}, not {getattr(nearest.key, name)}" for name in names]
         message = f"The plan {nearest.file} for {graph} was compiled for something else: {' and '.join(values)}."
+    if not bundle.with_plans:
+        raise PlanMismatch(
+            f"The plans of {bundle.path} are not used. They are code, so they come with a commit alone: give it as revision,"
+            " 40 hex digits. ONNX Runtime (backend 'cuda') needs none."
+        )
     remedy = f"`sdturbo-export trt {bundle.path} --library {machine.library}` compiles plans for this machine."
     for other in sorted({plan.key.library for plan in candidates} - {machine.library}):
         remedy += f" Or `pip install '.[{other}]'` in a clone of sdturbo, and load the plans that are there."

@@ -9,6 +9,11 @@ from sdturbo.bundle import Bundle
 
 CARD = "README.md"
 STABILITY = "stabilityai-ai-community"  # the Hub's name for the licence, as on Stability AI's own pages
+# how the licence's own text begins, a line that names it, and the first lines of our own checkpoints
+_APACHE = re.compile(
+    r"Apache License,? Version 2\.0\b|Licensed under the Apache License, Version 2\.0\b"
+    r"|Copyright the authors of sdturbo\. [^.]*\. They are licensed under the Apache License, Version 2\.0:"
+)
 
 
 def card(bundle: Bundle, repo_id: str, licence: str) -> str:
@@ -62,5 +67,6 @@ def _fields(bundle: Bundle, licence: str) -> str:
 
 
 def _is_apache(licence: str) -> bool:
-    """Whether that is the only licence. A decoder brings its own."""
-    return "Apache License, Version 2.0" in licence and "# Licence of the decoder" not in licence
+    """Whether that is the only licence. A decoder brings its own, and others name that of their code."""
+    others = ("# Licence of the decoder", "Stability AI", "RAIL")
+    return _APACHE.match(" ".join(licence.split())) is not None and not any(name in licence for name in others)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from sdturbo.bundle import Bundle
 from sdturbo.bundle.description import MANIFEST
+from sdturbo.bundle.hub_cache import COMMIT, is_inside, repository_of
 from sdturbo.bundle.hub_errors import hub_errors, require_hub
 from sdturbo.errors import BundleError, HubError, InvalidRequest
 from sdturbo_export.errors import listed
@@ -17,7 +17,6 @@ from sdturbo_export.publish.card import CARD, card
 LICENCE, NOTICE = "LICENSE.md", "NOTICE"
 NO_TEXT = "was not part of the checkpoint this bundle was made from"  # of `bundle_writer.STABILITY_TERMS`
 TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock")
-_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +40,10 @@ def push(
     BackendUnavailable without huggingface_hub.
     """
     require_hub("`sdturbo-export push`")
-    licence = _check(bundle, branch)
-    from huggingface_hub import CommitOperationAdd, HfApi
-
+    licence, is_own = _check(bundle, branch), _has_card(bundle)
     with hub_errors(f"{bundle.path} cannot be pushed to {repo_id}"):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
         api = HfApi()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
@@ -53,7 +52,8 @@ def push(
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         names = sorted([*bundle.files, MANIFEST])
         additions = [CommitOperationAdd(name, bundle.path / name) for name in names]
-        if (bundle.path / CARD).is_file() and CARD not in names:
+        if is_own:
+            say(f"the bundle's directory holds a {CARD}, which goes along as the card")
             additions.append(CommitOperationAdd(CARD, bundle.path / CARD))
         elif CARD not in names and CARD not in api.list_repo_files(repo_id, revision=branch):
             additions.append(CommitOperationAdd(CARD, card(bundle, repo_id, licence).encode()))
@@ -69,6 +69,21 @@ def push(
     return Pushed(repo_id, commit, url, tuple(addition.path_in_repo for addition in additions))
 
 
+def _has_card(bundle: Bundle) -> bool:
+    """Whether the directory holds a card that the bundle does not list. Raises BundleError if it is a link that leads out."""
+    file = bundle.path / CARD
+    if CARD in bundle.files or not file.is_file():
+        return False
+    repository = repository_of(bundle.path)
+    is_own = file.resolve().is_relative_to(bundle.path.resolve()) or (repository and is_inside(repository, file))
+    if not is_own:
+        fault = (
+            f"its {CARD} leads out of the bundle, to {file.resolve()}, which would be published. Copy it or delete it"
+        )
+        raise BundleError(bundle.path, [fault])
+    return True
+
+
 def unlisted(bundle: Bundle) -> list[str]:
     """Files in the bundle's directory that it does not list, so that they are not pushed."""
     present = (file.relative_to(bundle.path).as_posix() for file in bundle.path.rglob("*") if file.is_file())
@@ -77,7 +92,7 @@ def unlisted(bundle: Bundle) -> list[str]:
 
 def _check(bundle: Bundle, branch: str | None) -> str:
     """The text of the licence. Raises BundleError for a bundle that must not be passed on, InvalidRequest for the branch."""
-    if branch is not None and _COMMIT.fullmatch(branch):
+    if branch is not None and COMMIT.fullmatch(branch):
         raise InvalidRequest(f"Got --revision {branch}, which looks like a commit. Expected the name of a branch.")
     faults = [
         f"it lists no {name}, without which it must not be passed on"
