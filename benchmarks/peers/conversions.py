@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,22 @@ def converted(conversion: Conversion, request: Mapping[str, Any], directory: Pat
     note = target.with_name(f"{target.name}.json")
     if not (target.is_dir() and note.is_file()):
         python = python_of(conversion.environment, directory) if conversion.environment else Path(sys.executable)
-        _remove_older(target.parent, stem)
+        shutil.rmtree(target, ignore_errors=True)
         asked = {**request, "base": str(base.path) if base else None}
         if not conversion.decoder:
             asked["decoder"] = None
         log = directory / f"{conversion.name}.log"
-        with new_directory(target) as partial:
-            with Worker(python, conversion.converter, conversion.arguments, request["threads"], log) as worker:
-                answer = worker.ask("prepare", timeout=TIMEOUT, **{**asked, "model": str(partial)})
-            note.write_text(json.dumps({"ms": answer["ms"] + (base.ms if base else 0.0)}), encoding="utf-8")
+        # our tools write under a temporary name themselves, and note where finished stages lie
+        place = new_directory(target) if conversion.environment else nullcontext(target)
+        with (
+            place as out,
+            Worker(python, conversion.converter, conversion.arguments, request["threads"], log) as worker,
+        ):
+            ms = worker.ask("prepare", timeout=TIMEOUT, **{**asked, "model": str(out)})["ms"]
+        _remove_others(
+            target.parent, stem, target.name
+        )  # now, for a build takes unchanged stages from the bundle before
+        note.write_text(json.dumps({"ms": ms + (base.ms if base else 0.0)}), encoding="utf-8")
     return Converted(target, key, json.loads(note.read_text(encoding="utf-8"))["ms"])
 
 
@@ -111,9 +119,11 @@ def _key(conversion: Conversion, request: Mapping[str, Any], base: Converted | N
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _remove_older(folder: Path, stem: str) -> None:
-    """Delete what an older tool made of this checkpoint: at full size a conversion has gigabytes."""
+def _remove_others(folder: Path, stem: str, kept: str) -> None:
+    """Delete what older tools made of this checkpoint: at full size a conversion has gigabytes."""
     for path in folder.glob(f"{stem}-*"):
+        if path.name == kept:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

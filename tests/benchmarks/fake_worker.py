@@ -26,7 +26,7 @@ class Fake:
             os._exit(3)
         if request.get("cache"):
             with (Path(request["cache"]) / "loads").open("a") as file:
-                file.write(f"{request['model']} {request['decoder']}\n")
+                file.write(f"{request.get('model')} {request['decoder']}\n")
 
     def draw(self, prompt, seed, steps):
         time.sleep(60 if sys.argv[1] == "sleeps" else 0.01)

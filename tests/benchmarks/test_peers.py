@@ -193,10 +193,17 @@ def test_a_conversion_is_made_once_for_its_weights_and_tool(request_of, tmp_path
 
 
 def test_a_failed_conversion_leaves_nothing(request_of, tmp_path, here):
-    broken = Conversion("broken", FAKE, ("converts",))
+    broken = Conversion("broken", FAKE, ("converts",), NO_ENVIRONMENT)
     with pytest.raises(PeerUnavailable, match="prepare failed"):
         converted(broken, {**request_of, "checkpoint": str(tmp_path / "nowhere")}, tmp_path)
     assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_conversion_that_was_stopped_is_made_anew(request_of, tmp_path, here):
+    whole = converted(BUNDLE, request_of, tmp_path)
+    whole.path.with_name(f"{whole.path.name}.json").unlink()
+    (whole.path / "bundle.json").unlink()
+    assert (converted(BUNDLE, request_of, tmp_path).path / "bundle.json").is_file()
 
 
 def test_a_peer_that_hangs_is_ended():
