@@ -98,6 +98,8 @@ def _measured(pair: Pair, request: Mapping[str, Any], rows: Results, directory: 
         return reference_picture(decoder, request, directory)
 
     try:
+        if precision != "bf16" and "bf16" in (pair.theirs.precision, pair.ours.precision):
+            raise PeerUnavailable("this CPU has no bf16, so programs would compute in fp32 under its name")
         sides = sides_of(pair, request, directory)
         row, ceiling = steadiness.draw_steadily(
             lambda: draw_pair(pair, sides, reference),
@@ -140,8 +142,9 @@ def listing(rows: Results) -> str:
         origin = row["measured"] if row else {}
         sides = (f"{form.program}, {form.decoder}, {form.precision}" for form in (pair.theirs, pair.ours))
         at = f"{origin.get('commit')}, {origin.get('started')}" if row else "–"
-        lines.append([pair.name, *sides, _result(row) if row else "missing", at])
-    return table(("row", "theirs", "ours", "their time / ours", "measured at"), lines)
+        asked = "–" if pair.asked is None else f">= {pair.asked:g}"
+        lines.append([pair.name, *sides, asked, _result(row) if row else "missing", at])
+    return table(("row", "theirs", "ours", "asked", "their time / ours", "measured at"), lines)
 
 
 def _result(row: Mapping[str, Any]) -> str:

@@ -47,6 +47,12 @@ def label(row: Row) -> str:
     return f"{row['theirs']['program']} (`{row['key']['row']}`)"
 
 
+def _place(row: Row) -> tuple[str, str, bool, float]:
+    """By decoder and precision, and in each the closest ratio first."""
+    decoder, precision = _tier(row)
+    return decoder, precision, "error" in row, 0.0 if "error" in row else ratio(row).median
+
+
 def _tier(row: Row) -> list[str]:
     theirs, ours = row["theirs"], row["ours"]
     return [
@@ -57,7 +63,7 @@ def _tier(row: Row) -> list[str]:
 
 def _times(rows: Sequence[Row], best: float) -> str:
     lines: list[list[str]] = []
-    for row in rows:
+    for row in sorted(rows, key=_place):
         if "error" in row:
             lines.append([f"{label(row)}: {short(row['error'])}", *_tier(row), *["–"] * 6])
             continue

@@ -17,6 +17,7 @@ from typing import Any
 
 from sdturbo import Bundle
 from sdturbo.commands import doctor
+from sdturbo.errors import InvalidRequest
 from sdturbo.files import atomic_write
 
 DIRECTORY = Path(__file__).parent / "results"
@@ -42,19 +43,23 @@ class Results:
     ) -> None:
         """Go on with the unfinished run of the same settings on such a machine, or begin a new one.
 
-        reopen: go on with a finished run too, whose rows then stay until they are replaced.
+        reopen: go on with a finished run too, whose rows then stay until they are replaced. An unfinished run of other settings
+        or of another machine is then not overwritten. Raises InvalidRequest.
         """
         stem = f"{suite}-{re.sub(r'[^a-z0-9.]+', '-', name.lower())}"
         self.path = directory / f"{stem}.json"
         self._partial = directory / f"{stem}.partial.json"
         head: Json = {"suite": suite, "name": name, "settings": json.loads(json.dumps(settings)), "machine": machine()}
-        unfinished = self._read(self._partial, head) or (self._read(self.path, head) if reopen else None)
+        unfinished = self._read(self._partial, head)
+        if reopen and self.unfinished and unfinished is None:
+            raise InvalidRequest(
+                f"{self._partial} holds rows of another machine, other versions or other settings, so they cannot go on here."
+                " Finish them there, or move the file away."
+            )
+        if reopen and unfinished is None:
+            unfinished = self._read(self.path, head)
         self.resumed = unfinished is not None
-        self.document: Json = unfinished or {
-            **head,
-            **origin(),
-            "rows": [],
-        }
+        self.document: Json = unfinished or {**head, **origin(), "rows": []}
 
     def find(self, key: Mapping[str, Any]) -> Json | None:
         """The row measured under `key`. None for a row that failed, which is tried again."""

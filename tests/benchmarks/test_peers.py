@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -164,10 +165,17 @@ def test_an_unsteady_machine_marks_its_row(suite, monkeypatch):
 
 
 def test_the_list_shows_every_row(suite, request_of, tmp_path):
-    suite(pair("a", peer("draws")), pair("b", peer("refuses")))
+    pairs = pair("a", peer("draws"), asked=2.0), pair("b", peer("refuses")), pair("c", peer("draws"))
+    suite(*pairs, again=["a", "b"])
     text = compare.listing(compare.stored(request_of, tmp_path / "results"))
-    assert [line.split("|")[4].strip()[:6] for line in text.splitlines()[2:]][1] == "failed"
-    assert "fake that draws, KL, fp32" in text
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[2:]]
+    assert [line[1:5] for line in cells] == [
+        ["a", "fake that draws, KL, fp32", "ours, KL, fp32", ">= 2"],
+        ["b", "fake that refuses, KL, fp32", "ours, KL, fp32", "–"],
+        ["c", "fake that draws, KL, fp32", "ours, KL, fp32", "–"],
+    ]
+    assert cells[1][5].startswith("failed: load failed")
+    assert cells[2][5] == "missing"
 
 
 def test_unknown_rows_are_refused():
@@ -299,3 +307,9 @@ def test_scripts_of_every_row_exist():
 def test_threads_over_the_cores_are_refused():
     with pytest.raises(InvalidRequest, match="This machine has"):
         compare.request_of("tiny", threads=4096, steps=1)
+
+
+def test_bf16_is_not_measured_where_programs_compute_in_fp32(suite, request_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(steadiness, "precision_here", lambda: "fp32")
+    (row,) = suite(pair("a", dataclasses.replace(peer("draws"), precision="bf16")))["rows"]
+    assert row["error"].startswith("this CPU has no bf16")

@@ -85,6 +85,13 @@ def test_a_finished_run_is_gone_on_with_where_that_is_asked(tmp_path):
     assert ("finished" in again.document, again.unfinished) == (False, True)
 
 
+def test_unfinished_rows_of_another_machine_are_not_overwritten(tmp_path, monkeypatch):
+    Results(tmp_path, "peers", "fake", {}, reopen=True).add({"row": "a"}, {"figure": 1})
+    monkeypatch.setattr(results, "machine", lambda real=results.machine: {**real(), "cpu": {"name": "another"}})
+    with pytest.raises(InvalidRequest, match=r"peers-fake.partial.json holds rows of another machine"):
+        Results(tmp_path, "peers", "fake", {}, reopen=True)
+
+
 def test_other_precisions_of_a_model_are_stored_beside_it(bundle_dir):
     bundle = Bundle.load(bundle_dir)
     assert name_of(bundle) == "fake"
