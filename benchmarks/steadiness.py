@@ -49,17 +49,17 @@ def draw_steadily(draw: Callable[[], Row], rate: Callable[[], float], best: floa
     whose lower ceiling was highest. Its ratio has no say.
     """
     drawn: list[tuple[Row, Ceilings]] = []
-    while len(drawn) < DRAWS:
+    for _ in range(DRAWS):
         before = rate()
         row = draw()
-        ceilings = Ceilings(before, rate())
-        drawn.append((row, ceilings))
-        best = max(best, ceilings.before, ceilings.after)
-        if ceilings.fault(best) is None:
+        drawn.append((row, Ceilings(before, rate())))
+        best = max(best, before, drawn[-1][1].after)
+        if drawn[-1][1].fault(best) is None:
             break
-    if ceilings.fault(best) is not None:
-        row, ceilings = max(drawn, key=lambda pair: pair[1].lowest)
-    return row, {**asdict(ceilings), "best": best, "draws": [asdict(each) for _, each in drawn]}
+    if drawn[-1][1].fault(best) is not None:
+        drawn.sort(key=lambda pair: pair[1].lowest)
+    row, kept = drawn[-1]
+    return row, {**asdict(kept), "best": best, "draws": [asdict(each) for _, each in drawn]}
 
 
 def fault(row: Json, best: float) -> str | None:

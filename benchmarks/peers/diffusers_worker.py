@@ -26,7 +26,8 @@ class Diffusers:
         )
         self.pipe.set_progress_bar_config(disable=True)
         if request["decoder"]:
-            self.pipe.vae = AutoencoderTiny.from_pretrained(request["decoder"], torch_dtype=self.dtype)
+            tiny: Any = AutoencoderTiny
+            self.pipe.vae = tiny.from_pretrained(request["decoder"], torch_dtype=self.dtype)
         if self.compiled:
             self.pipe.unet.to(memory_format=torch.channels_last)
             self.pipe.vae.to(memory_format=torch.channels_last)

@@ -60,11 +60,12 @@ class OpenVinoConverter:
         pipe.save_pretrained(out)  # over the copy, which keeps the converted tokenizer
 
     def _replace_decoder(self, decoder: Path, folder: Path) -> None:
-        import openvino
         import torch
         from diffusers import AutoencoderTiny
+        from openvino import convert_model, save_model  # pyright: ignore[reportAttributeAccessIssue] (not in our stubs)
 
-        model = AutoencoderTiny.from_pretrained(decoder).eval()
+        tiny: Any = AutoencoderTiny
+        model = tiny.from_pretrained(decoder).eval()
 
         class Decode(torch.nn.Module):
             def __init__(self) -> None:
@@ -75,10 +76,10 @@ class OpenVinoConverter:
                 return self.autoencoder.decode(latent_sample, return_dict=False)[0]
 
         with torch.no_grad():
-            converted = openvino.convert_model(Decode(), example_input={"latent_sample": torch.zeros(LATENTS)})
+            converted = convert_model(Decode(), example_input={"latent_sample": torch.zeros(LATENTS)})
         converted.reshape([-1, LATENTS[1], -1, -1])
         converted.outputs[0].get_tensor().set_names({"sample"})
-        openvino.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=True)
+        save_model(converted, folder / "openvino_model.xml", compress_to_fp16=True)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["scaling_factor"] = model.config.scaling_factor
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
