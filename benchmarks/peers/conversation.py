@@ -70,10 +70,10 @@ class Worker:
         return answer
 
     def memory_mb(self) -> dict[str, float | None]:
-        """{"peak", "anonymous"} of the process in megabytes. None where the system does not tell."""
+        """{"peak", "anonymous"} of the process in MB of 1024·1024 bytes. None where the system does not tell."""
         return {name: _megabytes(f"/proc/{self._process.pid}/status", field) for name, field in MEMORY.items()}
 
 
 def _megabytes(file: str, field: str) -> float | None:
     kibibytes = proc_field(file, field).partition(" ")[0]
-    return int(kibibytes) * 1024 / 1e6 if kibibytes else None
+    return int(kibibytes) / 1024 if kibibytes else None
