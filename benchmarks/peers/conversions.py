@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.peers.conversation import FOLDER, Worker
 from benchmarks.peers.environments import OPENVINO_GENAI, OPTIMUM_ONNX, Environment, python_of
 from sdturbo_export.exchange import new_directory
+from sdturbo_export.rewrites import rewrite_module, rewrite_names
 from sdturbo_export.stage_store.sources import source_hashes
 
 TIMEOUT = 6 * 3600.0  # seconds: int8 of a full-size model measures each layer
@@ -115,8 +116,13 @@ def _key(conversion: Conversion, request: Mapping[str, Any], base: Converted | N
     if conversion.environment:
         parts["pins"] = conversion.environment.pins
     else:
-        parts["sources"] = source_hashes("sdturbo_export.build", "sdturbo_export.optimum_writer")
+        parts["sources"] = _exporter_sources()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _exporter_sources() -> dict[str, str]:
+    """sha256 of each module that may change what our exporter writes. Rewrites are loaded by their names."""
+    return source_hashes("sdturbo_export.cli", *map(rewrite_module, rewrite_names()))
 
 
 def _remove_others(folder: Path, stem: str, kept: str) -> None:

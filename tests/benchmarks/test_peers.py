@@ -34,7 +34,7 @@ def here(monkeypatch):
     """Peers run with this interpreter, the reference is a fake, and the machine is steady."""
     for module in (compare, in_turn, conversions):
         monkeypatch.setattr(module, "python_of", lambda *_: sys.executable)
-    monkeypatch.setattr(conversions, "source_hashes", lambda *_: {})
+    monkeypatch.setattr(conversions, "_exporter_sources", dict)
     monkeypatch.setattr(compare, "REFERENCE", peer("draws"))
     monkeypatch.setattr(steadiness, "best_convolution", lambda precision, threads: 1e12)
 
@@ -198,6 +198,16 @@ def test_a_conversion_is_made_once_for_its_weights_and_tool(request_of, tmp_path
     assert not first.path.exists()  # an old one would fill the disk
     assert converted(base, {**request_of, "decoder_id": "another"}, tmp_path).path.exists()
     assert converted(base, {**request_of, "checkpoint_id": "other"}, tmp_path).key != other.key
+
+
+def test_a_bundle_follows_the_exporters_sources(request_of, monkeypatch):
+    sources = conversions._exporter_sources()
+    assert sources.keys() >= {
+        f"sdturbo_export.{name}" for name in ("stages", "rewrites.upsample", "int8.qdq", "publish.optimum")
+    }
+    key = conversions._key(conversions.BUNDLE, request_of, None)
+    monkeypatch.setattr(conversions, "_exporter_sources", lambda: {**sources, "sdturbo_export.stages": "changed"})
+    assert conversions._key(conversions.BUNDLE, request_of, None) != key
 
 
 def test_a_failed_conversion_leaves_nothing(request_of, tmp_path, here):
