@@ -84,9 +84,9 @@ bench: $(VENV)/.bench  ## Time every engine of MODEL that runs here, and how it 
 	$(BIN)/python benchmarks/runtime.py --bundle "$(BUNDLE)"
 	$(BIN)/python -m benchmarks.suite --bundle "$(BUNDLE)" --runs $(RUNS) $(if $(THREADS),--threads $(THREADS))
 
-bench-peers: $(VENV)/.bench  ## In turn with diffusers, optimum-onnx, OpenVINO GenAI, stable-diffusion.cpp (6 GB of environments)
-	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines
-	$(BIN)/python -m benchmarks.compare --bundle "$(BUNDLE)" --model "$(MODEL)" --runs $(RUNS) --steps $(STEPS)
+# environments, bundles and conversions are made when a row needs them. A second call goes on where the first stopped
+bench-peers: $(VENV)/.bench  ## In turn with other programs at their best: stored row by row; LIST=1 shows them; ROW="NAME ..." again
+	$(BIN)/python -m benchmarks.compare --model "$(MODEL)" --steps $(STEPS) $(if $(THREADS),--threads $(THREADS)) $(if $(LIST),--list) $(if $(ROW),--row $(ROW))
 
 bench-quality: $(VENV)/.bench  ## PSNR and SSIM of every backend and precision against PyTorch fp32, 32 prompts of tiny
 	@test -d "$(BUNDLE)" || $(MAKE) --no-print-directory engines

@@ -46,6 +46,15 @@ def ceilings(precision: str, threads: int, seconds: float = 2.0) -> dict[str, fl
     return best
 
 
+def best_convolution(precision: str, threads: int, seconds: float) -> float:
+    """Operations per second of the best convolution by the first library that runs here. precision: fp32 or bf16.
+
+    Raises BackendUnavailable as `ceilings`.
+    """
+    backend = next(_backends(precision, threads))
+    return max(rate(*chain("conv", width, size, quantized=False), backend, seconds) for width, size in CONVS)
+
+
 def chain(kind: str, width: int, size: int, *, quantized: bool) -> tuple[onnx.ModelProto, Stage]:
     """A graph of DEPTH equal products between a narrow entry and exit. They are 3×3 convolutions of `width` channels at size²,
     or matrices of `width` rows and `size` columns times size²."""

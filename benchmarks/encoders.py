@@ -21,7 +21,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.tables import ms, table
+from benchmarks.markdown import ms, table
 from sdturbo import Pipeline
 from sdturbo.bundle import EMBEDDED
 from sdturbo.commands.doctor import report as machine

@@ -14,14 +14,17 @@ from sdturbo.errors import SDTurboError
 
 
 def report(name: str, measure: Callable[[], dict[str, Any]], pictures: Path | None = None) -> int:
-    """Print the document that `measure` returns. Its charts go to `pictures`. Returns the command's exit code."""
+    """Print the document that `measure` returns. Returns the command's exit code.
+
+    pictures: the directory for its charts. A run that is not finished has none.
+    """
     try:
         document = measure()
     except SDTurboError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     print(document_tables(document))
-    for picture in charts.draw(document, pictures) if pictures else ():
+    for picture in charts.draw(document, pictures) if pictures and "finished" in document else ():
         print(picture)
     print(json.dumps(document))
     return 0

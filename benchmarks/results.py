@@ -17,12 +17,15 @@ from typing import Any
 
 from sdturbo import Bundle
 from sdturbo.commands import doctor
+from sdturbo.errors import InvalidRequest
 from sdturbo.files import atomic_write
 
 DIRECTORY = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 
 Json = dict[str, Any]
+# of a machine: rows that share them belong together. A new kernel or another host of the same kind is no other machine.
+_SAME = ("cpu", "python", "sdturbo", "packages")
 
 
 def machine() -> Json:
@@ -35,21 +38,28 @@ def machine() -> Json:
 class Results:
     """Rows of one run, each under a key. While it runs they lie in `<name>.partial.json`. `finish` gives them their name."""
 
-    def __init__(self, directory: Path, suite: str, name: str, settings: Mapping[str, Any]) -> None:
-        """Go on with the unfinished run of the same settings on the same machine, or begin a new one."""
+    def __init__(
+        self, directory: Path, suite: str, name: str, settings: Mapping[str, Any], *, reopen: bool = False
+    ) -> None:
+        """Go on with the unfinished run of the same settings on such a machine, or begin a new one.
+
+        reopen: go on with a finished run too, whose rows then stay until they are replaced. An unfinished run of other settings
+        or of another machine is then not overwritten. Raises InvalidRequest.
+        """
         stem = f"{suite}-{re.sub(r'[^a-z0-9.]+', '-', name.lower())}"
         self.path = directory / f"{stem}.json"
         self._partial = directory / f"{stem}.partial.json"
         head: Json = {"suite": suite, "name": name, "settings": json.loads(json.dumps(settings)), "machine": machine()}
-        unfinished = self._read(head)
+        unfinished = self._read(self._partial, head)
+        if reopen and self.unfinished and unfinished is None:
+            raise InvalidRequest(
+                f"{self._partial} holds rows of another machine, other versions or other settings, so they cannot go on here."
+                " Finish them there, or move the file away."
+            )
+        if reopen and unfinished is None:
+            unfinished = self._read(self.path, head)
         self.resumed = unfinished is not None
-        self.document: Json = unfinished or {
-            **head,
-            "commit": _commit(),
-            "started": _now(),
-            "load_average": round(os.getloadavg()[0], 2),  # of the minute before: above 0.3, something else ran
-            "rows": [],
-        }
+        self.document: Json = unfinished or {**head, **origin(), "rows": []}
 
     def find(self, key: Mapping[str, Any]) -> Json | None:
         """The row measured under `key`. None for a row that failed, which is tried again."""
@@ -57,11 +67,17 @@ class Results:
 
     def add(self, key: Mapping[str, Any], row: Mapping[str, Any]) -> Json:
         """Store a row on disk now, in the place of an older one of the same key."""
-        key = dict(key)
-        others = [other for other in self.document["rows"] if other["key"] != key]
-        self.document["rows"] = [*others, {"key": key, **row}]
+        new = {"key": dict(key), **row}
+        rows = [new if other["key"] == new["key"] else other for other in self.document["rows"]]
+        self.document["rows"] = rows if new in rows else [*rows, new]
+        self.document.pop("finished", None)
         self._write(self._partial)
-        return self.document["rows"][-1]
+        return new
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether rows are on disk that `finish` has not given their name yet."""
+        return self._partial.exists()
 
     def finish(self) -> Json:
         """Give the file its name, in the place of the last finished run."""
@@ -70,17 +86,23 @@ class Results:
         self._partial.replace(self.path)
         return self.document
 
-    def _read(self, head: Json) -> Json | None:
+    def _read(self, path: Path, head: Json) -> Json | None:
         try:
-            document = json.loads(self._partial.read_bytes())
-        except (OSError, ValueError):
+            document = json.loads(path.read_bytes())
+            same = all(document[key] == head[key] for key in ("suite", "name", "settings"))
+            return document if same and all(document["machine"][key] == head["machine"][key] for key in _SAME) else None
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        same = isinstance(document, dict) and all(document.get(key) == value for key, value in head.items())
-        return document if same else None
 
     def _write(self, path: Path) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps(self.document, indent=1).encode())
+
+
+def origin() -> Json:
+    """When, at which commit and beside what a figure was measured."""
+    load = round(os.getloadavg()[0], 2)  # of the minute before: above 0.3, something else ran
+    return {"commit": _commit(), "started": _now(), "load_average": load}
 
 
 def name_of(bundle: Bundle) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 from benchmarks import ceiling, measure, results
 from benchmarks.flops import Operation, flops, operations
 from benchmarks.gpus import GPUS, Gpu, compute_seconds, lower_bound, memory_seconds
+from benchmarks.markdown import table
 from benchmarks.measure import Configuration
 from benchmarks.results import Results
 from benchmarks.suite import check_threads, engines
-from benchmarks.tables import document_tables, table
+from benchmarks.tables import document_tables
 from sdturbo.bundle import Bundle
 from sdturbo.cpu import available_cpus
 from sdturbo.errors import BackendUnavailable, InvalidRequest, SDTurboError

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.runs import milliseconds, random_inputs
-from benchmarks.tables import table
+from benchmarks.markdown import table
 from sdturbo import backends
 from sdturbo.bundle import Bundle
 from sdturbo.errors import BackendUnavailable, SDTurboError

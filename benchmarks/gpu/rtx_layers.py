@@ -22,7 +22,7 @@ from typing import Any
 
 import onnx
 
-from benchmarks.tables import table
+from benchmarks.markdown import table
 from sdturbo.backends.nvidia.library import RTX
 from sdturbo.errors import InvalidRequest, SDTurboError
 from sdturbo_export.errors import BuildError

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu.runs import milliseconds, random_inputs
-from benchmarks.tables import ms, table
+from benchmarks.markdown import ms, table
 from sdturbo import backends
 from sdturbo.backends import Backend, Session
 from sdturbo.backends.nvidia.gpus import free_memory

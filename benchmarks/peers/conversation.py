@@ -12,9 +12,12 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.peers.environments import PeerUnavailable
+from sdturbo.cpu import proc_field
 
 FOLDER = Path(__file__).parent
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+# of Linux's /proc/PID/status: most resident memory so far with mapped files, and what is held now without them
+MEMORY = {"peak": "VmHWM", "anonymous": "RssAnon"}
 
 
 class Worker:
@@ -65,3 +68,12 @@ class Worker:
         if "error" in answer:
             raise PeerUnavailable(f"{do} failed: {answer['error']}")
         return answer
+
+    def memory_mb(self) -> dict[str, float | None]:
+        """{"peak", "anonymous"} of the process in MB of 1024·1024 bytes. None where the system does not tell."""
+        return {name: _megabytes(f"/proc/{self._process.pid}/status", field) for name, field in MEMORY.items()}
+
+
+def _megabytes(file: str, field: str) -> float | None:
+    kibibytes = proc_field(file, field).partition(" ")[0]
+    return int(kibibytes) / 1024 if kibibytes else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +14,10 @@ class Diffusers:
     def __init__(self, precision: str, *, compiled: bool) -> None:
         self.precision, self.compiled = precision, compiled
 
-    def prepare(self, request: Mapping[str, Any]) -> None:
-        """Nothing: it loads the checkpoint itself."""
-
     def load(self, request: Mapping[str, Any]) -> None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = request["cache"]
         import torch
-        from diffusers import StableDiffusionPipeline
+        from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
         torch.set_num_threads(request["threads"])
         self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -26,7 +25,12 @@ class Diffusers:
             request["checkpoint"], torch_dtype=self.dtype, safety_checker=None, requires_safety_checker=False
         )
         self.pipe.set_progress_bar_config(disable=True)
+        if request["decoder"]:
+            tiny: Any = AutoencoderTiny
+            self.pipe.vae = tiny.from_pretrained(request["decoder"], torch_dtype=self.dtype)
         if self.compiled:
+            self.pipe.unet.to(memory_format=torch.channels_last)
+            self.pipe.vae.to(memory_format=torch.channels_last)
             self.pipe.unet = torch.compile(self.pipe.unet)
             self.pipe.vae.decode = torch.compile(self.pipe.vae.decode)
 

@@ -9,11 +9,6 @@ from lines import answer_lines
 
 
 class Optimum:
-    def prepare(self, request: Mapping[str, Any]) -> None:
-        from optimum.exporters.onnx import main_export  # pyright: ignore[reportMissingImports] (of its own environment)
-
-        main_export(request["checkpoint"], output=request["model"], task="text-to-image")
-
     def load(self, request: Mapping[str, Any]) -> None:
         import onnxruntime
         from optimum.onnxruntime import ORTStableDiffusionPipeline  # pyright: ignore[reportMissingImports] (of its own environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +16,10 @@ class Ours:
     def __init__(self, backend: str, precision: str) -> None:
         self.backend, self.precision = backend, precision
 
-    def prepare(self, request: Mapping[str, Any]) -> None:
-        """Compile the bundle into the user's cache."""
-        self.load(request)
-
     def load(self, request: Mapping[str, Any]) -> None:
+        os.environ["SDTURBO_CACHE_DIR"] = request["cache"]
         self.pipe = Pipeline.load(
-            request["bundle"],
+            request["model"],
             self.backend,
             precision=self.precision,
             num_threads=request["threads"],

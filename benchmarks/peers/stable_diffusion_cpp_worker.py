@@ -9,14 +9,15 @@ from lines import answer_lines
 
 
 class StableDiffusionCpp:
-    def prepare(self, request: Mapping[str, Any]) -> None:
-        """Nothing: it loads a checkpoint in diffusers' layout."""
-
     def load(self, request: Mapping[str, Any]) -> None:
         from stable_diffusion_cpp import StableDiffusion  # pyright: ignore[reportMissingImports] (of its own environment)
 
         self.pipe = StableDiffusion(
-            model_path=request["checkpoint"], n_threads=request["threads"], vae_decode_only=True, vae_conv_direct=True
+            model_path=request["checkpoint"],
+            n_threads=request["threads"],
+            vae_decode_only=True,
+            diffusion_conv_direct=True,
+            vae_conv_direct=True,
         )
 
     def draw(self, prompt: str, seed: int, steps: int) -> Any:

@@ -143,20 +143,29 @@ def build(model: str, out: Path, workspace: Path, as_json: bool, **options: Any)
     _print(as_json, document, f"{out}: bundle {bundle.bundle_id}")
 
 
-@cli.command(epilog="Example:\n\n  sdturbo-export checkpoint seeded --out ./seeded --fp16")
-@click.argument("kind", type=click.Choice(["small", "seeded"]))
+@cli.command(
+    epilog="Examples:\n\n  sdturbo-export checkpoint seeded --out ./seeded --fp16\n\n"
+    "  sdturbo-export checkpoint taesd --out ./taesd"
+)
+@click.argument("kind", type=click.Choice(["small", "seeded", "taesd"]))
 @new_directory_option
 @click.option("--seed", type=click.IntRange(0), default=0, help="Another seed gives other weights.")
 @click.option("--fp16", is_flag=True, help="Write the fp16 variant.")
 @json_option
 def checkpoint(kind: str, out: Path, seed: int, fp16: bool, as_json: bool) -> None:
-    """Write a checkpoint with pseudo-random weights in the Hub's layout: small, or seeded in SD-Turbo's size."""
+    """Write a checkpoint with pseudo-random weights in the Hub's layout: small, or seeded in SD-Turbo's size.
+
+    taesd is a decoder in TAESD's size, for `build --decoder`.
+    """
     _require_torch("checkpoint")
-    from sdturbo_export.weights.seeded import write_seeded
+    from sdturbo_export.weights.seeded import write_seeded, write_seeded_taesd
 
     if out.exists():
         raise InvalidRequest(f"{out} exists. Expected the name of a new directory.")
-    write_seeded(out, seed=seed, small=kind == "small", fp16=fp16)
+    if kind == "taesd":
+        write_seeded_taesd(out, seed=seed, fp16=fp16)
+    else:
+        write_seeded(out, seed=seed, small=kind == "small", fp16=fp16)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     _print(as_json, {"path": str(out), "bytes": size}, f"{out}: {size / 1e6:.0f} MB")
 

@@ -1,6 +1,7 @@
-"""A peer for tests: refuses, dies or sleeps as its first argument says."""
+"""A peer for tests: refuses, dies or sleeps as its first argument says. Each load leaves a line in its cache."""
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from lines import answer_lines
 
 class Fake:
     def prepare(self, request):
-        Path(request["model"]).mkdir(parents=True)
+        shutil.copytree(request["base"] or request["checkpoint"], request["model"])
 
     def load(self, request):
         print("noise of a library")
@@ -23,6 +24,9 @@ class Fake:
             raise KeyError("no such weight")
         if sys.argv[1] == "dies":
             os._exit(3)
+        if request.get("cache"):
+            with (Path(request["cache"]) / "loads").open("a") as file:
+                file.write(f"{request.get('model')} {request['decoder']}\n")
 
     def draw(self, prompt, seed, steps):
         time.sleep(60 if sys.argv[1] == "sleeps" else 0.01)

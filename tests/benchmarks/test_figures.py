@@ -3,6 +3,8 @@ import re
 import pytest
 
 from benchmarks import readme
+from benchmarks.peer_tables import is_equal
+from benchmarks.ratios import ratio
 from benchmarks.results import DIRECTORY, ROOT, Results, finished_runs
 from benchmarks.tables import document_tables
 
@@ -15,7 +17,7 @@ PARTS = {
 
 @pytest.fixture
 def directory(tmp_path):
-    rows = Results(tmp_path, "bench", "fake", {"threads": [1]})
+    rows = Results(tmp_path, "bench", "fake", {"threads": [1], "runs": 10})
     key = {"backend": "null", "precision": "fp32", "threads": 1, "batch_size": 1, "steps": 1}
     figures = {
         "cold_load_ms": 9.0,
@@ -34,12 +36,6 @@ def test_the_pages_figures_are_those_of_the_stored_results():
     assert readme.with_section(PAGE, readme.section(DIRECTORY)) == PAGE
 
 
-def ratio_of(document, peer, precision):
-    """The table's words for a peer met by our engine of the same precision."""
-    (row,) = (row for row in document["rows"] if (row["key"]["peer"], row["key"]["precision"]) == (peer, precision))
-    return f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})"
-
-
 def median_of(document, backend, precision):
     """Milliseconds of one picture in one step with all threads."""
     key = {"backend": backend, "precision": precision, "threads": 2, "batch_size": 1, "steps": 1}
@@ -49,17 +45,26 @@ def median_of(document, backend, precision):
 
 def test_the_readmes_small_table_is_of_the_stored_results_at_equal_precision():
     found = {(document["suite"], document["name"]): document for document in finished_runs()}
-    peers = found["peers", "seeded"]
+    stored = {row["key"]["row"]: row for row in found["peers", "seeded"]["rows"] if is_equal(row)}
     wanted = {
-        ("Intel's OpenVINO GenAI, as it comes", "bf16"): ratio_of(peers, "openvino-genai", "bf16"),
-        ("diffusers with torch.compile", "bf16"): ratio_of(peers, "diffusers bf16 compiled", "bf16"),
-        ("diffusers", "bf16"): ratio_of(peers, "diffusers bf16", "bf16"),
-        ("Hugging Face's optimum-onnx, both on ONNX Runtime", "fp32"): ratio_of(peers, "optimum-onnx", "fp32"),
+        ("diffusers with torch.compile", "bf16"): stored["diffusers-compiled-bf16"],
+        ("diffusers", "bf16"): stored["diffusers-bf16"],
+        ("Hugging Face's optimum-onnx, both on ONNX Runtime", "fp32"): stored["optimum-onnx-onnxruntime"],
     }
     rows = re.findall(r"^\| (.+) \| (bf16|fp32) \| (.+) \| (.+) \|$", README, re.MULTILINE)
-    assert {(name, precision): ratio for name, precision, ratio, how in rows if "not stored" not in how} == wanted
-    times = ["never", "once", "twice", "three times"][peers["settings"]["runs"]]
-    assert [how for *_, how in rows].count(f"Both programs took turns, {times}.") == len(wanted)
+    shown = {(name, precision): (ratio, how) for name, precision, ratio, how in rows if "not stored" not in how}
+    numbers = {3: "three", 9: "nine"}
+    assert shown == {
+        names: (str(ratio(row)), f"Both programs took turns, {numbers[len(row['times_ms']['ours'])]} times.")
+        for names, row in wanted.items()
+    }
+    assert all(row["ours"]["precision"] == precision for (_, precision), row in wanted.items())
+
+
+def test_the_readmes_picture_is_of_the_leading_rows():
+    (name,) = re.findall(r"\]\(benchmarks/(results/[^)]+\.png)\)", README)
+    assert name == "results/peers-seeded-leading.png"
+    assert (ROOT / "benchmarks" / name).is_file()
 
 
 def test_the_readmes_times_are_those_of_the_stored_results():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import charts, measure, suite
+from benchmarks import charts, measure, results, suite
 from benchmarks.measure import Configuration
 from benchmarks.results import Results, name_of
 from benchmarks.tables import document_tables
@@ -62,10 +62,34 @@ def test_an_interrupted_run_keeps_its_rows(bundle_of_two, null_only, tmp_path, m
     assert not (tmp_path / "bench-fake.partial.json").exists()
 
 
-def test_rows_of_other_settings_are_not_taken_over(tmp_path):
+def test_rows_of_other_settings_are_not_taken_over(tmp_path, monkeypatch):
     Results(tmp_path, "bench", "fake", {"runs": 1}).add({"threads": 1}, {"median": 5})
     assert Results(tmp_path, "bench", "fake", {"runs": 1}).resumed
+    monkeypatch.setattr(results, "machine", lambda real=results.machine: {**real(), "platform": "a new kernel"})
+    assert Results(tmp_path, "bench", "fake", {"runs": 1}).resumed
     assert not Results(tmp_path, "bench", "fake", {"runs": 2}).resumed
+    monkeypatch.setattr(results, "machine", lambda real=results.machine: {**real(), "packages": {}})
+    assert not Results(tmp_path, "bench", "fake", {"runs": 1}).resumed
+
+
+def test_a_finished_run_is_gone_on_with_where_that_is_asked(tmp_path):
+    rows = Results(tmp_path, "peers", "fake", {})
+    for name in ("a", "b"):
+        rows.add({"row": name}, {"figure": 1})
+    finished = rows.finish()
+    assert not Results(tmp_path, "peers", "fake", {}).resumed
+    again = Results(tmp_path, "peers", "fake", {}, reopen=True)
+    assert (again.document, again.unfinished) == (finished, False)
+    again.add({"row": "a"}, {"figure": 2})
+    assert [row["figure"] for row in again.document["rows"]] == [2, 1]
+    assert ("finished" in again.document, again.unfinished) == (False, True)
+
+
+def test_unfinished_rows_of_another_machine_are_not_overwritten(tmp_path, monkeypatch):
+    Results(tmp_path, "peers", "fake", {}, reopen=True).add({"row": "a"}, {"figure": 1})
+    monkeypatch.setattr(results, "machine", lambda real=results.machine: {**real(), "cpu": {"name": "another"}})
+    with pytest.raises(InvalidRequest, match=r"peers-fake.partial.json holds rows of another machine"):
+        Results(tmp_path, "peers", "fake", {}, reopen=True)
 
 
 def test_other_precisions_of_a_model_are_stored_beside_it(bundle_dir):
@@ -126,9 +150,16 @@ def test_tables_show_figures_and_failures(bundle_of_two, null_only, tmp_path):
     document["rows"][4] = {"key": document["rows"][4]["key"], "error": "out of memory | killed"}
     text = document_tables(document)
     median = document["rows"][0]["parts_ms"]["total"]["median"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| null none") and line.count("|") == 13)
+    (line,) = (line for line in text.splitlines() if line.startswith("| null none") and line.count("|") == 12)
     assert float(line.split("|")[2]) == pytest.approx(median, rel=0.06)
     assert "null none: out of memory / killed" in text
+
+
+def test_a_percentile_is_shown_where_the_runs_give_one(bundle_of_two, null_only, tmp_path):
+    document = suite.run(bundle_of_two, tmp_path, [1], runs=1)
+    shown = ["| p95 |" in " ".join(document_tables({**document, "settings": {**document["settings"], "runs": runs}}).split())
+             for runs in (1, 19, 20)]  # fmt: skip
+    assert shown == [False, False, True]
 
 
 def test_charts_are_pictures(bundle_of_two, null_only, tmp_path):

@@ -105,11 +105,11 @@ def test_nothing_is_overwritten(directory, small_checkpoint):
 @pytest.mark.peers
 def test_optimum_draws_our_picture(directory, small_bundle, tmp_path):
     from benchmarks.peers.conversation import Worker
-    from benchmarks.peers.environments import PEERS, python_of
+    from benchmarks.peers.environments import python_of
+    from benchmarks.peers.forms import OUR_EXPORT_IN_OPTIMUM
 
-    (peer,) = (one for one in PEERS if one.name == "optimum-onnx")
-    python = python_of(peer.environment, ROOT / "build" / "peers")
-    with Worker(python, peer.worker, peer.arguments, 1, tmp_path / "log") as worker:
+    python = python_of(OUR_EXPORT_IN_OPTIMUM.environment, ROOT / "build" / "peers")
+    with Worker(python, OUR_EXPORT_IN_OPTIMUM.worker, OUR_EXPORT_IN_OPTIMUM.arguments, 1, tmp_path / "log") as worker:
         worker.ask("load", model=str(directory), threads=1)
         worker.ask("draw", prompt="a red house", seed=3, steps=2, out=str(tmp_path / "theirs.png"))
     ours = Pipeline.load(small_bundle.path, "onnxruntime", image_to_image=False)

@@ -3,10 +3,12 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from sdturbo_export.weights.autoencoder_tiny import with_decoder
 from sdturbo_export.weights.checkpoint import expected_shapes
-from sdturbo_export.weights.seeded import write_seeded
+from sdturbo_export.weights.seeded import write_seeded, write_seeded_taesd
 from sdturbo_export.weights.tokenizer_files import tokenizer_json
 
 # sha256 of the files at stabilityai/sd-turbo@b261bac6
@@ -65,6 +67,19 @@ def test_fp16_variant_is_the_rounded_checkpoint(small_path, tmp_path):
     whole = load_file(small_path / "vae" / "diffusion_pytorch_model.safetensors")
     for name, tensor in load_file(half / "vae" / "diffusion_pytorch_model.fp16.safetensors").items():
         assert (tensor == whole[name].half()).all()
+
+
+def test_the_seeded_taesd_is_a_decoder_of_its_full_size(small_checkpoint, tmp_path):
+    decoder = write_seeded_taesd(tmp_path / "taesd")
+    module = with_decoder(small_checkpoint, decoder).module("vae")
+    assert sum(tensor.numel() for tensor in module.state_dict().values()) == 2_445_063  # as of madebyollin/taesd
+    with torch.no_grad():
+        picture = module.decode(torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))).sample
+    assert picture.shape == (1, 3, 128, 128)
+    assert 0.1 < picture.std() < 10
+    other = write_seeded_taesd(tmp_path / "other", seed=1)
+    name = "diffusion_pytorch_model.safetensors"
+    assert (decoder / name).read_bytes() != (other / name).read_bytes()
 
 
 def test_foreign_vocabulary_is_refused(small_path, tmp_path):

@@ -1,4 +1,4 @@
-"""Checkpoints with weights drawn from a seed: SD-Turbo's size and configs to the byte, or small for tests.
+"""Checkpoints with weights drawn from a seed: SD-Turbo's size and configs to the byte, small for tests, or TAESD's decoder.
 
 They draw texture, not pictures. They are for measuring speed, memory and parity without a download.
 """
@@ -27,6 +27,22 @@ SMALL = {
     },
     "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1},
 }
+# TAESD's config for Stable Diffusion, the defaults of diffusers' class
+TAESD: dict[str, Any] = {
+    "_class_name": "AutoencoderTiny",
+    "act_fn": "relu",
+    "decoder_block_out_channels": [64, 64, 64, 64],
+    "encoder_block_out_channels": [64, 64, 64, 64],
+    "in_channels": 3,
+    "latent_channels": 4,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "out_channels": 3,
+    "scaling_factor": 1.0,
+    "upsampling_scaling_factor": 2,
+}
 LICENCE = (
     "The weights of this checkpoint are pseudo-random numbers drawn by sdturbo. They are licensed under Apache-2.0.\n"
 )
@@ -40,6 +56,17 @@ def write_seeded(out: Path, *, seed: int = 0, small: bool = False, fp16: bool = 
     """
     with new_weights(out) as partial:
         _write(partial, seed, small=small, fp16=fp16)
+    return out
+
+
+def write_seeded_taesd(out: Path, *, seed: int = 0, fp16: bool = False) -> Path:
+    """Write an AutoencoderTiny of TAESD's size to the new directory `out` and return it. seed, fp16: as in `write_seeded`."""
+    with new_weights(out) as partial:
+        partial.mkdir()
+        write_config(partial, TAESD)
+        (partial / "LICENSE.md").write_text(LICENCE)
+        weights = _draw("autoencoder_tiny", TAESD, seed, torch.float16 if fp16 else torch.float32)
+        write_tensors(partial, "vae", weights, variant="fp16" if fp16 else None)
     return out
 
 
