@@ -5,7 +5,6 @@ import io
 import time
 
 import httpx2
-import kubernetes_validate
 import pytest
 import yaml
 from containers import KEY, ROOT, SERVER, compose_options, counted_network, inspected, run
@@ -184,6 +183,8 @@ def test_every_step_of_the_image_for_gpus_runs_with_its_packages_only_resolved(p
 
 
 def test_the_example_for_kubernetes_fits_its_schema():
+    import kubernetes_validate
+
     documents = list(yaml.safe_load_all((ROOT / "engine/examples/kubernetes.yaml").read_text(encoding="utf-8")))
     assert [document["kind"] for document in documents] == ["Deployment", "Service"]
     for document in documents:

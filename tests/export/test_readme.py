@@ -32,5 +32,6 @@ def test_examples_of_embedding_run_from_top_to_bottom(tmp_path, monkeypatch, cap
     assert (tmp_path / "cat.png").stat().st_size > 10_000
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split()[-1] == names["pipe"].bundle.bundle_id
-    assert printed[1:5] == ["[0]", "[0]", "[0]", "[1]"]  # three streamed, one awaited
-    assert "cancel" in printed[5].lower()
+    assert printed[1] == "no dragons"
+    assert printed[2:6] == ["[0]", "[0]", "[0]", "[1]"]  # three streamed, one awaited
+    assert "cancel" in printed[6].lower()

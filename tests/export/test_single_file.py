@@ -14,7 +14,8 @@ from sdturbo.errors import InvalidRequest
 from sdturbo_export.cli import cli
 from sdturbo_export.errors import CheckpointError
 from sdturbo_export.weights import single_file
-from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
+from sdturbo_export.weights.checkpoint import expected_shapes
+from sdturbo_export.weights.file_names import COMPONENTS
 from sdturbo_export.weights.resolve import resolve
 from sdturbo_export.weights.seeded import SMALL
 from sdturbo_export.weights.written import sd_turbo_config

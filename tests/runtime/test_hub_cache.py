@@ -245,12 +245,13 @@ def test_what_a_killed_load_left_is_removed_and_what_is_in_use_stays(snapshot, m
             assert [path.exists() for path in (abandoned, fresh, used)] == [False, True, True]
 
 
-def test_without_room_for_a_copy_the_refusal_says_what_to_do(snapshot, monkeypatch):
+def test_without_room_for_a_copy_the_refusal_says_what_to_do(snapshot, monkeypatch, tmp_path):
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", no_links)
     monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setenv("SDTURBO_CACHE_DIR", str(tmp_path / "empty"))  # nothing is compiled yet
     with pytest.raises(BackendUnavailable, match=r"No space left.*No space left.*SDTURBO_CACHE_DIR.*cp -rL"):
         Pipeline.load(snapshot, backend="openvino")
 

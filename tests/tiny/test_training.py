@@ -153,7 +153,7 @@ def test_lessons_of_all_kinds_at_once_are_as_wrong_as_each_alone(model, prompts)
     before = tuple(
         r for r in train_unet.ROWS if r.num_inference_steps == row.num_inference_steps and r.index < row.index
     )
-    start = batch.latents.flip(0) * 0.5
+    start = batch.latents.flip(0) * 3
     lessons = [
         train_unet.Lesson(batch, train_unet.ROWS[0], before=()),
         train_unet.Lesson(batch, row, before=before),

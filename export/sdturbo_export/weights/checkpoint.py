@@ -21,18 +21,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import CheckpointError, listed
+from sdturbo_export.weights.file_names import COMPONENTS
 from sdturbo_export.weights.lora import fuse
 from sdturbo_export.weights.lora_files import Lora
 from sdturbo_export.weights.schedule import Schedule, is_number, schedule_from_config, scheduler_faults
 from sdturbo_export.weights.tokenizer_files import tokenizer_faults
 from sdturbo_export.weights.weight_files import WHOLE_FIRST, read_json, weight_files
 
-# component -> (class in model_index.json, stem of its weight file)
-COMPONENTS = {
-    "text_encoder": ("CLIPTextModel", "model"),
-    "unet": ("UNet2DConditionModel", "diffusion_pytorch_model"),
-    "vae": ("AutoencoderKL", "diffusion_pytorch_model"),
-}
 COMPILED = "_orig_mod."  # in the names of tensors of a module that torch.compile wraps
 # the defaults of transformers' and diffusers' classes, which a config may leave out
 _DEFAULTS: dict[str, dict[str, Any]] = {

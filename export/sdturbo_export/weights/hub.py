@@ -20,8 +20,7 @@ from sdturbo.bundle.hub_errors import reason
 from sdturbo.errors import InvalidRequest
 from sdturbo.files import sha256_file
 from sdturbo_export.errors import BuildError, CheckpointError, LicenceNotAccepted
-from sdturbo_export.weights.checkpoint import COMPONENTS
-from sdturbo_export.weights.tokenizer_files import ONE_FILE, VOCABULARY_FILES
+from sdturbo_export.weights.file_names import COMPONENTS, ONE_FILE, VOCABULARY_FILES
 from sdturbo_export.weights.weight_files import HALF_FIRST, choose, variants
 
 SD_TURBO = "stabilityai/sd-turbo"

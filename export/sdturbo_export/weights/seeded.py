@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from sdturbo_export.weights.checkpoint import COMPONENTS, expected_shapes
+from sdturbo_export.weights.checkpoint import expected_shapes
+from sdturbo_export.weights.file_names import COMPONENTS
 from sdturbo_export.weights.written import new_weights, sd_turbo_config, write_config, write_configs, write_tensors
 
 # changes of the small checkpoint to SD-Turbo's configs. Classes, stages and 512×512 are the same.

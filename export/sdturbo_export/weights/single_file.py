@@ -26,7 +26,8 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import SafetensorError, safe_open
 
 from sdturbo_export.errors import CheckpointError, listed
-from sdturbo_export.weights.checkpoint import COMPILED, COMPONENTS, compiled_fault, empty_module, shape_faults
+from sdturbo_export.weights.checkpoint import COMPILED, compiled_fault, empty_module, shape_faults
+from sdturbo_export.weights.file_names import COMPONENTS
 from sdturbo_export.weights.written import new_weights, sd_turbo_config, write_config, write_configs, write_tensors
 
 _PREFIXES: dict[str, tuple[str, ...]] = {

@@ -16,9 +16,9 @@ from tokenizers import processors
 from transformers import CLIPTokenizer
 
 from sdturbo.tokenizer import MAX_LENGTH, PAD_ID
+from sdturbo_export.weights.file_names import ONE_FILE, VOCABULARY_FILES
 from sdturbo_export.weights.weight_files import read_json
 
-ONE_FILE, VOCABULARY_FILES = "tokenizer.json", ("vocab.json", "merges.txt")
 SETTINGS = "tokenizer_config.json"  # may be absent, as may each token in it. Then transformers' defaults hold
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 

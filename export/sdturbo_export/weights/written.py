@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from sdturbo_export.errors import BuildError
 from sdturbo_export.exchange import new_directory
-from sdturbo_export.weights.checkpoint import COMPONENTS
+from sdturbo_export.weights.file_names import COMPONENTS
 from sdturbo_export.weights.tokenizer_files import write_tokenizer
 
 

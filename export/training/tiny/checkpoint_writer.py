@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdturbo_export.exchange import new_directory
-from sdturbo_export.weights.checkpoint import COMPONENTS, hub_name
+from sdturbo_export.weights.checkpoint import hub_name
+from sdturbo_export.weights.file_names import COMPONENTS
 from sdturbo_export.weights.tokenizer_files import write_tokenizer
 from training.tiny.captions import COLOUR_WORDS, PLACE_WORDS, SUBJECT_WORDS
 from training.tiny.configs import FILES, tiny_configs
