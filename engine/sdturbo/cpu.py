@@ -46,7 +46,7 @@ def _control_groups(root: Path) -> Iterator[Path]:
     for line in _lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
         mount_root, mount_point = mount.split(" ")[3:5]
-        kind, _, options = system.split(" ", 2)  # the second may be empty. Spaces in names are written as \\040
+        kind, _, options = system.split(" ", 2)  # the second may be empty. Spaces in names are written as \040
         named = {"cgroup2": "", "cgroup": "cpu"}.get(kind)  # a group of version 2 has no controller's name
         if named is None or (named and named not in options.split(",")):
             continue

@@ -42,6 +42,7 @@ from sdturbo.request import (
     check_prompts,
     pass_pictures,
     pass_prompts,
+    pass_request,
 )
 from sdturbo.result import Result, finish, require_finite, require_pictures
 from sdturbo.tokenizer import PromptTokenizer, Tokens
@@ -262,7 +263,7 @@ class Pipeline:
         if stop is not None:
             job.clock.cancel = Either(stop, job.clock.cancel)
         if self._filter is not None:
-            self._check_request(job, self._filter)
+            pass_request(self._filter, job)
         if not job.prompt_embeds:
             with job.clock.part("tokenizer"):
                 job.tokens = [self._tokenizer(text) for text in job.prompts]
@@ -281,16 +282,6 @@ class Pipeline:
         if job.inpainting is not None:
             job.inpainting.pixels, job.inpainting.noise = pixels[0], noises["noise"]
         return job
-
-    def _check_request(self, job: Job, filter: Filter) -> None:
-        """Raise Refused for a prompt. Prompts behind prompt_embeds were seen by `encode_prompt`."""
-        if not job.ends_in_pictures:
-            raise InvalidRequest(
-                "Got output_type='latent', but the pipeline's filter sees pictures. Take 'np' or 'pil'."
-            )
-        if not job.prompt_embeds:
-            with job.clock.part("filter"):
-                pass_prompts(filter, job.prompts)
 
     def _encode_image(self, job: Job) -> Job:
         """The image, if there is one, as latents with the noise of the first step added."""

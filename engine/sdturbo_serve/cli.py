@@ -12,14 +12,14 @@ from sdturbo import __version__
 from sdturbo.backends import BackendChoice
 from sdturbo.commands import console
 from sdturbo.commands.bundles import BundleChoice, bundle_options, load_pipeline
-from sdturbo.commands.cli import (
+from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries
+from sdturbo.commands.options import (
     WITHOUT_METADATA,
     backend_options,
     credentials_option,
     load_credentials,
     metadata_option,
 )
-from sdturbo.commands.console import FILE, SHOW_DEFAULTS, require_libraries
 from sdturbo_serve.names import listen_host_of
 from sdturbo_serve.settings import Settings, answered_hosts, check_listen, find_keys, find_logins
 

@@ -19,7 +19,7 @@ from ray import serve
 
 from sdturbo import InvalidRequest, Pipeline
 from sdturbo.commands.bundles import where
-from sdturbo.commands.cli import load_credentials
+from sdturbo.commands.options import load_credentials
 from sdturbo.files import expanded
 from sdturbo_serve import logs
 from sdturbo_serve.app import create_app

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdturbo import __version__, backends
-from sdturbo.backends import PRECISIONS, BackendChoice
+from sdturbo import __version__
+from sdturbo.backends import BackendChoice
 from sdturbo.commands import console
 from sdturbo.commands.bundles import BundleChoice, bundle_options, load_bundle, load_pipeline
 from sdturbo.commands.console import (
@@ -22,61 +22,12 @@ from sdturbo.commands.console import (
     json_option,
     print_json,
     seed_or_none,
-    size_or_none,
-    turned,
 )
+from sdturbo.commands.options import backend_options, credentials_option, metadata_option, open_marks, size_option
 from sdturbo.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sdturbo.bundle.description import Size
-    from sdturbo.image import ContentCredentials
-
-WITHOUT_METADATA = (
-    "--no-metadata: the files do not say how they were made: prompt, seed, steps, size, model and bundle id. They do say that a"
-    " model drew them."
-)
-
-
-size_option = click.option(
-    "--size",
-    callback=size_or_none,
-    help="Width x height of the pictures, such as 768x512. `sdturbo info` lists those of the bundle. Default: the first.",
-)
-
-metadata_option = click.option(
-    "--no-metadata",
-    "metadata",
-    is_flag=True,
-    callback=turned,
-    help="Leave out of the files how they were made: prompt, seed, steps, size, model and bundle id. The mark that a model drew"
-    " them stays in.",
-)
-credentials_option = click.option(
-    "--content-credentials",
-    type=FILE,
-    nargs=2,
-    metavar="CERT KEY",
-    help="Sign every picture with C2PA. Two PEM files: the certificate with those of its issuers, and its private key.",
-)
-
-
-def backend_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose the backend. `function` takes them as one argument, `choice: BackendChoice`."""
-
-    @click.option("--backend", default="auto", help=f"auto, or one of {', '.join(backends.names())}.")
-    @click.option(
-        "--device",
-        help="Device that `sdturbo doctor` lists, such as cpu or cuda:0. Default: the backend's first that runs.",
-    )
-    @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the fastest for device and bundle.")
-    @click.option("--threads", type=int, help="CPU threads. Default: all.")
-    @functools.wraps(function)
-    def with_choice(
-        *, backend: str, device: str | None, precision: str | None, threads: int | None, **options: Any
-    ) -> Any:
-        return function(choice=BackendChoice(backend, device, precision, threads), **options)
-
-    return with_choice
 
 
 @click.group(
@@ -165,7 +116,7 @@ def generate(
         raise InvalidRequest("Got --json and --out -. Both write to standard output. Name a file.")
     if mask is not None and image is None:
         raise InvalidRequest("Got --mask without --image. A mask says which part of an image is drawn anew.")
-    credentials = _open_marks(metadata, content_credentials)
+    credentials = open_marks(metadata, content_credentials)
     start, mask_image = (None if file is None else read_image(file) for file in (image, mask))
     pipe = load_pipeline(bundle, choice, image_to_image=start is not None)
     written: list[dict[str, Any]] = []
@@ -240,7 +191,7 @@ def walk(
     (first_seed,) = check_seeds(seed, 1)
     (last_seed,) = check_seeds(first_seed if to_seed is None else to_seed, 1)
     check_directory(out)
-    credentials = _open_marks(metadata, content_credentials)
+    credentials = open_marks(metadata, content_credentials)
     pipe = load_pipeline(bundle, choice, image_to_image=False)
     start, end = (prompt, first_seed), (to_prompt, last_seed)
     written: list[dict[str, Any]] = []
@@ -349,20 +300,6 @@ def bench(bundle: BundleChoice, runs: int, steps: int, throughput: bool, choice:
         for name, rate in figures.get("pictures_per_second", {}).items():
             click.echo(f"{name:>16}  {rate:9.2f} pictures/s")
     print_json(figures)
-
-
-def load_credentials(files: tuple[Path, Path] | None) -> ContentCredentials | None:
-    """The credentials of `--content-credentials`, if it was given."""
-    from sdturbo.image import ContentCredentials
-
-    return None if files is None else ContentCredentials.load(*files)
-
-
-def _open_marks(metadata: bool, files: tuple[Path, Path] | None) -> ContentCredentials | None:
-    """The credentials of a command. Says what `--no-metadata` leaves out."""
-    if not metadata:
-        click.echo(WITHOUT_METADATA, err=True)
-    return load_credentials(files)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from sdturbo.request.checks import (
     first_step,
     random_seed,
 )
-from sdturbo.request.filtering import Filter, check_filter, pass_pictures, pass_prompts
+from sdturbo.request.filtering import Filter, check_filter, pass_pictures, pass_prompts, pass_request
 
 __all__ = [
     "DEFAULT_IMAGES",
@@ -46,5 +46,6 @@ __all__ = [
     "mask_of",
     "pass_pictures",
     "pass_prompts",
+    "pass_request",
     "random_seed",
 ]

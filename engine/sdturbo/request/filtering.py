@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 from sdturbo.errors import FilterFailed, InvalidRequest, Refused
+from sdturbo.request.accept import Job
 
 T = TypeVar("T")
 
@@ -36,6 +37,18 @@ def check_filter(candidate: object) -> None:
             f"Got a filter of type {type(candidate).__name__} {what}. Expected an object with check_prompt(prompt) and"
             " check_picture(picture), which return the reason to refuse, or None."
         )
+
+
+def pass_request(filter: Filter, job: Job) -> None:
+    """Raise Refused, or FilterFailed, for a prompt, and InvalidRequest for latents, which the filter cannot see.
+
+    Prompts behind prompt_embeds were seen by `encode_prompt`, if the same pipeline made them. Others are not seen.
+    """
+    if not job.ends_in_pictures:
+        raise InvalidRequest("Got output_type='latent', but the pipeline's filter sees pictures. Take 'np' or 'pil'.")
+    if not job.prompt_embeds:
+        with job.clock.part("filter"):
+            pass_prompts(filter, job.prompts)
 
 
 def pass_prompts(filter: Filter, prompts: Iterable[str]) -> None:
